@@ -1,0 +1,25 @@
+"""The algorithm, on PyTorch alone: sharpness-aware steps for any training loop."""
+
+from deltasam_fairseq.core.estimators import ESTIMATORS
+from deltasam_fairseq.core.optimizer import DeltaSAM
+from deltasam_fairseq.core.perturb import perturbed
+from deltasam_fairseq.core.steps import (
+    StepReport,
+    delta_sam_step,
+    per_instance_step,
+    plain_step,
+    sam_step,
+)
+from deltasam_fairseq.core.weights import instance_weights
+
+__all__ = [
+    "ESTIMATORS",
+    "DeltaSAM",
+    "StepReport",
+    "delta_sam_step",
+    "instance_weights",
+    "per_instance_step",
+    "perturbed",
+    "plain_step",
+    "sam_step",
+]

@@ -1,0 +1,173 @@
+"""Estimators of the sentence weights g_i, open to other people's code.
+
+An estimator is called before the ascent pass, looks at the batch however it
+likes, and returns a function that turns the ascent pass's own losses into
+weights. So the loss at ``w`` that Eq. 5 needs is the one that the ascent
+gradient needs anyway: two extra forward passes rather than three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from deltasam_fairseq.core.graph import differentiate
+from deltasam_fairseq.core.noise import gaussian_direction
+from deltasam_fairseq.core.perturb import perturbed
+from deltasam_fairseq.core.vectors import global_norm
+from deltasam_fairseq.core.weights import instance_weights, slope
+from deltasam_fairseq.registry import Registry
+
+LossesFunction = Callable[[], Tensor]
+
+
+class Weights(NamedTuple):
+    """Weights of a batch.
+
+    Args:
+        values: Shape ``(N,)``, no unit, not negative, detached.
+        floored: Scalar, how many of them had their denominator raised to eta.
+    """
+
+    values: Tensor
+    floored: Tensor
+
+
+class Estimator(Protocol):
+    """What a weight estimator looks like."""
+
+    def __call__(
+        self,
+        losses_function: LossesFunction,
+        params: Sequence[Tensor],
+        *,
+        rho: float,
+        eta: float,
+        seed: int,
+    ) -> Callable[[Tensor], Weights]:
+        """Prepare the weights of one batch.
+
+        Args:
+            losses_function: One forward pass: the per-sentence losses, shape
+                ``(N,)``, at the current weights and with the batch's own
+                dropout, the same at every call.
+            params: The parameters that the losses depend on, each once. They
+                may be moved, and must be put back.
+            rho: Radius of the neighbourhood, L2 norm in weight space.
+            eta: Floor under the slope, nats.
+            seed: Seed for random draws; the same on every worker.
+
+        Returns:
+            A function from the losses at ``w``, shape ``(N,)``, to the weights.
+        """
+
+
+ESTIMATORS: Registry[Estimator] = Registry("weight estimator")
+
+
+@ESTIMATORS.register("finite_difference")
+def finite_difference(
+    losses_function: LossesFunction,
+    params: Sequence[Tensor],
+    *,
+    rho: float,
+    eta: float,
+    seed: int,
+) -> Callable[[Tensor], Weights]:
+    """Eq. 5, the paper's own: one random direction of norm rho, both sides of w."""
+    plus, minus = probe(losses_function, params, radius=rho, seed=seed)
+
+    def weigh(losses: Tensor) -> Weights:
+        return Weights(
+            values=instance_weights(losses, plus, minus, eta=eta),
+            floored=(slope(plus, minus) < eta).sum(),
+        )
+
+    return weigh
+
+
+@ESTIMATORS.register("uniform")
+def uniform(
+    losses_function: LossesFunction,
+    params: Sequence[Tensor],
+    *,
+    rho: float,
+    eta: float,
+    seed: int,
+) -> Callable[[Tensor], Weights]:
+    """Equal weights: delta-SAM becomes SAM (Eq. 1)."""
+    del losses_function, params, rho, eta, seed
+    return uniform_weights
+
+
+@ESTIMATORS.register("exact")
+def exact(
+    losses_function: LossesFunction,
+    params: Sequence[Tensor],
+    *,
+    rho: float,
+    eta: float,
+    seed: int,
+) -> Callable[[Tensor], Weights]:
+    """What Eq. 5 estimates, by Hessian-vector products, one sentence at a time.
+
+    Under the paper's assumption H_i = a_i ∇l_i ∇l_iᵀ (section 4.1) this is
+    a_i ‖∇l_i‖ = |∇l_iᵀ H_i ∇l_i| / ‖∇l_i‖³. For analysis: it costs N double
+    backward passes, and the model's attention must have a double backward.
+    """
+    del rho, eta, seed
+    with torch.enable_grad():
+        losses = losses_function()
+        values = torch.stack([_curvature_over_norm(loss, params) for loss in losses])
+    weights = Weights(values=values, floored=torch.zeros((), device=values.device))
+    return lambda _: weights
+
+
+def uniform_weights(losses: Tensor) -> Weights:
+    """Return a weight of one for every sentence.
+
+    Args:
+        losses: Shape ``(N,)``; only its length and device matter.
+
+    Returns:
+        Ones in float64, none floored.
+    """
+    return Weights(
+        values=torch.ones_like(losses, dtype=torch.float64, requires_grad=False),
+        floored=torch.zeros((), device=losses.device),
+    )
+
+
+def probe(
+    losses_function: LossesFunction, params: Sequence[Tensor], *, radius: float, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Score the batch on both sides of ``w`` along one random direction.
+
+    Args:
+        losses_function: One forward pass, shape ``(N,)``.
+        params: Parameters to move, each once; restored bit for bit.
+        radius: L2 norm of the direction r.
+        seed: Seed of the direction.
+
+    Returns:
+        ``l_i(w + r)`` and ``l_i(w - r)``, shape ``(N,)`` each, detached.
+    """
+    noise = gaussian_direction(params, radius=radius, seed=seed)
+    with torch.no_grad(), perturbed(params, noise) as side:
+        plus = losses_function().detach()
+        side.mirror()
+        minus = losses_function().detach()
+    return plus, minus
+
+
+def _curvature_over_norm(loss: Tensor, params: Sequence[Tensor]) -> Tensor:
+    gradient = differentiate(loss, params, create_graph=True)
+    fixed = [g.detach() for g in gradient]
+    along = sum(((g * f).sum() for g, f in zip(gradient, fixed, strict=True)), loss.new_zeros(()))
+    bend = differentiate(along, params)
+    curvature = sum(((f * b).sum() for f, b in zip(fixed, bend, strict=True)), loss.new_zeros(()))
+    norm = global_norm(fixed)
+    return (curvature.abs().double() / norm.pow(3)).nan_to_num(0.0).detach()

@@ -1,0 +1,1 @@
+"""The one place that knows fairseq; see ``register`` for what it adds."""

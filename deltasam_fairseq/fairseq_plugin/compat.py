@@ -1,0 +1,42 @@
+"""What of fairseq's inside this plugin touches, and the versions it was tested on."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+
+import fairseq
+import torch
+from fairseq.trainer import Trainer
+
+# Private or undocumented names in use:
+#   Trainer.train_step(samples, raise_oom), Trainer._build_optimizer(),
+#   Trainer._prepare_sample(sample) -> (sample, is_dummy_batch)
+#   LegacyDistributedDataParallel.accumulate_grads
+#   ``fp32_optimizer`` / ``wrapped_optimizer`` / ``_optimizer`` of fairseq's optimizer wrappers
+TESTED = ("0.12.2", "0.12.3.1")
+
+
+def versions() -> str:
+    """Describe the versions in use, in one line."""
+    python = ".".join(map(str, sys.version_info[:3]))
+    note = "" if fairseq.__version__ in TESTED else f" (tested: {', '.join(TESTED)})"
+    return f"fairseq {fairseq.__version__}{note}, torch {torch.__version__}, Python {python}"
+
+
+def check_fairseq() -> None:
+    """Make sure that this fairseq has the trainer that the hook was written for.
+
+    Raises:
+        ImportError: If it has not; the message names the versions that do.
+    """
+    expected = {"train_step": ["self", "samples", "raise_oom"], "_build_optimizer": ["self"]}
+    for name, arguments in expected.items():
+        method = getattr(Trainer, name, None)
+        found = list(inspect.signature(method).parameters) if method else None
+        if found != arguments:
+            raise ImportError(
+                f"deltasam_fairseq was written for fairseq {' and '.join(TESTED)}, where "
+                f"Trainer.{name} takes {arguments}; in fairseq {fairseq.__version__} it takes "
+                f"{found}. Install one of these versions"
+            )

@@ -1,0 +1,124 @@
+"""The configuration node of ``--optimizer delta_sam``.
+
+fairseq reads the types of the fields, so annotations here are never strings:
+this module does without ``from __future__ import annotations``.
+"""
+
+from dataclasses import dataclass, field, make_dataclass
+from typing import Any, List
+
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from omegaconf import II
+
+from deltasam_fairseq.core.checks import METHODS, not_negative, positive
+from deltasam_fairseq.core.estimators import ESTIMATORS
+from deltasam_fairseq.fairseq_plugin.inner import inner_flags
+
+SCOPES = ("update", "micro")
+
+
+@dataclass
+class SharpnessConfig(FairseqDataclass):
+    """The flags that are this plugin's own; the inner optimizers' are added below."""
+
+    sam_method: ChoiceEnum(list(METHODS)) = field(  # type: ignore[valid-type]
+        default="delta_sam",
+        metadata={
+            "help": "how the weights are perturbed: not at all, one perturbation for the batch "
+            "(SAM), one for the reweighted batch (delta-SAM), one for every sentence"
+        },
+    )
+    sam_rho: float = field(
+        default=0.05,
+        metadata={"help": "L2 norm of the perturbation over all weights; 0: no perturbation"},
+    )
+    sam_eta: float = field(
+        default=1e-4,
+        metadata={
+            "help": "floor under the slope of Eq. 5, in nats of a sentence's loss; "
+            "only delta_sam uses it"
+        },
+    )
+    sam_scope: ChoiceEnum(list(SCOPES)) = field(  # type: ignore[valid-type]
+        default="update",
+        metadata={
+            "help": "what shares one perturbation: the whole update over all micro-batches and "
+            "workers, or each micro-batch of each worker"
+        },
+    )
+    sam_inner: str = field(
+        default="adam",
+        metadata={"help": "the optimizer that uses the gradient; its own flags keep their names"},
+    )
+    sam_estimator: str = field(
+        default="finite_difference",
+        metadata={"help": "how delta_sam estimates the sentence weights"},
+    )
+    lr: List[float] = II("optimization.lr")  # noqa: UP006  (OmegaConf 2.0 knows typing.List only)
+    tpu: bool = II("common.tpu")
+
+
+def _with_inner_flags() -> type[SharpnessConfig]:
+    fields: list[tuple[str, Any, Any]] = []
+    for flag in inner_flags().values():
+        text = f"[{', '.join(flag.optimizers)}] {flag.help}"
+        fields.append((flag.name, flag.type, field(default=None, metadata={"help": text})))
+    made = make_dataclass("DeltaSAMConfig", fields, bases=(SharpnessConfig,))
+    made.__module__ = __name__
+    return made
+
+
+DeltaSAMConfig = _with_inner_flags()
+
+
+@dataclass(frozen=True)
+class Sharpness:
+    """The checked settings that a run's hook works with.
+
+    Args:
+        method: One of the four methods.
+        rho: L2 norm of the perturbation.
+        eta: Floor under the slope, nats.
+        scope: What shares one perturbation.
+        estimator: Registered name of the weight estimator.
+    """
+
+    method: str
+    rho: float
+    eta: float
+    scope: str
+    estimator: str
+
+    @classmethod
+    def from_config(cls, cfg: Any) -> "Sharpness":
+        """Check the values of a configuration node.
+
+        Args:
+            cfg: The ``optimizer`` node.
+
+        Returns:
+            The settings.
+
+        Raises:
+            ValueError: If a value is outside its range or a name is unknown.
+        """
+        ESTIMATORS.get(cfg.sam_estimator)
+        return cls(
+            method=_choice(cfg.sam_method, "--sam-method", METHODS),
+            rho=not_negative(cfg.sam_rho, "--sam-rho"),
+            eta=positive(cfg.sam_eta, "--sam-eta"),
+            scope=_choice(cfg.sam_scope, "--sam-scope", SCOPES),
+            estimator=cfg.sam_estimator,
+        )
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is perturbed at all."""
+        return self.method != "none" and self.rho > 0
+
+
+def _choice(value: Any, flag: str, allowed: tuple[str, ...]) -> str:
+    text = str(getattr(value, "value", value))
+    if text not in allowed:
+        raise ValueError(f"{flag} must be one of {', '.join(allowed)}; got {text!r}")
+    return text

@@ -1,0 +1,56 @@
+"""The one place where fairseq's trainer is changed.
+
+fairseq gives an optimizer no way to run more passes: ``step`` gets no closure,
+and under mixed precision the registered optimizer sees neither the model nor
+the loss. So two methods of ``Trainer`` are wrapped. With any optimizer but
+``delta_sam``, and with ``--sam-method none`` or ``--sam-rho 0``, they do
+nothing but call the originals.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import weakref
+from typing import Any
+
+from fairseq.trainer import Trainer
+
+from deltasam_fairseq.fairseq_plugin.ascent import Covered
+from deltasam_fairseq.fairseq_plugin.compat import check_fairseq, versions
+from deltasam_fairseq.fairseq_plugin.optimizer import sharpness_of
+from deltasam_fairseq.fairseq_plugin.step import begin
+from deltasam_fairseq.fairseq_plugin.support import check_run
+
+logger = logging.getLogger(__name__)
+
+_covered: weakref.WeakKeyDictionary[Trainer, Covered] = weakref.WeakKeyDictionary()
+
+
+def install() -> None:
+    """Wrap the trainer's methods, once per process."""
+    if hasattr(Trainer.train_step, "deltasam"):
+        return
+    check_fairseq()
+    build, step = Trainer._build_optimizer, Trainer.train_step
+
+    @functools.wraps(build)
+    def _build_optimizer(self: Trainer) -> None:
+        build(self)
+        settings = sharpness_of(self.optimizer)
+        if settings is not None:
+            logger.info("%s; %s", settings, versions())
+            check_run(self, settings)
+
+    @functools.wraps(step)
+    def train_step(self: Trainer, samples: Any, raise_oom: bool = False) -> Any:
+        settings = sharpness_of(self.optimizer)
+        if settings is None or not settings.active:
+            return step(self, samples, raise_oom)
+        update = begin(self, samples, settings, _covered.setdefault(self, Covered()))
+        with update.in_place():
+            return step(self, update.samples, raise_oom)
+
+    train_step.deltasam = True  # type: ignore[attr-defined]
+    Trainer._build_optimizer = _build_optimizer
+    Trainer.train_step = train_step

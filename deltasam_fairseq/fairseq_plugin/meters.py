@@ -1,0 +1,125 @@
+"""What a sharpness-aware update logs, in fairseq's own meters.
+
+A micro-batch's logging output travels through fairseq's reduction over
+workers; what this plugin adds travels with it under a prefix: the criterion's
+outputs at the perturbed weights, and sums of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from fairseq.logging import metrics
+
+Logging = dict[str, Any]
+
+_MOVED = "sam_moved:"
+_SUM = "sam_sum:"
+
+# Name of the meter, digits shown, and place among fairseq's (gnorm has 400).
+_METERS = (
+    ("sam_gnorm", 3, 410),
+    ("sam_ess", 2, 411),
+    ("sam_floored", 3, 412),
+    ("sam_fallback", 3, 413),
+)
+
+
+class AscentSums(NamedTuple):
+    """Sums over perturbations; ``perturbations`` is how many there were.
+
+    Args:
+        perturbations: Number of perturbations.
+        sam_gnorm: Norms of the ascent gradients, per unit of sample size, as if
+            the mean weight were 1.
+        sam_ess: Effective numbers of sentences.
+        sam_floored: Shares of weights with a floored denominator.
+        sam_fallback: How many of them took a fallback.
+    """
+
+    perturbations: float = 0.0
+    sam_gnorm: float = 0.0
+    sam_ess: float = 0.0
+    sam_floored: float = 0.0
+    sam_fallback: float = 0.0
+
+    def plus(self, other: AscentSums) -> AscentSums:
+        """Return the sums of both."""
+        return AscentSums(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+def combined(at_weights: Logging, moved: Logging, sums: AscentSums) -> Logging:
+    """Put a micro-batch's outputs at both points and the sums into one.
+
+    Args:
+        at_weights: The criterion's logging output at w.
+        moved: The same at w + eps.
+        sums: What this micro-batch contributes; zeros but for one of them
+            where several share a perturbation.
+
+    Returns:
+        One flat logging output.
+    """
+    return {
+        **at_weights,
+        **{_MOVED + key: value for key, value in moved.items()},
+        **{_SUM + key: value for key, value in sums._asdict().items()},
+    }
+
+
+def reduce_and_log(
+    logging_outputs: list[Logging], criterion: Any, reduce_metrics: Callable[..., None]
+) -> None:
+    """Log the task's own meters from the losses at w, and this plugin's beside them.
+
+    ``sam_loss`` is the meter ``loss`` that the task would log at w + eps, so it
+    is in the same unit, whatever the criterion makes of it.
+
+    Args:
+        logging_outputs: From :func:`combined`, summed or gathered over workers.
+        criterion: The criterion.
+        reduce_metrics: The task's own method.
+    """
+    own = [
+        {k: v for k, v in log.items() if not k.startswith((_MOVED, _SUM))}
+        for log in logging_outputs
+    ]
+    moved = [_without(_MOVED, log) for log in logging_outputs]
+    sums = [_without(_SUM, log) for log in logging_outputs]
+    with metrics.aggregate() as at_weights:
+        reduce_metrics(own, criterion)
+    with metrics.aggregate(new_root=True) as elsewhere:
+        reduce_metrics(moved, criterion)
+    before, after = (_average(found.get("loss")) for found in (at_weights, elsewhere))
+    weight = float(sum(log.get("sample_size", 0) for log in own)) or 1.0
+    if before is not None and after is not None:
+        metrics.log_scalar("sam_loss", after, weight, priority=408, round=3)
+        metrics.log_scalar("sharpness", after - before, weight, priority=409, round=5)
+    perturbations = float(sum(s.get("perturbations", 0) for s in sums))
+    if perturbations:
+        for name, digits, priority in _METERS:
+            value = float(sum(s[name] for s in sums)) / perturbations
+            metrics.log_scalar(name, value, perturbations, priority=priority, round=digits)
+
+
+def added(outputs: list[Logging]) -> Logging:
+    """Add up the logging outputs of a batch's sentences.
+
+    Args:
+        outputs: Outputs with the same keys and numbers as values.
+
+    Returns:
+        Their sums.
+    """
+    return {key: sum(output[key] for output in outputs) for key in outputs[0]}
+
+
+def _average(meter: Any) -> float | None:
+    """Return a meter's value before it is rounded for display."""
+    value = getattr(meter, "avg", None)
+    return None if value is None else float(value)
+
+
+def _without(prefix: str, log: Logging) -> Logging:
+    return {k[len(prefix) :]: v for k, v in log.items() if k.startswith(prefix)}

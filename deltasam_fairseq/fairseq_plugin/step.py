@@ -1,0 +1,317 @@
+"""One update of fairseq's trainer, with its ascent and its perturbed weights.
+
+The trainer's own ``train_step`` runs as it is: it clears gradients, calls
+``task.train_step`` for each micro-batch, reduces, clips and updates. For its
+duration the task's ``train_step`` is one of the methods below, so that what
+the trainer takes for the gradient at w is the gradient at w + eps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+from fairseq import utils
+from fairseq.tasks import FairseqTask
+
+from deltasam_fairseq.core.noise import seed_for
+from deltasam_fairseq.core.perturb import Borrowed, perturbed
+from deltasam_fairseq.core.randomness import RandomState
+from deltasam_fairseq.core.vectors import unique
+from deltasam_fairseq.fairseq_plugin.ascent import (
+    Ascent,
+    Covered,
+    Pass,
+    Tally,
+    WeighingCriterion,
+    ascend,
+)
+from deltasam_fairseq.fairseq_plugin.config import Sharpness
+from deltasam_fairseq.fairseq_plugin.meters import (
+    AscentSums,
+    Logging,
+    added,
+    combined,
+    reduce_and_log,
+)
+from deltasam_fairseq.fairseq_plugin.parallel import add_up, without_sync
+from deltasam_fairseq.fairseq_plugin.samples import Sample, containers_copied, split_by_sentence
+
+Result = tuple[Any, Any, Logging]
+# A micro-batch with whether it only keeps a worker without data in step.
+Batch = tuple[Sample, bool]
+
+
+class Update:
+    """What the two scopes share.
+
+    Args:
+        trainer: fairseq's trainer.
+        samples: The micro-batches of this worker's update.
+        settings: The run's settings.
+        covered: The run's record of parameters that receive a gradient.
+    """
+
+    def __init__(
+        self, trainer: Any, samples: Sequence[Any], settings: Sharpness, covered: Covered
+    ) -> None:
+        self.trainer = trainer
+        self.samples = list(samples)
+        self.settings = settings
+        self.covered = covered
+        self.params = unique(trainer.optimizer.params)
+        self.position = 0
+        self._task_step: Callable[..., Result] = trainer.task.train_step
+        self._task_reduce: Callable[..., None] = trainer.task.reduce_metrics
+
+    @contextmanager
+    def in_place(self) -> Generator[None, None, None]:
+        """Stand in for the task's methods during a block."""
+        task = self.trainer.task
+        with ExitStack() as stack:
+            stack.callback(self.give_back)
+            stack.enter_context(_replaced(task, "train_step", self._count_and_step))
+            stack.enter_context(_replaced(task, "reduce_metrics", self._reduce))
+            yield
+
+    def train_step(self, sample: Sample, model: Any, ignore_grad: bool, **kwargs: Any) -> Result:
+        """Run one micro-batch; the gradient at w + eps is added to ``.grad``.
+
+        Args:
+            sample: The micro-batch.
+            model: The model.
+            ignore_grad: Whether it only keeps this worker in step.
+            **kwargs: As the trainer gives them.
+
+        Returns:
+            Loss, sample size and combined logging output.
+        """
+        raise NotImplementedError
+
+    def give_back(self) -> None:
+        """Put back what this update still holds."""
+
+    def task_step(self, sample: Sample, **kwargs: Any) -> Result:
+        """Run the task's own step on a copy of the sample.
+
+        Args:
+            sample: The micro-batch; the task may change its copy.
+            **kwargs: As the trainer gives them.
+
+        Returns:
+            What the task returns.
+        """
+        return self._task_step(sample=containers_copied(sample), **kwargs)
+
+    def ascend(self, batches: Sequence[Batch], *, shared: bool, seed: int, **kwargs: Any) -> Ascent:
+        """Find the perturbation of some micro-batches.
+
+        Args:
+            batches: The micro-batches that share it on this worker.
+            shared: Whether other workers share it as well.
+            seed: Seed of its random direction.
+            **kwargs: As the trainer gives them.
+
+        Returns:
+            The ascent.
+        """
+        criterion = kwargs.pop("criterion")
+        sole = (
+            len(batches) == 1
+            and not shared
+            and type(self.trainer.task).train_step is FairseqTask.train_step
+        )
+        weighing = partial(
+            WeighingCriterion,
+            self.trainer.get_criterion(),
+            self.settings,
+            self.params,
+            self.covered,
+            seed=seed,
+            sole=sole,
+        )
+        with without_sync(kwargs["model"], criterion):
+            return ascend(
+                partial(self._passes, batches, shared, kwargs),
+                self.params,
+                (lambda tally: weighing(tally=tally))
+                if self.settings.method == "delta_sam"
+                else None,
+                criterion,
+                rho=self.settings.rho,
+                add_up=partial(add_up, group=self.trainer.data_parallel_process_group)
+                if shared
+                else None,
+            )
+
+    def _passes(
+        self,
+        batches: Sequence[Batch],
+        shared: bool,
+        kwargs: dict[str, Any],
+        criterion: Any,
+        passes: list[Pass],
+        tally: Tally,
+    ) -> None:
+        start = RandomState.capture(self.params)
+        try:
+            for sample, ignored in batches:
+                state = RandomState.capture(self.params)
+                logging_output = None
+                if not ignored:
+                    _, sample_size, logging_output = self.task_step(
+                        sample, criterion=criterion, ignore_grad=False, **kwargs
+                    )
+                    tally.sample_size += float(utils.item(sample_size))
+                    if not isinstance(criterion, WeighingCriterion):
+                        sentences = float(utils.item(logging_output.get("nsentences", 0)))
+                        tally.sentences += sentences
+                        tally.weights += sentences
+                        tally.squares += sentences
+                passes.append(Pass(state, logging_output))
+        except RuntimeError as error:
+            if not shared or "out of memory" not in str(error):
+                raise
+            # The other workers wait in the reduction: join it without a share,
+            # and let the descent meet the same fate under the trainer's eyes.
+            for param in self.params:
+                param.grad = None
+            passes[:] = [Pass(start, None) for _ in batches]
+        finally:
+            start.replay()
+
+    def _count_and_step(
+        self,
+        sample: Sample,
+        model: Any,
+        criterion: Any,
+        optimizer: Any,
+        update_num: int,
+        ignore_grad: bool = False,
+        **extra: Any,
+    ) -> Result:
+        own = {"sample": sample, "ignore_grad": ignore_grad}
+        common = {"criterion": criterion, "optimizer": optimizer, "update_num": update_num}
+        if self.position >= len(self.samples):
+            # The trainer looks for the module that made a NaN.
+            return self._task_step(model=model, **own, **common, **extra)
+        try:
+            return self.train_step(model=model, **own, **common, **extra)
+        except BaseException:
+            self.give_back()
+            raise
+        finally:
+            self.position += 1
+
+    def _reduce(self, logging_outputs: list[Logging], criterion: Any) -> None:
+        reduce_and_log(logging_outputs, criterion, self._task_reduce)
+
+
+class UpdateScope(Update):
+    """One perturbation for all micro-batches of all workers.
+
+    The first micro-batch's call runs the whole ascent, whatever its share of
+    it; the last one's puts the weights back, before gradients are reduced.
+    """
+
+    _borrowed: Borrowed | None = None
+    _ascent: Ascent
+
+    def train_step(self, sample: Sample, model: Any, ignore_grad: bool, **kwargs: Any) -> Result:  # noqa: D102
+        first, last = self.position == 0, self.position == len(self.samples) - 1
+        kwargs = {**kwargs, "model": model}
+        if first:
+            others = [self.trainer._prepare_sample(s) for s in self.samples[1:]]
+            self._ascent = self.ascend(
+                [(sample, ignore_grad), *others],
+                shared=self.trainer.data_parallel_world_size > 1,
+                seed=self.seed,
+                **kwargs,
+            )
+            self._borrowed = Borrowed(self.params, self._ascent.direction, self._ascent.scale)
+        state, at_weights = self._ascent.passes[self.position]
+        state.replay()
+        loss, sample_size, moved = self.task_step(sample, ignore_grad=ignore_grad, **kwargs)
+        if last:
+            self.give_back()
+        sums = self._ascent.sums if first else AscentSums()
+        return loss, sample_size, combined(at_weights or moved, moved, sums)
+
+    def give_back(self) -> None:  # noqa: D102
+        if self._borrowed is not None:
+            self._borrowed.give_back()
+
+    @property
+    def seed(self) -> int:
+        """Seed of this update's random direction, the same on every worker."""
+        return seed_for(self.trainer.cfg.common.seed, self.trainer.get_num_updates())
+
+
+class MicroScope(Update):
+    """One perturbation for each micro-batch of each worker, or for each sentence."""
+
+    def train_step(self, sample: Sample, model: Any, ignore_grad: bool, **kwargs: Any) -> Result:  # noqa: D102
+        kwargs = {**kwargs, "model": model}
+        if ignore_grad:
+            loss, sample_size, output = self.task_step(sample, ignore_grad=True, **kwargs)
+            return loss, sample_size, combined(output, output, AscentSums())
+        pieces = [sample]
+        if self.settings.method == "per_instance":
+            pieces = split_by_sentence(sample, self.trainer.get_criterion().padding_idx)
+        outputs, moved_outputs, sums, losses, sizes = [], [], AscentSums(), [], []
+        for number, piece in enumerate(pieces):
+            ascent = self.ascend([(piece, False)], shared=False, seed=self.seed, **kwargs)
+            state, at_weights = ascent.passes[0]
+            with ExitStack() as stack:
+                stack.enter_context(perturbed(self.params, ascent.direction, ascent.scale))
+                if number < len(pieces) - 1:
+                    stack.enter_context(without_sync(model, kwargs["criterion"]))
+                state.replay()
+                loss, size, moved = self.task_step(piece, ignore_grad=False, **kwargs)
+            outputs.append(at_weights or moved)
+            moved_outputs.append(moved)
+            sums = sums.plus(ascent.sums)
+            losses.append(loss)
+            sizes.append(size)
+        if len(pieces) == 1:
+            return losses[0], sizes[0], combined(outputs[0], moved_outputs[0], sums)
+        return sum(losses), sum(sizes), combined(added(outputs), added(moved_outputs), sums)
+
+    @property
+    def seed(self) -> int:
+        """Seed of this micro-batch's random direction."""
+        update = seed_for(self.trainer.cfg.common.seed, self.trainer.get_num_updates())
+        return seed_for(update, self.position)
+
+
+def begin(trainer: Any, samples: Sequence[Any], settings: Sharpness, covered: Covered) -> Update:
+    """Choose how an update is run.
+
+    Args:
+        trainer: fairseq's trainer.
+        samples: The micro-batches of this worker's update.
+        settings: The run's settings; active.
+        covered: The run's record of parameters that receive a gradient.
+
+    Returns:
+        The update. Every sentence has its own perturbation with
+        ``per_instance``, so there the scope makes no difference.
+    """
+    micro = settings.scope == "micro" or settings.method == "per_instance"
+    return (MicroScope if micro else UpdateScope)(trainer, samples, settings, covered)
+
+
+@contextmanager
+def _replaced(task: Any, name: str, method: Callable[..., Any]) -> Generator[None, None, None]:
+    missing = object()
+    before = vars(task).get(name, missing)
+    setattr(task, name, method)
+    try:
+        yield
+    finally:
+        if before is missing:
+            delattr(task, name)
+        else:
+            setattr(task, name, before)

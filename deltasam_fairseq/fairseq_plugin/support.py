@@ -1,0 +1,83 @@
+"""What a sharpness-aware run supports, checked before the first update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from deltasam_fairseq.fairseq_plugin.config import Sharpness
+from deltasam_fairseq.fairseq_plugin.sentence_losses import reader_for
+
+# Tasks that cannot be supported, with the reason.
+TASKS = {
+    "OnlineBackTranslationTask": "it generates its training data inside train_step, so the two "
+    "passes of a step would not see the same data",
+}
+
+# Settings of fairseq under which a step is not right yet: where, value, reason.
+_NOT_YET = "is not supported together with --optimizer delta_sam yet; train in fp32"
+_SETTINGS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("--fp16", lambda c: c.common.fp16, _NOT_YET),
+    ("--bf16", lambda c: c.common.bf16, _NOT_YET),
+    ("--amp", lambda c: c.common.amp, _NOT_YET),
+    ("--tpu", lambda c: c.common.tpu, "is not supported: the step reads losses on the host"),
+    (
+        "--use-bmuf",
+        lambda c: c.optimization.use_bmuf,
+        "is not supported: workers have different weights between its synchronisations",
+    ),
+    (
+        "--pipeline-model-parallel",
+        lambda c: c.distributed_training.pipeline_model_parallel,
+        "is not supported: a worker holds a part of the weights only",
+    ),
+    (
+        "--zero-sharding os",
+        lambda c: c.distributed_training.zero_sharding == "os",
+        "is not supported yet",
+    ),
+    (
+        "--ddp-backend fully_sharded or slowmo",
+        lambda c: c.distributed_training.ddp_backend in ("fully_sharded", "slowmo"),
+        "is not supported: a worker holds a part of the weights, or weights of its own; use "
+        "legacy_ddp or pytorch_ddp",
+    ),
+    (
+        "--model-parallel-size above 1",
+        lambda c: c.common.model_parallel_size > 1,
+        "is not supported: a worker holds a part of the weights only",
+    ),
+)
+
+
+def check_run(trainer: Any, settings: Sharpness) -> None:
+    """Refuse, with the reason, what a step would get wrong.
+
+    Args:
+        trainer: fairseq's trainer, with its optimizer built.
+        settings: The run's settings.
+
+    Raises:
+        ValueError: If a setting, the task or the model is not supported.
+        UnknownName: If delta-SAM knows no per-sentence losses for the criterion.
+    """
+    if not settings.active:
+        return
+    for flag, given, reason in _SETTINGS:
+        if given(trainer.cfg):
+            raise ValueError(f"{flag} {reason}, or pass --sam-method none")
+    for kind in type(trainer.task).__mro__:
+        if kind.__name__ in TASKS:
+            raise ValueError(
+                f"{kind.__name__} is not supported by --optimizer delta_sam: {TASKS[kind.__name__]}"
+            )
+    for name, module in trainer.get_model().named_modules():
+        if isinstance(module, torch.nn.Embedding) and module.sparse:
+            raise ValueError(
+                f"the embedding {name} has sparse gradients, but a perturbation covers all "
+                "weights; build it with sparse=False"
+            )
+    if settings.method == "delta_sam":
+        reader_for(trainer.get_criterion())

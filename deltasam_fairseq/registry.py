@@ -1,0 +1,110 @@
+"""One registry from names to objects, with errors that help.
+
+The project keeps four of them, all open to other people's code: readers of
+per-sentence losses, weight estimators, layer rules and recipes.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Objects under unique names, listed in alphabetical order.
+
+    Args:
+        kind: What the entries are, in the singular; used in messages.
+
+    Example:
+        >>> colours: Registry[int] = Registry("colour")
+        >>> colours.register("red", description="like a poppy")(0xFF0000)
+        16711680
+        >>> colours.get("rad")
+        Traceback (most recent call last):
+            ...
+        deltasam_fairseq.registry.UnknownName: unknown colour 'rad'; did you mean 'red'? Known: red
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._entries: dict[str, T] = {}
+        self._descriptions: dict[str, str] = {}
+
+    def register(self, name: str, *, description: str = "") -> Callable[[T], T]:
+        """Return a decorator that stores its argument under ``name``.
+
+        Args:
+            name: The unique name.
+            description: One line for listings; the first line of the object's
+                own docstring when left out.
+
+        Returns:
+            The decorator. It gives its argument back unchanged.
+        """
+
+        def store(entry: T) -> T:
+            known = self._entries.get(name)
+            if known is not None and known is not entry:
+                raise ValueError(
+                    f"{self.kind} {name!r} is taken by {known!r}; "
+                    f"register {entry!r} under another name"
+                )
+            doc = (getattr(entry, "__doc__", None) or "").strip().splitlines()
+            self._entries[name] = entry
+            self._descriptions[name] = description or (doc[0] if doc else "")
+            return entry
+
+        return store
+
+    def get(self, name: str) -> T:
+        """Look an entry up.
+
+        Args:
+            name: Its name.
+
+        Returns:
+            The entry.
+
+        Raises:
+            UnknownName: If nothing is registered under ``name``; the message
+                names the nearest entry and lists all of them.
+        """
+        try:
+            return self._entries[name]
+        except KeyError:
+            raise UnknownName(self._unknown(name)) from None
+
+    def names(self) -> list[str]:
+        """Return all names in alphabetical order."""
+        return sorted(self._entries)
+
+    def items(self) -> Iterator[tuple[str, T]]:
+        """Yield name and entry in alphabetical order of the names."""
+        for name in self.names():
+            yield name, self._entries[name]
+
+    def describe(self, name: str) -> str:
+        """Return the one-line description of an entry."""
+        self.get(name)
+        return self._descriptions[name]
+
+    def __contains__(self, name: object) -> bool:
+        """Tell whether a name is taken."""
+        return name in self._entries
+
+    def _unknown(self, name: str) -> str:
+        near = difflib.get_close_matches(name, self._entries, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        return f"unknown {self.kind} {name!r}{hint} Known: {', '.join(self.names()) or 'none'}"
+
+
+class UnknownName(KeyError):
+    """A name that no registry entry has; its text is meant for the user."""
+
+    def __str__(self) -> str:
+        """Return the message without the quotes that ``KeyError`` adds."""
+        return str(self.args[0])
