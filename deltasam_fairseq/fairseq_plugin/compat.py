@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import sys
 
@@ -40,3 +41,14 @@ def check_fairseq() -> None:
                 f"Trainer.{name} takes {arguments}; in fairseq {fairseq.__version__} it takes "
                 f"{found}. Install one of these versions"
             )
+
+
+def allow_own_checkpoints() -> None:
+    """Let fairseq load the checkpoints that it writes, on torch 2.6 and later.
+
+    Those of models whose flags are argparse's hold an ``argparse.Namespace``,
+    which ``torch.load(weights_only=True)`` knows for harmless only when told.
+    Everything else stays forbidden.
+    """
+    if hasattr(torch.serialization, "add_safe_globals"):
+        torch.serialization.add_safe_globals([argparse.Namespace])

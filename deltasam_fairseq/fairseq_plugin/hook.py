@@ -17,7 +17,7 @@ from typing import Any
 from fairseq.trainer import Trainer
 
 from deltasam_fairseq.fairseq_plugin.ascent import Covered
-from deltasam_fairseq.fairseq_plugin.compat import check_fairseq, versions
+from deltasam_fairseq.fairseq_plugin.compat import allow_own_checkpoints, check_fairseq, versions
 from deltasam_fairseq.fairseq_plugin.optimizer import sharpness_of
 from deltasam_fairseq.fairseq_plugin.step import begin
 from deltasam_fairseq.fairseq_plugin.support import check_run
@@ -32,6 +32,7 @@ def install() -> None:
     if hasattr(Trainer.train_step, "deltasam"):
         return
     check_fairseq()
+    allow_own_checkpoints()
     build, step = Trainer._build_optimizer, Trainer.train_step
 
     @functools.wraps(build)

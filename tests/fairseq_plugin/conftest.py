@@ -1,0 +1,35 @@
+"""Toy data sets, written once per run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("fairseq")
+
+from tests.support import fairseq_toys as toys  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def translation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return pairs of sentences whose targets are the reversed sources."""
+    return toys.write_translation_data(tmp_path_factory.mktemp("translation"))
+
+
+@pytest.fixture(scope="session")
+def prediction(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return sentences with one of two classes."""
+    return toys.write_prediction_data(tmp_path_factory.mktemp("prediction"))
+
+
+@pytest.fixture(scope="session")
+def regression(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return sentences with a number each."""
+    return toys.write_prediction_data(tmp_path_factory.mktemp("regression"), regression=True)
+
+
+@pytest.fixture(scope="session")
+def monolingual(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return sentences alone."""
+    return toys.write_monolingual_data(tmp_path_factory.mktemp("monolingual"))

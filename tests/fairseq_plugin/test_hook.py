@@ -1,0 +1,70 @@
+"""The hook: once per process, through any door, and silent for other optimizers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+from fairseq.trainer import Trainer
+
+from deltasam_fairseq.fairseq_plugin import compat, hook
+from tests.support import fairseq_toys as toys
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_installing_twice_wraps_once() -> None:
+    before = Trainer.train_step
+    hook.install()
+    assert Trainer.train_step is before
+
+
+def test_other_optimizers_never_reach_a_step(
+    translation: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        pytest.fail("a plain optimizer reached the hook")
+
+    monkeypatch.setattr(hook, "begin", refuse)
+    monkeypatch.setattr(hook, "check_run", refuse)
+    for optimizer in ("adam", "nag"):
+        trainer = toys.make_trainer(translation, *toys.TRANSLATION, "--optimizer", optimizer)
+        toys.updates(trainer, [toys.batches(trainer)[:1]])
+
+
+def test_a_trainer_that_takes_other_arguments_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Trainer, "train_step", lambda self, samples: None)
+    with pytest.raises(ImportError, match=r"was written for fairseq 0\.12\.2 and 0\.12\.3\.1"):
+        compat.check_fairseq()
+
+
+def test_the_start_up_line_names_settings_and_versions(
+    translation: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", logger=hook.__name__):
+        toys.make_trainer(translation, *toys.TRANSLATION)._build_optimizer()
+    (line,) = [r.getMessage() for r in caplog.records if r.name == hook.__name__]
+    for part in ("method='delta_sam'", "rho=0.05", "fairseq 0.12", f"torch {torch.__version__}"):
+        assert part in line
+
+
+def test_both_doors_lead_to_one_registration() -> None:
+    """A user directory of the checkout, and the same module imported by name."""
+    code = (
+        "from argparse import Namespace\n"
+        "from fairseq.utils import import_user_module\n"
+        f"import_user_module(Namespace(user_dir={str(ROOT / 'user_dir')!r}))\n"
+        "from deltasam_fairseq.fairseq_plugin import register\n"
+        "from fairseq.optim import OPTIMIZER_REGISTRY\n"
+        "print('delta_sam' in OPTIMIZER_REGISTRY)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == "True"
+    assert Namespace is not None

@@ -1,0 +1,74 @@
+"""What is logged: the loss at w as without the plugin, and the plugin's own meters."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from deltasam_fairseq.fairseq_plugin.ascent import Tally
+from deltasam_fairseq.fairseq_plugin.meters import AscentSums
+from tests.support import fairseq_toys as toys
+
+OWN = {"sam_loss", "sharpness", "sam_gnorm", "sam_ess", "sam_floored", "sam_fallback"}
+
+
+@pytest.mark.parametrize("scope", ["update", "micro"])
+@pytest.mark.parametrize("method", ["sam", "delta_sam", "per_instance"])
+def test_the_loss_is_the_one_at_w(translation: Path, method: str, scope: str) -> None:
+    logs = []
+    # Dropout off: per_instance draws it sentence by sentence.
+    flags = ("--dropout", "0", "--sam-scope", scope)
+    for used in ("none", method):
+        trainer = toys.make_trainer(translation, *toys.TRANSLATION, *flags, "--sam-method", used)
+        (log,) = toys.updates(trainer, [toys.batches(trainer)[:2]])
+        logs.append(log)
+    plain, ours = logs
+    assert set(ours) - set(plain) == OWN
+    for key in ("loss", "nll_loss", "bsz", "wpb"):
+        assert ours[key] == pytest.approx(plain[key], rel=1e-5), key
+    assert ours["sam_loss"] - ours["loss"] == pytest.approx(ours["sharpness"], abs=1e-6)
+    assert ours["sharpness"] > 0
+    assert ours["sam_fallback"] == 0
+
+
+def test_sharpness_is_in_the_unit_of_the_loss(translation: Path) -> None:
+    """Label-smoothed cross entropy logs bits per token; the closed form is in nats."""
+    trainer = toys.make_trainer(
+        translation, *toys.TRANSLATION, "--dropout", "0", "--sam-method", "sam", "--sam-rho", "1e-3"
+    )
+    (log,) = toys.updates(trainer, [toys.batches(trainer)[:1]])
+    # l(w + rho v/|v|) - l(w) is rho |v| to first order, |v| per token.
+    assert log["sharpness"] * math.log(2) == pytest.approx(1e-3 * log["sam_gnorm"], rel=0.02)
+
+
+def test_the_ascent_norm_of_sam_is_fairseqs_own_gradient_norm(translation: Path) -> None:
+    logs = []
+    for method in ("none", "sam"):
+        trainer = toys.make_trainer(translation, *toys.TRANSLATION, "--sam-method", method)
+        logs.append(toys.updates(trainer, [toys.batches(trainer)[:2]])[0])
+    assert logs[1]["sam_gnorm"] == pytest.approx(logs[0]["gnorm"], rel=1e-5)
+
+
+def test_the_effective_number_of_sentences() -> None:
+    tally = Tally(sample_size=10.0)
+    tally.count(torch.tensor([2.0, 2.0, 0.0], dtype=torch.float64), torch.tensor(1.0))
+    sums = tally.sums(norm=6.0, fallbacks=0)
+    assert sums.sam_ess == pytest.approx(2.0)
+    assert sums.sam_floored == pytest.approx(1 / 3)
+    # Norm 6 of a sum whose mean weight is 4/3, per unit of a sample size of 10.
+    assert sums.sam_gnorm == pytest.approx(6.0 / (4 / 3) / 10)
+    assert sums.plus(AscentSums()) == sums
+
+
+def test_fairseqs_progress_log_carries_the_meters(prediction: Path) -> None:
+    lines = toys.train(prediction, *toys.PREDICTION, "--max-epoch", "1")
+    inner = [line for line in lines if "loss" in line]
+    assert inner
+    for line in inner:
+        assert set(line) >= OWN, line
+    (epoch,) = [line for line in lines if "train_loss" in line]
+    assert {f"train_{name}" for name in OWN} <= set(epoch)
+    assert 1 <= float(epoch["train_sam_ess"]) <= 8

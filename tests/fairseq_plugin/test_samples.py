@@ -1,0 +1,75 @@
+"""Samples: copies that passes may change, and batches of one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from deltasam_fairseq.fairseq_plugin.samples import containers_copied, split_by_sentence
+from tests.support import fairseq_toys as toys
+
+
+def test_copies_share_tensors_and_nothing_else() -> None:
+    tensor = torch.ones(2)
+    sample = {"a": {"b": tensor}, "c": [tensor, 1]}
+    copied = containers_copied(sample)
+    assert copied["a"]["b"] is tensor
+    copied["a"]["new"] = 1
+    copied["c"].append(2)
+    assert list(sample["a"]) == ["b"]
+    assert len(sample["c"]) == 2
+
+
+@pytest.mark.parametrize("kind", ["translation", "prediction", "regression"])
+def test_pieces_add_up_to_the_batch(kind: str, request: pytest.FixtureRequest) -> None:
+    flags = {
+        "translation": toys.TRANSLATION,
+        "prediction": toys.PREDICTION,
+        "regression": [*toys.PREDICTION, "--regression-target", "--num-classes", "1"],
+    }[kind]
+    trainer = toys.make_trainer(request.getfixturevalue(kind), *flags, "--optimizer", "adam")
+    trainer.get_model().eval()
+    criterion = trainer.get_criterion()
+    for sample in toys.batches(trainer):
+        pieces = split_by_sentence(sample, criterion.padding_idx)
+        assert [int(p["id"]) for p in pieces] == sample["id"].tolist()
+        assert sum(p["ntokens"] for p in pieces) == sample["ntokens"]
+        assert all(p["nsentences"] == 1 for p in pieces)
+        loss, size, _ = criterion(trainer.get_model(), sample)
+        own = [criterion(trainer.get_model(), p) for p in pieces]
+        assert sum(o[1] for o in own) == size
+        torch.testing.assert_close(sum(o[0] for o in own), loss, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("sample", "message"),
+    [
+        ({"en-de": {}, "de-en": {}}, "no tensor 'id' .* entries: .'de-en', 'en-de'."),
+        (
+            {"id": torch.arange(3), "alignments": torch.zeros(5, 2), "ntokens": 3},
+            r"cannot split sample\['alignments'\]: 3 sentences, but a tensor of shape \(5, 2\)",
+        ),
+        ({"id": torch.arange(3), "names": ["a", "b"]}, r"sample\['names'\]: 3 sentences, but 2"),
+        (
+            {"id": torch.arange(2), "ntokens": 99, "target": torch.tensor([[5, 1], [5, 5]])},
+            "cannot say how many of the batch's 99 tokens",
+        ),
+    ],
+)
+def test_what_cannot_be_split_says_why(sample: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        split_by_sentence(sample, padding_idx=1)
+
+
+def test_per_instance_refuses_such_a_batch_before_the_first_update(translation: Path) -> None:
+    trainer = toys.make_trainer(translation, *toys.TRANSLATION, "--sam-method", "per_instance")
+    (sample, *_) = toys.batches(trainer)
+    before = toys.parameters(trainer)
+    trainer.save_checkpoint = lambda *a, **k: None
+    with pytest.raises(ValueError, match="cannot split"):
+        trainer.train_step([{**sample, "alignments": torch.zeros(99, 2)}])
+    for name, value in toys.parameters(trainer).items():
+        assert torch.equal(value, before[name])
+    assert trainer.get_num_updates() == 0

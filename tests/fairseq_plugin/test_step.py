@@ -1,0 +1,343 @@
+"""The plugin's step against the slow twin, its reductions, and what it leaves alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fairseq import utils
+from fairseq.trainer import Trainer
+
+from deltasam_fairseq.core import reference
+from deltasam_fairseq.core.estimators import ESTIMATORS, Weights
+from deltasam_fairseq.core.noise import gaussian_direction, seed_for
+from deltasam_fairseq.fairseq_plugin.sentence_losses import token_losses
+from tests.support import fairseq_toys as toys
+
+METHODS = ("none", "sam", "delta_sam", "per_instance")
+SGD = ("--sam-inner", "sgd", "--lr", "0.5")
+ZEROS, FAILING = "zeros_for_tests", "not_finite_for_tests"
+
+
+@pytest.fixture
+def float64(monkeypatch: pytest.MonkeyPatch) -> torch.dtype:
+    """Keep fairseq's attention, which computes its softmax in float32, in float64."""
+    monkeypatch.setattr(utils, "softmax", lambda x, dim, onnx_trace=False: x.softmax(dim))
+    return torch.float64
+
+
+def constant_weights(name: str, value: float) -> None:
+    """Register an estimator whose weights are all the same."""
+
+    def estimator(losses_function: Any, params: Any, **settings: Any) -> Callable[..., Weights]:
+        return lambda losses: Weights(
+            torch.full_like(losses, value, dtype=torch.float64).detach(), torch.zeros(())
+        )
+
+    if name not in ESTIMATORS:
+        ESTIMATORS.register(name)(estimator)
+
+
+constant_weights(ZEROS, 0.0)
+constant_weights(FAILING, float("nan"))
+constant_weights("ones_for_tests", 1.0)
+constant_weights("large_for_tests", 7.3)
+
+
+def losses_at(trainer: Trainer, samples: Sequence[Any]) -> reference.LossesAt:
+    """Return the per-sentence losses of some mini-batches as a function of weights."""
+    model = toys.Functional(trainer.get_model())
+
+    def losses(weights: Sequence[torch.Tensor]) -> torch.Tensor:
+        model.at(weights)
+        return torch.cat([token_losses(trainer.get_criterion(), model, s).losses for s in samples])
+
+    return losses
+
+
+def expected_gradient(
+    trainer: Trainer, method: str, samples: Sequence[Any], seed: int
+) -> list[torch.Tensor]:
+    """Return the gradient that the inner optimizer should see, from the slow twin."""
+    at = list(toys.parameters(trainer).values())
+    losses = losses_at(trainer, samples)
+    if method == "none":
+        mean = reference.plain_gradient(losses, at)
+    elif method == "sam":
+        mean = reference.sam_gradient(losses, at, rho=0.05)
+    elif method == "per_instance":
+        mean = reference.per_instance_gradient(losses, at, rho=0.05)
+    else:
+        noise = gaussian_direction(at, radius=0.05, seed=seed)
+        mean = reference.delta_sam_gradient(losses, at, noise, rho=0.05, eta=1e-4)
+    sentences = sum(s["nsentences"] for s in samples)
+    tokens = sum(s["ntokens"] for s in samples)
+    return [g * sentences / tokens for g in mean]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("freq", [1, 2])
+def test_equals_the_slow_twin_in_float64(
+    translation: Path, float64: torch.dtype, method: str, freq: int
+) -> None:
+    trainer = toys.make_trainer(
+        translation, *toys.PRECISE, *SGD, "--sam-method", method, dtype=float64
+    )
+    samples = toys.batches(trainer)
+    for update in range(4):
+        group = samples[update * freq : (update + 1) * freq]
+        before = toys.parameters(trainer)
+        gradient = expected_gradient(trainer, method, group, seed_for(3, update))
+        trainer.train_step(group)
+        for (name, value), step in zip(toys.parameters(trainer).items(), gradient, strict=True):
+            torch.testing.assert_close(
+                value, before[name] - 0.5 * step, rtol=1e-8, atol=1e-10, msg=lambda m, n=name: n + m
+            )
+
+
+def test_scope_micro_equals_its_own_twin(translation: Path, float64: torch.dtype) -> None:
+    trainer = toys.make_trainer(
+        translation, *toys.PRECISE, *SGD, "--sam-scope", "micro", dtype=float64
+    )
+    group = toys.batches(trainer)[:3]
+    before = toys.parameters(trainer)
+    tokens = sum(s["ntokens"] for s in group)
+    total = [torch.zeros_like(p) for p in before.values()]
+    for position, sample in enumerate(group):
+        seed = seed_for(seed_for(3, 0), position)
+        own = expected_gradient(trainer, "delta_sam", [sample], seed)
+        total = [t + g * sample["ntokens"] / tokens for t, g in zip(total, own, strict=True)]
+    trainer.train_step(group)
+    for (name, value), step in zip(toys.parameters(trainer).items(), total, strict=True):
+        torch.testing.assert_close(value, before[name] - 0.5 * step, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("method", ["sam", "delta_sam"])
+def test_an_update_does_not_depend_on_how_it_is_split(
+    translation: Path, float64: torch.dtype, method: str
+) -> None:
+    ends = []
+    for size, freq in ((8, 1), (4, 2), (2, 4)):
+        trainer = toys.make_trainer(
+            translation,
+            *toys.PRECISE,
+            *("--sam-method", method, "--batch-size", str(size), *SGD),
+            *("--lr", "0.05"),
+            dtype=float64,
+        )
+        # Sentences in the same order, whatever the batch size.
+        whole = trainer.task.dataset("train")
+        parts = [
+            whole.collater([whole[i] for i in range(start, start + size)])
+            for start in range(0, 40, size)
+        ]
+        for update in range(5):
+            trainer.train_step(parts[update * freq : (update + 1) * freq])
+        ends.append(toys.parameters(trainer))
+    for other in ends[1:]:
+        for name, value in ends[0].items():
+            torch.testing.assert_close(other[name], value, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("flags", [("--sam-rho", "0"), ("--sam-method", "none")])
+def test_no_perturbation_is_the_inner_optimizer_bit_for_bit(
+    translation: Path, flags: tuple[str, ...]
+) -> None:
+    ends = []
+    for optimizer in (("--optimizer", "adam"), flags):
+        trainer = toys.make_trainer(translation, *toys.TRANSLATION, *optimizer)
+        toys.updates(trainer, [[s] for s in toys.batches(trainer)])
+        ends.append(toys.parameters(trainer))
+    for name, value in ends[0].items():
+        assert torch.equal(value, ends[1][name]), name
+
+
+@pytest.mark.parametrize("method", ["sam", "delta_sam", "per_instance"])
+def test_a_vanishing_radius_runs_all_passes_and_changes_nothing(
+    translation: Path, method: str
+) -> None:
+    """With 1e-30 the ascent and its replayed dropout run, but no weight moves."""
+    ends = []
+    one = toys.make_trainer(translation, *toys.TRANSLATION, "--optimizer", "adam")
+    # One sentence at a time: a batch's dropout is not that of its sentences alone.
+    samples = [
+        one.task.dataset("train").collater([one.task.dataset("train")[i]]) for i in range(5)
+    ]
+    for flags in (("--optimizer", "adam"), ("--sam-method", method, "--sam-rho", "1e-30")):
+        trainer = toys.make_trainer(translation, *toys.TRANSLATION, *flags)
+        toys.updates(trainer, [samples[:2], samples[2:4], samples[4:]])
+        ends.append(toys.parameters(trainer))
+    for name, value in ends[0].items():
+        assert torch.equal(value, ends[1][name]), name
+
+
+def test_a_batch_of_one_is_sam_whatever_its_weight(translation: Path) -> None:
+    ends = []
+    for flags in (
+        ("--sam-method", "sam"),
+        ("--sam-method", "delta_sam"),
+        ("--sam-method", "delta_sam", "--sam-estimator", "large_for_tests"),
+        ("--sam-method", "per_instance"),
+    ):
+        trainer = toys.make_trainer(translation, *toys.TRANSLATION, "--batch-size", "1", *flags)
+        toys.updates(trainer, [[s] for s in toys.batches(trainer)[:6]])
+        ends.append(toys.parameters(trainer))
+    for other in ends[1:]:
+        for name, value in ends[0].items():
+            assert torch.equal(value, other[name]), name
+
+
+@pytest.mark.parametrize("estimator", ["ones_for_tests", "uniform", ZEROS, FAILING])
+@pytest.mark.parametrize("freq", [1, 2])
+def test_equal_and_unusable_weights_are_sam(translation: Path, estimator: str, freq: int) -> None:
+    ends, logs = [], []
+    for flags in (("--sam-method", "sam"), ("--sam-estimator", estimator)):
+        trainer = toys.make_trainer(translation, *toys.TRANSLATION, *flags)
+        samples = toys.batches(trainer)[: 4 * freq]
+        groups = [samples[i : i + freq] for i in range(0, len(samples), freq)]
+        logs.append(toys.updates(trainer, groups))
+        ends.append(toys.parameters(trainer))
+    for name, value in ends[0].items():
+        # The reader sums a sentence's tokens first: same terms, other order.
+        torch.testing.assert_close(ends[1][name], value, rtol=2e-4, atol=2e-5)
+    unusable = estimator in {ZEROS, FAILING}
+    assert [log["sam_fallback"] for log in logs[1]] == [float(unusable)] * 4
+    assert [log["sam_ess"] for log in logs[1]] == pytest.approx([8.0 * freq] * 4)
+
+
+def test_losses_that_are_not_finite_move_nothing(translation: Path) -> None:
+    """The ascent gradient is NaN: weights stay, and the trainer's own check speaks."""
+    trainer = toys.make_trainer(translation, *toys.TRANSLATION, "--sam-method", "delta_sam")
+    sample = toys.batches(trainer)[0]
+    with torch.no_grad():
+        trainer.get_model().decoder.layers[0].fc1.bias[0] = float("nan")
+    before = toys.parameters(trainer)
+    trainer.save_checkpoint = lambda *a, **k: None
+    # fairseq's search for the module that made the NaN ends in one or the other.
+    with pytest.raises((FloatingPointError, StopIteration)):
+        trainer.train_step([sample])
+    for name, value in toys.parameters(trainer).items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("scope", ["update", "micro"])
+@pytest.mark.parametrize("method", ["sam", "delta_sam", "per_instance"])
+@pytest.mark.parametrize("failing_pass", [1, 2, 3, 4, 6])
+def test_weights_come_back_after_an_exception(
+    translation: Path, method: str, scope: str, failing_pass: int
+) -> None:
+    trainer = toys.make_trainer(
+        translation, *toys.TRANSLATION, "--sam-method", method, "--sam-scope", scope
+    )
+    group = toys.batches(trainer)[:2]
+    before = toys.parameters(trainer)
+    pointers = [p.data_ptr() for p in trainer.get_model().parameters()]
+    model, calls = trainer.get_model(), []
+    forward = model.forward
+
+    def breaking(*args: Any, **kwargs: Any) -> Any:
+        # The evaluation-mode pass that finds the covered parameters is extra.
+        calls.append(1) if model.training else None
+        if len(calls) == failing_pass:
+            raise KeyError("broken on purpose")
+        return forward(*args, **kwargs)
+
+    model.forward = breaking
+    saved: list[dict[str, torch.Tensor]] = []
+    trainer.save_checkpoint = lambda *a, **k: saved.append(toys.parameters(trainer))
+    try:
+        with pytest.raises(KeyError, match="on purpose"):
+            trainer.train_step(group)
+    except pytest.fail.Exception:
+        assert method == "sam"
+        assert failing_pass > 4  # four passes in all
+        return
+    for name, value in toys.parameters(trainer).items():
+        assert torch.equal(value, before[name]), name
+        assert torch.equal(saved[0][name], before[name]), "crash.pt holds perturbed weights"
+    assert [p.data_ptr() for p in model.parameters()] == pointers
+    assert "train_step" not in vars(trainer.task)
+
+
+def test_the_passes_of_a_step(translation: Path) -> None:
+    """Two extra forward passes for delta-SAM, and dropout that is the same in all of them."""
+    for method, freq, expected in (
+        ("none", 2, 2),
+        ("sam", 2, 4),
+        ("delta_sam", 2, 8),
+        ("per_instance", 1, 16),
+    ):
+        trainer = toys.make_trainer(translation, *toys.TRANSLATION, "--sam-method", method)
+        samples = toys.batches(trainer)
+        trainer.train_step(samples[:1])
+        count = []
+        trainer.get_model().register_forward_hook(lambda *_, count=count: count.append(1))
+        trainer.train_step(samples[1 : 1 + freq])
+        assert len(count) == expected, method
+
+
+@pytest.mark.parametrize("method", ["sam", "delta_sam"])
+def test_every_pass_of_a_batch_sees_the_same_dropout(translation: Path, method: str) -> None:
+    trainer = toys.make_trainer(translation, *toys.TRANSLATION, "--sam-method", method)
+    samples = toys.batches(trainer)
+    trainer.train_step(samples[:1])
+    masks: list[torch.Tensor] = []
+    dropout = trainer.get_model().encoder.dropout_module
+    dropout.register_forward_hook(lambda _, x, y: masks.append(y[0] == 0) if y is not x else None)
+    trainer.train_step(samples[1:3])
+    assert masks
+    per_batch: dict[tuple[int, ...], list[torch.Tensor]] = {}
+    for mask in masks:
+        per_batch.setdefault(tuple(mask.shape), []).append(mask)
+    for same in per_batch.values():
+        assert all(torch.equal(same[0], other) for other in same)
+
+
+@pytest.mark.parametrize("method", METHODS[:3])
+def test_random_state_ends_where_a_plain_update_leaves_it(translation: Path, method: str) -> None:
+    states = []
+    for used in ("none", method):
+        trainer = toys.make_trainer(translation, *toys.TRANSLATION, "--sam-method", used)
+        trainer.train_step(toys.batches(trainer)[:2])
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)
+
+
+def test_parameters_that_never_get_a_gradient_do_not_dilute_the_probe(prediction: Path) -> None:
+    """RoBERTa's language-model head takes no part in classification."""
+    trainer = toys.make_trainer(prediction, *toys.PREDICTION, "--sam-method", "delta_sam")
+    trainer.train_step(toys.batches(trainer)[:1])
+    from deltasam_fairseq.fairseq_plugin import hook
+
+    (covered,) = hook._covered[trainer]._found.values()
+    names = {id(p): n for n, p in trainer.get_model().named_parameters()}
+    found = {names[id(p)] for p in covered}
+    assert not any("lm_head.dense" in name for name in found)
+    assert any("classification_heads" in name for name in found)
+    assert len(found) > 20
+
+
+def test_layer_drop_is_replayed_and_restored(translation: Path) -> None:
+    flags = ("--encoder-layerdrop", "0.5", "--decoder-layerdrop", "0.5", "--lr", "0")
+    for method in ("sam", "delta_sam", "per_instance"):
+        trainer = toys.make_trainer(translation, *toys.TRANSLATION, *flags, "--sam-method", method)
+        before = toys.parameters(trainer)
+        toys.updates(trainer, [toys.batches(trainer)[i : i + 2] for i in range(0, 8, 2)])
+        for name, value in toys.parameters(trainer).items():
+            assert torch.equal(value, before[name]), name
+
+
+def test_frozen_parameters_are_left_alone(translation: Path) -> None:
+    trainer = toys.make_trainer(translation, *toys.TRANSLATION)
+    frozen = list(trainer.get_model().encoder.parameters())
+    for param in frozen:
+        param.requires_grad_(False)
+    before = toys.parameters(trainer)
+    toys.updates(trainer, [toys.batches(trainer)[:2]])
+    after = toys.parameters(trainer)
+    moved = {n for n in before if not torch.equal(before[n], after[n])}
+    assert moved
+    assert not any(n.startswith("encoder.layers") for n in moved)

@@ -1,0 +1,408 @@
+"""Tiny data sets, models and runs, through fairseq's own doors.
+
+fairseq ships no test helpers with its wheel, so these are ours. Everything
+runs in this process; a trainer made here is the one ``fairseq-train`` makes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from fairseq import options, tasks
+from fairseq.criterions import FairseqCriterion, register_criterion
+from fairseq.data import Dictionary, indexed_dataset
+from fairseq.dataclass import FairseqDataclass
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.logging import metrics
+from fairseq.trainer import Trainer
+from fairseq_cli import train as fairseq_train
+
+from deltasam_fairseq.fairseq_plugin import (
+    register,  # noqa: F401
+    sentence_losses,
+)
+
+if not hasattr(np, "compat"):
+    # fairseq's language-model data sets use np.compat.long, which NumPy 2 dropped.
+    np.compat = SimpleNamespace(long=int)  # type: ignore[attr-defined]
+
+WORDS = [f"w{i}" for i in range(20)]
+
+
+def write_translation_data(
+    folder: Path, *, train: int = 64, valid: int = 16, aligned: bool = False
+) -> Path:
+    """Write a binarized data set whose targets are the reversed sources.
+
+    Args:
+        folder: Where to.
+        train: Number of training pairs.
+        valid: Number of validation pairs.
+        aligned: Whether to write word alignments as well.
+
+    Returns:
+        The folder, ready for ``--task translation``.
+    """
+    draw = random.Random(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    dictionary = Dictionary()
+    for word in WORDS:
+        dictionary.add_symbol(word, n=100)
+    for side in ("src", "tgt"):
+        dictionary.save(str(folder / f"dict.{side}.txt"))
+    for split, count in (("train", train), ("valid", valid)):
+        sources = [draw.choices(WORDS, k=draw.randint(2, 7)) for _ in range(count)]
+        lines = {"src": sources, "tgt": [s[::-1] for s in sources]}
+        for side, sentences in lines.items():
+            _write(folder / f"{split}.src-tgt.{side}", sentences, dictionary)
+        if aligned:
+            prefix = folder / f"{split}.src-tgt.align.src-tgt"
+            builder = _builder(prefix)
+            for s in sources:
+                pairs = [(i, len(s) - 1 - i) for i in range(len(s))]
+                builder.add_item(torch.IntTensor(pairs).flatten())
+            builder.finalize(f"{prefix}.idx")
+    return folder
+
+
+def write_prediction_data(folder: Path, *, train: int = 48, regression: bool = False) -> Path:
+    """Write a binarized data set for ``--task sentence_prediction``.
+
+    Args:
+        folder: Where to.
+        train: Number of training sentences.
+        regression: Whether targets are numbers rather than two classes.
+
+    Returns:
+        The folder.
+    """
+    draw = random.Random(1)
+    words = Dictionary()
+    for word in WORDS:
+        words.add_symbol(word, n=100)
+    words.add_symbol("<mask>")
+    for part in ("input0", "label"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    words.save(str(folder / "input0" / "dict.txt"))
+    labels = Dictionary()
+    for label in ("0", "1"):
+        labels.add_symbol(label, n=10)
+    labels.save(str(folder / "label" / "dict.txt"))
+    for split, count in (("train", train), ("valid", 16)):
+        sentences = [draw.choices(WORDS, k=draw.randint(2, 7)) for _ in range(count)]
+        _write(folder / "input0" / split, sentences, words)
+        firsts = [int(s[0][1:]) for s in sentences]
+        if regression:
+            text = "\n".join(str(first / len(WORDS)) for first in firsts)
+            (folder / "label" / f"{split}.label").write_text(text + "\n")
+        else:
+            _write(folder / "label" / split, [[str(int(f < 10))] for f in firsts], labels)
+    return folder
+
+
+def write_monolingual_data(folder: Path, *, train: int = 48) -> Path:
+    """Write a binarized data set for ``--task language_modeling`` or ``masked_lm``.
+
+    Args:
+        folder: Where to.
+        train: Number of training sentences.
+
+    Returns:
+        The folder.
+    """
+    draw = random.Random(2)
+    folder.mkdir(parents=True, exist_ok=True)
+    words = Dictionary()
+    for word in WORDS:
+        words.add_symbol(word, n=100)
+    words.save(str(folder / "dict.txt"))
+    for split, count in (("train", train), ("valid", 16)):
+        _write(
+            folder / split, [draw.choices(WORDS, k=draw.randint(2, 7)) for _ in range(count)], words
+        )
+    return folder
+
+
+def _builder(prefix: Path) -> Any:
+    return indexed_dataset.make_builder(
+        f"{prefix}.bin",
+        impl="mmap",
+        vocab_size=len(WORDS) + 10,
+    )
+
+
+def _write(prefix: Path, sentences: Sequence[Sequence[str]], dictionary: Dictionary) -> None:
+    builder = _builder(prefix)
+    for sentence in sentences:
+        builder.add_item(
+            dictionary.encode_line(" ".join(sentence), add_if_not_exist=False, append_eos=True)
+        )
+    builder.finalize(f"{prefix}.idx")
+
+
+TINY = (
+    "--encoder-layers 2 --decoder-layers 2 --encoder-embed-dim 16 --decoder-embed-dim 16 "
+    "--encoder-ffn-embed-dim 24 --decoder-ffn-embed-dim 24 --encoder-attention-heads 2 "
+    "--decoder-attention-heads 2"
+).split()
+
+TRANSLATION = (
+    "--task translation --source-lang src --target-lang tgt --arch transformer "
+    "--criterion label_smoothed_cross_entropy --label-smoothing 0.1 --share-all-embeddings"
+).split() + TINY
+
+ENCODER = (
+    "--encoder-layers 2 --encoder-embed-dim 16 --encoder-ffn-embed-dim 24 "
+    "--encoder-attention-heads 2"
+).split()
+
+PREDICTION = (
+    "--task sentence_prediction --arch roberta_base --criterion sentence_prediction "
+    "--num-classes 2 --init-token 0 --separator-token 2 --max-positions 32"
+).split() + ENCODER
+
+COMMON = (
+    "--cpu --optimizer delta_sam --lr 0.01 --batch-size 8 --max-epoch 2 --num-workers 0 "
+    "--required-batch-size-multiple 1 --no-progress-bar --log-format json --log-interval 1 "
+    "--no-save --disable-validation --dropout 0.1 --seed 3"
+).split()
+
+
+def flags(toy: Sequence[str], *, save: bool = False) -> list[str]:
+    """Put the common flags before those of a toy problem.
+
+    Args:
+        toy: ``TRANSLATION``, ``PREDICTION`` or the like.
+        save: Whether the run saves checkpoints.
+
+    Returns:
+        The flags; later ones win.
+    """
+    return [flag for flag in COMMON if not (save and flag == "--no-save")] + list(toy)
+
+
+def config(data: Path, *extra: str, save: bool = False) -> Any:
+    """Parse a ``fairseq-train`` command line.
+
+    Args:
+        data: The data folder.
+        *extra: Further flags; they win over ``COMMON``.
+        save: Whether the run saves checkpoints.
+
+    Returns:
+        fairseq's configuration.
+    """
+    parser = options.get_training_parser()
+    folder = ("--save-dir", str(data / "checkpoints"))
+    args = options.parse_args_and_arch(parser, [str(data), *folder, *flags(extra, save=save)])
+    return convert_namespace_to_omegaconf(args)
+
+
+def make_trainer(
+    data: Path, *extra: str, dtype: torch.dtype | None = None, cfg: Any = None
+) -> Trainer:
+    """Build the trainer of a command line, as ``fairseq-train`` does.
+
+    Args:
+        data: The data folder.
+        *extra: Further flags.
+        dtype: Precision of the model, if not float32.
+        cfg: The configuration, if it was made already.
+
+    Returns:
+        The trainer; its task has loaded the training set.
+    """
+    metrics.reset()
+    cfg = cfg or config(data, *extra)
+    task = tasks.setup_task(cfg.task)
+    torch.manual_seed(cfg.common.seed)
+    model = task.build_model(cfg.model)
+    if dtype is not None:
+        model = model.to(dtype)
+    criterion = task.build_criterion(cfg.criterion)
+    task.load_dataset("train", combine=False, epoch=1)
+    trainer = Trainer(cfg, task, model, criterion)
+    if dtype == torch.float64:
+        # fairseq computes the norm that it logs in float32, which float64 refuses.
+        trainer.clip_grad_norm = lambda _: torch.zeros(())
+    return trainer
+
+
+def batches(trainer: Trainer) -> list[Any]:
+    """List the first epoch's mini-batches of this worker, in a fixed order.
+
+    Args:
+        trainer: From :func:`make_trainer`.
+
+    Returns:
+        The samples.
+    """
+    iterator = trainer.task.get_batch_iterator(
+        trainer.task.dataset("train"),
+        max_tokens=trainer.cfg.dataset.max_tokens,
+        max_sentences=trainer.cfg.dataset.batch_size,
+        required_batch_size_multiple=1,
+        seed=1,
+    )
+    return list(iterator.next_epoch_itr(shuffle=False))
+
+
+def updates(trainer: Trainer, groups: Sequence[Sequence[Any]]) -> list[dict[str, float]]:
+    """Run one update per group of mini-batches.
+
+    Args:
+        trainer: The trainer.
+        groups: Mini-batches of each update.
+
+    Returns:
+        What fairseq logged for each, in full precision.
+    """
+    logged = []
+    for group in groups:
+        with metrics.aggregate(new_root=True) as seen:
+            trainer.train_step(list(group))
+        logged.append(
+            {k: float(m.avg) for k, m in seen.items() if getattr(m, "avg", None) is not None}
+        )
+    return logged
+
+
+def parameters(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """Copy a trainer's parameters, in the optimizer's order.
+
+    Args:
+        trainer: The trainer.
+
+    Returns:
+        Copies by name.
+    """
+    return {n: p.detach().clone() for n, p in trainer.get_model().named_parameters()}
+
+
+def train(data: Path, *extra: str, save: bool = False) -> list[dict[str, Any]]:
+    """Run ``fairseq-train`` in this process.
+
+    Args:
+        data: The data folder.
+        *extra: Further flags.
+        save: Whether the run saves checkpoints.
+
+    Returns:
+        The lines of its JSON log that carry numbers.
+    """
+    metrics.reset()
+    log = io.StringIO()
+    handler = logging.StreamHandler(log)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    # The JSON bar logs here, under the names train_inner, train and valid.
+    logger = logging.getLogger("fairseq.logging.progress_bar")
+    logger.addHandler(handler)
+    level, logger.level = logger.level, logging.INFO
+    try:
+        fairseq_train.main(config(data, *extra, save=save))
+    finally:
+        logger.removeHandler(handler)
+        logger.level = level
+    lines = []
+    for line in log.getvalue().splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            lines.append(json.loads(line))
+    return [line for line in lines if isinstance(line, dict)]
+
+
+@dataclass
+class PreciseCrossEntropyConfig(FairseqDataclass):
+    """No flags: the criterion below is for tests alone."""
+
+
+@register_criterion("precise_cross_entropy", dataclass=PreciseCrossEntropyConfig)
+class PreciseCrossEntropy(FairseqCriterion):
+    """Cross entropy in the model's own precision; fairseq's casts to float32."""
+
+    def __init__(self, cfg: PreciseCrossEntropyConfig, task: Any) -> None:
+        super().__init__(task)
+
+    def forward(self, model: Any, sample: Any, reduce: bool = True) -> Any:
+        """Return loss, sample size and logging output."""
+        logits = model(**sample["net_input"])[0]
+        token = torch.nn.functional.cross_entropy(
+            logits.flatten(0, -2),
+            sample["target"].flatten(),
+            ignore_index=self.padding_idx,
+            reduction="none",
+        )
+        loss = token.sum() if reduce else token
+        size = sample["ntokens"]
+        counts = {"ntokens": size, "nsentences": sample["nsentences"], "sample_size": size}
+        return loss, size, {"loss": loss.detach(), **counts}
+
+    @staticmethod
+    def reduce_metrics(logging_outputs: list[dict[str, Any]]) -> None:
+        """Log the mean loss per token, in nats."""
+        size = sum(log["sample_size"] for log in logging_outputs)
+        loss = sum(log["loss"] for log in logging_outputs)
+        metrics.log_scalar("loss", loss / size, size, round=3)
+
+    @staticmethod
+    def logging_outputs_can_be_summed() -> bool:
+        """Everything logged is a number."""
+        return True
+
+
+sentence_losses.sentence_losses_for(PreciseCrossEntropy)(sentence_losses.token_losses)
+
+PRECISE = (
+    "--task translation --source-lang src --target-lang tgt --arch transformer "
+    "--criterion precise_cross_entropy --share-all-embeddings --dropout 0"
+).split() + TINY
+
+
+class Functional:
+    """A model evaluated at explicit weights, for the reference twins.
+
+    ``torch.func.functional_call`` does not restore a model whose encoder and
+    decoder share a module, as fairseq's shared embeddings do.
+
+    Args:
+        model: The model; its own parameters are back after each call.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.weights: dict[int, torch.Tensor] = {}
+
+    def at(self, weights: Sequence[torch.Tensor]) -> None:
+        """Set the values of the parameters, in the model's order."""
+        own = self.model.parameters()
+        self.weights = {id(p): w for p, w in zip(own, weights, strict=True)}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model's forward pass at these weights."""
+        slots = [
+            (module._parameters, name, param)
+            for module in self.model.modules()
+            for name, param in module._parameters.items()
+            if param is not None
+        ]
+        try:
+            for parameters, name, param in slots:
+                parameters[name] = self.weights[id(param)]
+            return self.model(*args, **kwargs)
+        finally:
+            for parameters, name, param in slots:
+                parameters[name] = param
+
+    def __getattr__(self, name: str) -> Any:
+        """Ask the model itself for anything else."""
+        return getattr(self.model, name)
