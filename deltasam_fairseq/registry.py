@@ -97,7 +97,7 @@ class Registry(Generic[T]):
         return name in self._entries
 
     def _unknown(self, name: str) -> str:
-        near = difflib.get_close_matches(name, self._entries, n=1)
+        near = difflib.get_close_matches(str(name), self._entries, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "."
         return f"unknown {self.kind} {name!r}{hint} Known: {', '.join(self.names()) or 'none'}"
 

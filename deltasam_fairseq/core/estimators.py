@@ -112,12 +112,10 @@ def exact(
     eta: float,
     seed: int,
 ) -> Callable[[Tensor], Weights]:
-    """What Eq. 5 estimates, by Hessian-vector products, one sentence at a time.
-
-    Under the paper's assumption H_i = a_i ∇l_i ∇l_iᵀ (section 4.1) this is
-    a_i ‖∇l_i‖ = |∇l_iᵀ H_i ∇l_i| / ‖∇l_i‖³. For analysis: it costs N double
-    backward passes, and the model's attention must have a double backward.
-    """
+    """What Eq. 5 estimates, by Hessian-vector products, one sentence at a time."""
+    # Under the paper's assumption H_i = a_i ∇l_i ∇l_iᵀ (section 4.1) this is
+    # a_i ‖∇l_i‖ = |∇l_iᵀ H_i ∇l_i| / ‖∇l_i‖³. For analysis: it costs N double
+    # backward passes, and the model's attention must have a double backward.
     del rho, eta, seed
     with torch.enable_grad():
         losses = losses_function()
@@ -167,6 +165,8 @@ def _curvature_over_norm(loss: Tensor, params: Sequence[Tensor]) -> Tensor:
     gradient = differentiate(loss, params, create_graph=True)
     fixed = [g.detach() for g in gradient]
     along = sum(((g * f).sum() for g, f in zip(gradient, fixed, strict=True)), loss.new_zeros(()))
+    if not along.requires_grad:  # linear in the weights
+        return torch.zeros((), dtype=torch.float64, device=loss.device)
     bend = differentiate(along, params)
     curvature = sum(((f * b).sum() for f, b in zip(fixed, bend, strict=True)), loss.new_zeros(()))
     norm = global_norm(fixed)

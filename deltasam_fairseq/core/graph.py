@@ -2,38 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-
-
-def reached(loss: Tensor, params: Sequence[Tensor]) -> list[Tensor]:
-    """List the parameters that receive a gradient from a loss.
-
-    Walks the autograd graph; no backward pass is run.
-
-    Args:
-        loss: Any tensor with a graph.
-        params: Candidates.
-
-    Returns:
-        Those of ``params`` that are leaves of the graph, in their order.
-    """
-    found: set[int] = set()
-    visited = set()
-    stack = [loss.grad_fn] if loss.grad_fn is not None else []
-    while stack:
-        node = stack.pop()
-        if node in visited:
-            continue
-        visited.add(node)
-        leaf = getattr(node, "variable", None)
-        if leaf is not None:
-            found.add(id(leaf))
-        stack.extend(child for child, _ in node.next_functions if child is not None)
-    return [p for p in params if id(p) in found]
 
 
 def differentiate(
@@ -56,7 +29,7 @@ def differentiate(
 
 
 @contextmanager
-def gradients_aside(params: Sequence[Tensor]) -> Iterator[None]:
+def gradients_aside(params: Sequence[Tensor]) -> Generator[None, None, None]:
     """Give a block empty ``.grad`` fields and put the old ones back untouched.
 
     Args:
@@ -73,6 +46,26 @@ def gradients_aside(params: Sequence[Tensor]) -> Iterator[None]:
     finally:
         for param, gradient in zip(params, kept, strict=True):
             param.grad = gradient
+
+
+@contextmanager
+def gradients_added(params: Sequence[Tensor]) -> Generator[None, None, None]:
+    """Add what a block leaves in ``.grad`` to what was there, or nothing if it fails.
+
+    Args:
+        params: The parameters.
+
+    Yields:
+        Nothing.
+    """
+    with gradients_aside(params):
+        yield
+        added = take_gradients(params)
+    for param, gradient in zip(params, added, strict=True):
+        if param.grad is None:
+            param.grad = gradient
+        elif gradient is not None:
+            param.grad.add_(gradient)
 
 
 def take_gradients(params: Sequence[Tensor]) -> list[Tensor | None]:
@@ -96,3 +89,23 @@ def take_gradients(params: Sequence[Tensor]) -> list[Tensor | None]:
         taken.append(param.grad)
         param.grad = None
     return taken
+
+
+def reached(loss: Tensor, params: Sequence[Tensor]) -> list[Tensor]:
+    """List the parameters that receive a gradient from a loss.
+
+    Runs a backward pass: a walk through the graph would not see the parameters
+    of layers whose activations are checkpointed.
+
+    Args:
+        loss: A tensor of one element; its graph is used up.
+        params: Candidates; their ``.grad`` is left as it was.
+
+    Returns:
+        Some of ``params``, in their order.
+    """
+    if not loss.requires_grad:
+        return []
+    with gradients_aside(params):
+        torch.autograd.backward(loss)
+        return [p for p in params if p.grad is not None]

@@ -24,6 +24,8 @@ from deltasam_fairseq.core.steps import (
 )
 from deltasam_fairseq.core.vectors import unique
 
+_STEPS, _PROBED, _CANDIDATES = "deltasam_steps", "deltasam_probed", "deltasam_candidates"
+
 
 class DeltaSAM(Optimizer):
     """Wrap an optimizer so that each of its steps is sharpness-aware.
@@ -47,14 +49,16 @@ class DeltaSAM(Optimizer):
         seed: Seed of the random directions; give every worker the same.
 
     Raises:
-        TypeError: If ``inner`` is not an optimizer.
-        ValueError: If a value is outside its range, or the name of a method,
-            estimator or reduction is unknown.
+        TypeError: If ``inner`` is not an optimizer or needs a closure, or the
+            seed is no whole number. A value outside its range, or the unknown
+            name of a method or reduction, is a ``ValueError``; that of an
+            estimator an ``UnknownName``.
 
     State:
-        ``state_dict`` is the inner optimizer's, with one more entry that counts
-        steps, so that a resumed run draws the directions it would have drawn.
-        The inner optimizer can load it, and this class can load the inner's.
+        ``state_dict`` is the inner optimizer's, with a few more entries: how many
+        steps were taken, and which parameters the random direction covers, so
+        that a resumed run draws the directions it would have drawn. The inner
+        optimizer can load it, and this class can load the inner's.
 
     Example:
         >>> model = torch.nn.Linear(3, 1)
@@ -86,6 +90,14 @@ class DeltaSAM(Optimizer):
             raise TypeError(
                 f"inner must be a torch.optim.Optimizer with its parameters, got {inner!r}"
             )
+        closure = inspect.signature(inner.step).parameters.get("closure")
+        if isinstance(inner, DeltaSAM) or (closure and closure.default is closure.empty):
+            raise TypeError(
+                f"inner must be an optimizer that steps without a closure; "
+                f"{type(inner).__name__} calls one itself"
+            )
+        if not isinstance(seed, int):
+            raise TypeError(f"seed must be a whole number, got {seed!r}")
         self.inner = inner
         self.method = one_of(method, "method", METHODS)
         self.rho = not_negative(rho, "rho")
@@ -94,7 +106,8 @@ class DeltaSAM(Optimizer):
         self.reduction = one_of(reduction, "reduction", ("mean", "sum"))
         self.seed = seed
         self.steps = 0
-        self._probed: list[Tensor] | None = None
+        self._probed: set[int] | None = None
+        self._candidates: set[int] = set()
 
     @torch.enable_grad()
     def step(self, closure: Callable[..., Tensor]) -> StepReport:  # type: ignore[override]
@@ -103,17 +116,15 @@ class DeltaSAM(Optimizer):
         Args:
             closure: One forward pass of the batch; returns the losses, shape
                 ``(N,)``. It must neither call ``backward`` nor ``zero_grad``.
-                With ``per_instance``, a closure that has a parameter ``index``
-                is called as ``closure(index=i)`` for the loss of sentence ``i``
-                alone, which spares the loop passes over the whole batch.
+                With ``per_instance``, a closure that has an optional parameter
+                ``index`` is called as ``closure(index=i)`` for the loss of
+                sentence ``i`` alone, which spares the loop passes over the
+                whole batch.
 
         Returns:
             The report; its ``losses`` are those at the weights before the
-            update.
-
-        Raises:
-            ValueError: If the closure does not return a vector of losses, or a
-                gradient is sparse.
+            update. A closure that returns no vector of losses, or a sparse gradient,
+            is a ``ValueError``.
         """
         params = self.trainable()
         report = self._passes(params, closure)
@@ -123,9 +134,7 @@ class DeltaSAM(Optimizer):
 
     def trainable(self) -> list[Tensor]:
         """List the parameters that train, each once."""
-        return unique(
-            p for group in self.inner.param_groups for p in group["params"] if p.requires_grad
-        )
+        return [p for p in self._everything() if p.requires_grad]
 
     def _passes(self, params: list[Tensor], closure: Callable[..., Tensor]) -> StepReport:
         if self.method == "none" or self.rho == 0:
@@ -153,17 +162,21 @@ class DeltaSAM(Optimizer):
         )
 
     def _covered(self, params: list[Tensor], closure: Callable[..., Tensor]) -> list[Tensor]:
-        """List the parameters that the random direction covers, found on first use.
-
-        One forward pass, once, finds those that receive a gradient: a part of
-        the model that takes no part in the loss would only dilute the probe.
-        """
-        known = {id(p) for p in params}
-        if self._probed is None or any(id(p) not in known for p in self._probed):
+        """List the parameters that the random direction covers, found on first use."""
+        # One forward and backward pass, once, finds those that receive a gradient:
+        # a part of the model that takes no part in the loss would only dilute the
+        # probe. Positions rather than tensors, because they are saved.
+        positions = {id(p): i for i, p in enumerate(self._everything())}
+        candidates = {positions[id(p)] for p in params}
+        if self._probed is None or not candidates <= self._candidates:
             randomness = RandomState.capture(params)
-            self._probed = reached(closure().sum(), params)
+            self._probed = {positions[id(p)] for p in reached(closure().sum(), params)}
+            self._candidates = candidates
             randomness.replay()
-        return self._probed
+        return [p for p in params if positions[id(p)] in self._probed]
+
+    def _everything(self) -> list[Tensor]:
+        return unique(p for group in self.inner.param_groups for p in group["params"])
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
@@ -195,11 +208,15 @@ class DeltaSAM(Optimizer):
             param_group: The group, as for any PyTorch optimizer.
         """
         self.inner.add_param_group(param_group)
-        self._probed = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the inner optimizer's state and the number of steps taken."""
-        return {**self.inner.state_dict(), "deltasam_steps": self.steps}
+        """Return the inner optimizer's state and this class's own entries."""
+        own = {
+            _STEPS: self.steps,
+            _PROBED: None if self._probed is None else sorted(self._probed),
+            _CANDIDATES: sorted(self._candidates),
+        }
+        return {**self.inner.state_dict(), **own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state that this class or the plain inner optimizer saved.
@@ -207,8 +224,12 @@ class DeltaSAM(Optimizer):
         Args:
             state_dict: The state.
         """
-        self.inner.load_state_dict({k: v for k, v in state_dict.items() if k != "deltasam_steps"})
-        self.steps = state_dict.get("deltasam_steps", 0)
+        own = (_STEPS, _PROBED, _CANDIDATES)
+        self.inner.load_state_dict({k: v for k, v in state_dict.items() if k not in own})
+        self.steps = state_dict.get(_STEPS, 0)
+        probed = state_dict.get(_PROBED)
+        self._probed = None if probed is None else set(probed)
+        self._candidates = set(state_dict.get(_CANDIDATES, ()))
 
     def __getattr__(self, name: str) -> Any:
         """Find whatever else an optimizer has (hooks, say) on the inner one."""
@@ -218,7 +239,8 @@ class DeltaSAM(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copy and pickle this object with its inner optimizer."""
-        return self.__dict__.copy()
+        # A learning-rate scheduler hangs a bound ``step`` here; it is not the copy's.
+        return {k: v for k, v in self.__dict__.items() if k != "step"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Undo ``__getstate__``."""

@@ -50,6 +50,7 @@ class Borrowed:
                     param.copy_(buffer.mul_(scale).add_(saved))
                     buffer.copy_(saved)
                     self._pairs[-1] = (param, buffer)
+            _forget_casts()
         except BaseException:
             self.give_back()
             raise
@@ -63,6 +64,7 @@ class Borrowed:
         with torch.no_grad():
             for param, saved in self._pairs:
                 param.mul_(-1).add_(saved, alpha=2)
+        _forget_casts()
 
     def give_back(self) -> None:
         """Copy the saved values back. A second call does nothing."""
@@ -70,6 +72,7 @@ class Borrowed:
             for param, saved in self._pairs:
                 param.copy_(saved)
         self._pairs = []
+        _forget_casts()
 
 
 @contextmanager
@@ -123,3 +126,8 @@ def _paired(
             )
         pairs.append((param, step))
     return pairs
+
+
+def _forget_casts() -> None:
+    """Drop autocast's half-precision copies of weights, which are those before a move."""
+    torch.clear_autocast_cache()

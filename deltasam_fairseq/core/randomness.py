@@ -8,6 +8,7 @@ LayerDrop choices are the same in every pass.
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -18,15 +19,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RandomState:
-    """State of Python's, the CPU's and some GPUs' default generators.
+    """State of the default generators of Python, NumPy, the CPU and some GPUs.
 
     Args:
         python: ``random.getstate()``.
+        numpy: ``numpy.random.get_state()``, if the program uses NumPy: some of
+            fairseq's models draw LayerDrop from there.
         cpu: ``torch.get_rng_state()``.
         cuda: CUDA generator state by device index.
     """
 
     python: tuple[Any, ...]
+    numpy: Any
     cpu: Tensor
     cuda: dict[int, Tensor]
 
@@ -44,6 +48,7 @@ class RandomState:
         devices = {t.device.index or 0 for t in tensors if t.device.type == "cuda"}
         return cls(
             python=random.getstate(),
+            numpy=sys.modules["numpy"].random.get_state() if "numpy" in sys.modules else None,
             cpu=torch.get_rng_state(),
             cuda={i: torch.cuda.get_rng_state(i) for i in sorted(devices)},
         )
@@ -51,6 +56,8 @@ class RandomState:
     def replay(self) -> None:
         """Put the generators back to where they were when captured."""
         random.setstate(self.python)
+        if self.numpy is not None:
+            sys.modules["numpy"].random.set_state(self.numpy)
         torch.set_rng_state(self.cpu)
         for index, state in self.cuda.items():
             torch.cuda.set_rng_state(state, index)

@@ -23,7 +23,7 @@ from deltasam_fairseq.core.estimators import (
     uniform,
     uniform_weights,
 )
-from deltasam_fairseq.core.graph import gradients_aside, take_gradients
+from deltasam_fairseq.core.graph import gradients_added, gradients_aside, take_gradients
 from deltasam_fairseq.core.perturb import perturbed
 from deltasam_fairseq.core.randomness import RandomState
 from deltasam_fairseq.core.vectors import global_norm
@@ -42,8 +42,9 @@ class StepReport(NamedTuple):
             norms; 0 for ``none``.
         floored: How many weights had their denominator raised to eta.
         fallbacks: How often a fallback was taken: weights that were all zero or
-            not finite (uniform ones were used), or an ascent gradient that was
-            zero or not finite (the weights were not perturbed).
+            not finite (uniform ones were used), an ascent gradient that was zero
+            or not finite (nothing was perturbed), or losses that are finite at
+            ``w`` but not at the perturbed weights (the gradient is that at ``w``).
     """
 
     losses: Tensor
@@ -104,7 +105,8 @@ def sam_step(
 
     State:
         Adds the descent gradient to ``.grad``; weights are restored bit for
-        bit; random generators end where one pass would leave them.
+        bit; random generators end where one pass would leave them. Buffers that
+        a forward pass updates, such as BatchNorm's statistics, see every pass.
 
     Cost:
         2 forward and 2 backward passes, one copy of the parameters.
@@ -185,12 +187,10 @@ def delta_sam_step(
             ascent = take_gradients(params)
             norm = _norm(ascent)
     at = losses.detach()
-    if not _is_usable(norm):
-        ascent, fallbacks = [None] * len(params), fallbacks + 1
-    with perturbed(params, ascent, _scale(rho, norm)):
-        there = replayed()
-        torch.autograd.backward(_reduce(there, reduction))
-    return StepReport(at, there.detach(), weights, norm, int(floored), fallbacks)
+    there, extra = _descend(
+        params, ascent, norm, replayed, at, rho=rho, reduce=lambda x: _reduce(x, reduction)
+    )
+    return StepReport(at, there, weights, norm, int(floored), fallbacks + extra)
 
 
 def per_instance_step(
@@ -222,7 +222,7 @@ def per_instance_step(
         one pass over each sentence would leave them.
 
     Cost:
-        2N forward and 2N backward passes, one copy of the parameters.
+        2N + 1 forward and 2N backward passes, one copy of the parameters.
 
     Source:
         Zhou et al. 2022, Eq. 2, section 5.5.
@@ -240,23 +240,27 @@ def per_instance_step(
         return loss_of(index).reshape(())
 
     at, there, norms, fallbacks = [], [], [], 0
-    for index in range(count):
-        randomness = start if loss_of is None else RandomState.capture(params)
-        with gradients_aside(params):
-            randomness.replay()
-            loss = one(index)
-            torch.autograd.backward(loss)
-            ascent = take_gradients(params)
-        norm = _norm(ascent)
-        if not _is_usable(norm):
-            ascent, fallbacks = [None] * len(params), fallbacks + 1
-        with perturbed(params, ascent, _scale(rho, norm)):
-            randomness.replay()
-            moved = one(index)
-            torch.autograd.backward(moved / count if reduction == "mean" else moved)
-        at.append(loss.detach())
-        there.append(moved.detach())
-        norms.append(norm)
+    share = count if reduction == "mean" else 1
+    with gradients_added(params):
+        for index in range(count):
+            randomness = start if loss_of is None else RandomState.capture(params)
+
+            def replayed(index: int = index, randomness: RandomState = randomness) -> Tensor:
+                randomness.replay()
+                return one(index)
+
+            with gradients_aside(params):
+                loss = replayed()
+                torch.autograd.backward(loss)
+                ascent = take_gradients(params)
+            norm = _norm(ascent)
+            at.append(loss.detach())
+            moved, extra = _descend(
+                params, ascent, norm, replayed, at[-1], rho=rho, reduce=lambda x: x / share
+            )
+            there.append(moved)
+            norms.append(norm)
+            fallbacks += extra
     losses = torch.stack(at)
     return StepReport(
         losses,
@@ -266,6 +270,38 @@ def per_instance_step(
         floored=0,
         fallbacks=fallbacks,
     )
+
+
+def _descend(
+    params: Sequence[Tensor],
+    ascent: list[Tensor | None],
+    norm: float,
+    losses_function: LossesFunction,
+    at: Tensor,
+    *,
+    rho: float,
+    reduce: Callable[[Tensor], Tensor],
+) -> tuple[Tensor, int]:
+    """Add the gradient at the perturbed weights to ``.grad``.
+
+    An ascent that is zero or not finite perturbs nothing. Losses that are
+    finite at w and not at the perturbed weights are taken at w instead.
+
+    Returns:
+        The losses that were differentiated, detached, and how many fallbacks
+        were taken.
+    """
+    fallbacks = 0
+    if not _is_usable(norm):
+        ascent, fallbacks = [None] * len(params), 1
+    with perturbed(params, ascent, _scale(rho, norm)):
+        there = losses_function()
+        if torch.isfinite(there).all() or not torch.isfinite(at).all():
+            torch.autograd.backward(reduce(there))
+            return there.detach(), fallbacks
+    there = losses_function()
+    torch.autograd.backward(reduce(there))
+    return there.detach(), fallbacks + 1
 
 
 def _checked(losses: Tensor) -> Tensor:

@@ -26,9 +26,8 @@ def unique(tensors: Iterable[Tensor]) -> list[Tensor]:
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     """Return the L2 norm of all entries of all tensors together.
 
-    The squares of each tensor are summed in its own precision (at least
-    float32) and the sums are added in float64, so the result depends little on
-    how the entries are spread over tensors.
+    Computed in float64: squares of small float32 gradients would vanish, and
+    the result depends little on how the entries are spread over tensors.
 
     Args:
         tensors: Tensors of any shapes on any devices; may be empty.
@@ -44,14 +43,6 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     if not tensors:
         return torch.zeros((), dtype=torch.float64)
     device = tensors[0].device
-    norms = [
-        torch.linalg.vector_norm(t.detach(), dtype=torch.float32 if t.dtype in _HALF else None).to(
-            device, torch.float64
-        )
-        for t in tensors
-    ]
+    norms = [torch.linalg.vector_norm(t.detach(), dtype=torch.float64).to(device) for t in tensors]
     total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
     return total
-
-
-_HALF = (torch.float16, torch.bfloat16)

@@ -56,6 +56,16 @@ class Tally:
         self.squares += squares
         self.floored += low
 
+    def count_uniform(self, sentences: float) -> None:
+        """Count sentences in whose weights are all one."""
+        self.sentences += sentences
+        self.weights += sentences
+        self.squares += sentences
+
+    def clear(self) -> None:
+        """Forget what was counted."""
+        self.__init__()  # type: ignore[misc]
+
     def sums(self, norm: float, fallbacks: int) -> AscentSums:
         """Turn the tally into what is logged.
 
@@ -219,7 +229,7 @@ class Covered:
 
 
 def ascend(
-    run_passes: Callable[[Any, list[Pass], Tally], None],
+    run_passes: Callable[[Any, Tally], list[Pass]],
     params: Sequence[Tensor],
     weighing: Callable[[Tally], WeighingCriterion] | None,
     criterion: Any,
@@ -236,7 +246,7 @@ def ascend(
 
     Args:
         run_passes: Runs forward and backward passes of the micro-batches with
-            the criterion that it is given, and appends to the list and tally.
+            the criterion that it is given, and counts into the tally.
         params: The parameters, each once; their ``.grad`` is left as it was.
         weighing: Makes the stand-in for the criterion; ``None`` for SAM.
         criterion: The task's own criterion.
@@ -251,9 +261,9 @@ def ascend(
     attempts = ([weighing] if weighing else []) + [None]
     with gradients_aside(params):
         for attempt in attempts:
-            tally, seen = Tally(), []
+            tally = Tally()
             stand_in = attempt(tally) if attempt else None
-            run_passes(stand_in or criterion, seen, tally)
+            seen = run_passes(stand_in or criterion, tally)
             passes = passes or seen
             fallbacks += stand_in.fallbacks if stand_in else 0
             direction = take_gradients(params)

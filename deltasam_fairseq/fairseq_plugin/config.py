@@ -97,10 +97,8 @@ class Sharpness:
             cfg: The ``optimizer`` node.
 
         Returns:
-            The settings.
-
-        Raises:
-            ValueError: If a value is outside its range or a name is unknown.
+            The settings. A value outside its range or an unknown name is a
+            ``ValueError``.
         """
         ESTIMATORS.get(cfg.sam_estimator)
         return cls(

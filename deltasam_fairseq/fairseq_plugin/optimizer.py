@@ -26,7 +26,7 @@ _WRAPPED_IN = ("fp32_optimizer", "wrapped_optimizer", "_optimizer")
 
 
 @register_optimizer("delta_sam", dataclass=DeltaSAMConfig)
-class DeltaSAMOptimizer(FairseqOptimizer):  # type: ignore[misc]
+class DeltaSAMOptimizer(FairseqOptimizer):
     """The registered name; building it gives the marked inner optimizer."""
 
     @classmethod
@@ -41,11 +41,9 @@ class DeltaSAMOptimizer(FairseqOptimizer):  # type: ignore[misc]
             **kwargs: Nothing; fairseq's registry passes such on.
 
         Returns:
-            The inner optimizer.
-
-        Raises:
-            ValueError: If a value is outside its range, or the inner optimizer
-                is unknown, wraps others, or lacks a flag that was given.
+            The inner optimizer. A value outside its range, or an inner
+            optimizer that is unknown, wraps others or lacks a flag that was
+            given, is a ``ValueError``.
         """
         settings = Sharpness.from_config(cfg)
         inner = build_inner(cfg, params, **kwargs)

@@ -123,39 +123,38 @@ class Update:
             and not shared
             and type(self.trainer.task).train_step is FairseqTask.train_step
         )
-        weighing = partial(
-            WeighingCriterion,
-            self.trainer.get_criterion(),
-            self.settings,
-            self.params,
-            self.covered,
-            seed=seed,
-            sole=sole,
-        )
+
+        def weighing(tally: Tally) -> WeighingCriterion:
+            return WeighingCriterion(
+                self.trainer.get_criterion(),
+                self.settings,
+                self.params,
+                self.covered,
+                seed=seed,
+                sole=sole,
+                tally=tally,
+            )
+
+        def passes(used: Any, tally: Tally) -> list[Pass]:
+            return self._passes(batches, tally, shared=shared, criterion=used, **kwargs)
+
+        group = self.trainer.data_parallel_process_group if shared else None
         with without_sync(kwargs["model"], criterion):
             return ascend(
-                partial(self._passes, batches, shared, kwargs),
+                passes,
                 self.params,
-                (lambda tally: weighing(tally=tally))
-                if self.settings.method == "delta_sam"
-                else None,
+                weighing if self.settings.method == "delta_sam" else None,
                 criterion,
                 rho=self.settings.rho,
-                add_up=partial(add_up, group=self.trainer.data_parallel_process_group)
-                if shared
-                else None,
+                add_up=partial(add_up, group=group) if shared else None,
             )
 
     def _passes(
-        self,
-        batches: Sequence[Batch],
-        shared: bool,
-        kwargs: dict[str, Any],
-        criterion: Any,
-        passes: list[Pass],
-        tally: Tally,
-    ) -> None:
+        self, batches: Sequence[Batch], tally: Tally, *, shared: bool, criterion: Any, **kwargs: Any
+    ) -> list[Pass]:
+        """Run the micro-batches at w, count them, and put the generators back."""
         start = RandomState.capture(self.params)
+        passes = []
         try:
             for sample, ignored in batches:
                 state = RandomState.capture(self.params)
@@ -166,10 +165,7 @@ class Update:
                     )
                     tally.sample_size += float(utils.item(sample_size))
                     if not isinstance(criterion, WeighingCriterion):
-                        sentences = float(utils.item(logging_output.get("nsentences", 0)))
-                        tally.sentences += sentences
-                        tally.weights += sentences
-                        tally.squares += sentences
+                        tally.count_uniform(float(utils.item(logging_output.get("nsentences", 0))))
                 passes.append(Pass(state, logging_output))
         except RuntimeError as error:
             if not shared or "out of memory" not in str(error):
@@ -178,11 +174,13 @@ class Update:
             # and let the descent meet the same fate under the trainer's eyes.
             for param in self.params:
                 param.grad = None
-            passes[:] = [Pass(start, None) for _ in batches]
+            tally.clear()
+            passes = [Pass(start, None) for _ in batches]
         finally:
             start.replay()
+        return passes
 
-    def _count_and_step(
+    def _count_and_step(  # noqa: PLR0917  (as the trainer calls it)
         self,
         sample: Sample,
         model: Any,
@@ -192,13 +190,20 @@ class Update:
         ignore_grad: bool = False,
         **extra: Any,
     ) -> Result:
-        own = {"sample": sample, "ignore_grad": ignore_grad}
-        common = {"criterion": criterion, "optimizer": optimizer, "update_num": update_num}
+        arguments: dict[str, Any] = {
+            "sample": sample,
+            "model": model,
+            "criterion": criterion,
+            "optimizer": optimizer,
+            "update_num": update_num,
+            "ignore_grad": ignore_grad,
+            **extra,
+        }
         if self.position >= len(self.samples):
             # The trainer looks for the module that made a NaN.
-            return self._task_step(model=model, **own, **common, **extra)
+            return self._task_step(**arguments)
         try:
-            return self.train_step(model=model, **own, **common, **extra)
+            return self.train_step(**arguments)
         except BaseException:
             self.give_back()
             raise

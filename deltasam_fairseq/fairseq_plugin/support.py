@@ -60,8 +60,9 @@ def check_run(trainer: Any, settings: Sharpness) -> None:
         settings: The run's settings.
 
     Raises:
-        ValueError: If a setting, the task or the model is not supported.
-        UnknownName: If delta-SAM knows no per-sentence losses for the criterion.
+        ValueError: If a setting, the task or the model is not supported. An
+            unknown criterion raises what
+            :func:`~deltasam_fairseq.fairseq_plugin.sentence_losses.reader_for` says.
     """
     if not settings.active:
         return

@@ -36,7 +36,9 @@ def train_shares(rank: int, count: int, port: int, data: Path) -> dict[str, dict
         *("--distributed-no-spawn", "--distributed-init-method", f"tcp://127.0.0.1:{port}"),
     )
     distributed.distributed_init(toys.config(data, *toys.TRANSLATION, *init))
-    return {name: _train_share(rank, 8 // count, data, flags + init) for name, flags in RUNS.items()}
+    return {
+        name: _train_share(rank, 8 // count, data, flags + init) for name, flags in RUNS.items()
+    }
 
 
 def _train_share(rank: int, size: int, data: Path, flags: tuple[str, ...]) -> dict[str, Any]:
@@ -113,7 +115,7 @@ def wrapped(model: torch.nn.Module) -> ModuleProxyWrapper:
 
 
 def test_legacy_ddp_synchronises_again_after_an_exception() -> None:
-    """fairseq's own ``no_sync`` leaves the flag set, and workers would drift apart."""
+    """The wrapper's own ``no_sync`` leaves the flag set, and workers would drift apart."""
     model = wrapped(torch.nn.Linear(1, 1))
     with pytest.raises(KeyError), parallel.without_sync(model):
         assert model.module.accumulate_grads
@@ -131,7 +133,7 @@ def test_adding_up_goes_by_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
         flat.mul_(2)  # as if two workers had the same
 
     monkeypatch.setattr(parallel, "BUCKET_ELEMENTS", 5)
-    monkeypatch.setattr(parallel.distributed, "all_reduce", all_reduce)
+    monkeypatch.setattr(distributed, "all_reduce", all_reduce)
     tensors = [torch.full(shape, 1.0) for shape in ((2, 2), (3,), (7,), (1,))]
     assert parallel.add_up(tensors, [1.0, 2.5], Namespace()) == [2.0, 5.0]
     assert calls == [6, 3, 7, 1]

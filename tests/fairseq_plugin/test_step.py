@@ -94,7 +94,7 @@ def test_equals_the_slow_twin_in_float64(
         trainer.train_step(group)
         for (name, value), step in zip(toys.parameters(trainer).items(), gradient, strict=True):
             torch.testing.assert_close(
-                value, before[name] - 0.5 * step, rtol=1e-8, atol=1e-10, msg=lambda m, n=name: n + m
+                value, before[name] - 0.5 * step, rtol=1e-8, atol=1e-10, msg=name
             )
 
 
@@ -163,9 +163,7 @@ def test_a_vanishing_radius_runs_all_passes_and_changes_nothing(
     ends = []
     one = toys.make_trainer(translation, *toys.TRANSLATION, "--optimizer", "adam")
     # One sentence at a time: a batch's dropout is not that of its sentences alone.
-    samples = [
-        one.task.dataset("train").collater([one.task.dataset("train")[i]]) for i in range(5)
-    ]
+    samples = [one.task.dataset("train").collater([one.task.dataset("train")[i]]) for i in range(5)]
     for flags in (("--optimizer", "adam"), ("--sam-method", method, "--sam-rho", "1e-30")):
         trainer = toys.make_trainer(translation, *toys.TRANSLATION, *flags)
         toys.updates(trainer, [samples[:2], samples[2:4], samples[4:]])
@@ -273,7 +271,7 @@ def test_the_passes_of_a_step(translation: Path) -> None:
         trainer = toys.make_trainer(translation, *toys.TRANSLATION, "--sam-method", method)
         samples = toys.batches(trainer)
         trainer.train_step(samples[:1])
-        count = []
+        count: list[int] = []
         trainer.get_model().register_forward_hook(lambda *_, count=count: count.append(1))
         trainer.train_step(samples[1 : 1 + freq])
         assert len(count) == expected, method

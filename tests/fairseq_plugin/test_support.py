@@ -64,8 +64,7 @@ def test_sparse_gradients_are_refused(translation: Path) -> None:
 
 
 UNKNOWN = (
-    "--task translation --source-lang src --target-lang tgt --arch transformer "
-    "--criterion model"
+    "--task translation --source-lang src --target-lang tgt --arch transformer --criterion model"
 ).split() + toys.TINY
 
 

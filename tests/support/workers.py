@@ -31,7 +31,7 @@ def run_workers(function: Callable[..., Any], count: int, folder: Path, *argumen
     Returns:
         What each returned, by rank. An exception in any of them is raised here.
     """
-    multiprocessing.spawn(
+    multiprocessing.spawn(  # type: ignore[attr-defined]
         _run, args=(function, count, free_port(), folder, arguments), nprocs=count, join=True
     )
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(count)]

@@ -22,7 +22,12 @@ dataset: {{batch_size: 8, num_workers: 0, required_batch_size_multiple: 1}}
 optimization: {{max_epoch: 1, lr: [0.01]}}
 task: {{_name: translation, data: {data}, source_lang: src, target_lang: tgt}}
 criterion: {{_name: label_smoothed_cross_entropy, label_smoothing: 0.1}}
-optimizer: {{_name: delta_sam, sam_method: {method}, sam_rho: 0.02, sam_eta: 1e-3, adam_betas: "(0.9, 0.98)"}}
+optimizer:
+  _name: delta_sam
+  sam_method: {method}
+  sam_rho: 0.02
+  sam_eta: 1e-3
+  adam_betas: "(0.9, 0.98)"
 lr_scheduler: {{_name: fixed}}
 model:
   _name: transformer
