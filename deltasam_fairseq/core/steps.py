@@ -232,6 +232,7 @@ def per_instance_step(
     start = RandomState.capture(params)
     with torch.no_grad():
         count = _checked(losses_function()).numel()
+    torch.clear_autocast_cache()  # its casts were made without a graph
     start.replay()
 
     def one(index: int) -> Tensor:

@@ -8,6 +8,7 @@ the trainer takes for the gradient at w is the gradient at w + eps.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -44,7 +45,7 @@ Result = tuple[Any, Any, Logging]
 Batch = tuple[Sample, bool]
 
 
-class Update:
+class Update(ABC):
     """What the two scopes share.
 
     Args:
@@ -76,6 +77,7 @@ class Update:
             stack.enter_context(_replaced(task, "reduce_metrics", self._reduce))
             yield
 
+    @abstractmethod
     def train_step(self, sample: Sample, model: Any, ignore_grad: bool, **kwargs: Any) -> Result:
         """Run one micro-batch; the gradient at w + eps is added to ``.grad``.
 
@@ -88,9 +90,8 @@ class Update:
         Returns:
             Loss, sample size and combined logging output.
         """
-        raise NotImplementedError
 
-    def give_back(self) -> None:
+    def give_back(self) -> None:  # noqa: B027  (only one scope holds anything in between)
         """Put back what this update still holds."""
 
     def task_step(self, sample: Sample, **kwargs: Any) -> Result:

@@ -11,6 +11,7 @@ import torch
 from fairseq.distributed import utils as distributed
 from fairseq.distributed.legacy_distributed_data_parallel import LegacyDistributedDataParallel
 from fairseq.distributed.module_proxy_wrapper import ModuleProxyWrapper
+from torch.nn.parallel import DistributedDataParallel
 
 from deltasam_fairseq.fairseq_plugin import parallel
 from tests.support import fairseq_toys as toys
@@ -25,6 +26,9 @@ RUNS = {
     "delta_sam": ("--sam-method", "delta_sam"),
     "micro": ("--sam-scope", "micro"),
     "per_instance": ("--sam-method", "per_instance"),
+    "pytorch_ddp": ("--sam-method", "delta_sam"),
+    "pytorch_ddp, micro": ("--sam-scope", "micro"),
+    "pytorch_ddp, per_instance": ("--sam-method", "per_instance"),
 }
 
 
@@ -37,12 +41,26 @@ def train_shares(rank: int, count: int, port: int, data: Path) -> dict[str, dict
     )
     distributed.distributed_init(toys.config(data, *toys.TRANSLATION, *init))
     return {
-        name: _train_share(rank, 8 // count, data, flags + init) for name, flags in RUNS.items()
+        name: _train_share(rank, 8 // count, data, flags + init, torch_ddp="pytorch_ddp" in name)
+        for name, flags in RUNS.items()
     }
 
 
-def _train_share(rank: int, size: int, data: Path, flags: tuple[str, ...]) -> dict[str, Any]:
+def _train_share(
+    rank: int, size: int, data: Path, flags: tuple[str, ...], *, torch_ddp: bool
+) -> dict[str, Any]:
     trainer = toys.make_trainer(data, *toys.TRANSLATION, *SGD, *flags)
+    if torch_ddp:
+        # As fairseq wraps for pytorch_ddp, but for device_ids, which a CPU has none of.
+        trainer._wrapped_model = ModuleProxyWrapper(
+            DistributedDataParallel(
+                trainer.get_model(),
+                process_group=trainer.data_parallel_process_group,
+                broadcast_buffers=False,
+                find_unused_parameters=True,
+                gradient_as_bucket_view=True,
+            )
+        )
     dataset = trainer.task.dataset("train")
     collectives: list[int] = []
     reduce = torch.distributed.all_reduce
@@ -69,7 +87,7 @@ def workers(translation: Path, tmp_path_factory: pytest.TempPathFactory) -> list
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("run", ["none", "sam", "delta_sam", "per_instance"])
+@pytest.mark.parametrize("run", [run for run in RUNS if "micro" not in run])
 def test_two_workers_equal_two_micro_batches(translation: Path, workers: Any, run: str) -> None:
     """How an update is split over workers or over micro-batches is no matter."""
     first = workers[0][run]
@@ -102,7 +120,13 @@ def test_scope_update_needs_one_more_reduction_and_the_others_none(workers: Any)
     plain = workers[0]["none"]["collectives"]
     for worker in workers:
         found = {run: result["collectives"] - plain for run, result in worker.items()}
-        assert found == {"none": 0, "sam": 1, "delta_sam": 1, "micro": 0, "per_instance": 0}
+        assert {run: found[run] for run in found if "ddp" not in run} == {
+            "none": 0,
+            "sam": 1,
+            "delta_sam": 1,
+            "micro": 0,
+            "per_instance": 0,
+        }
 
 
 def wrapped(model: torch.nn.Module) -> ModuleProxyWrapper:

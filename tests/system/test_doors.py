@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("fairseq")
+fairseq = pytest.importorskip("fairseq")
 
 from tests.support import fairseq_toys as toys  # noqa: E402
 
@@ -32,6 +32,7 @@ lr_scheduler: {{_name: fixed}}
 model:
   _name: transformer
   share_all_embeddings: true
+  base_layers: 0
   encoder: {{layers: 2, embed_dim: 16, ffn_embed_dim: 24, attention_heads: 2}}
   decoder: {{layers: 2, embed_dim: 16, ffn_embed_dim: 24, attention_heads: 2}}
 """
@@ -73,6 +74,10 @@ def test_hydra(data: Path, tmp_path: Path, method: str) -> None:
     assert list(saved["last_optimizer_state"]["param_groups"][0]["betas"]) == [0.9, 0.98]
 
 
+@pytest.mark.skipif(
+    fairseq.__version__ == "0.12.2" and int(torch.__version__.split(".")[0]) > 1,
+    reason="evaluation of a post-norm encoder in fairseq 0.12.2 fails on torch 2 by itself",
+)
 def test_generation_from_a_checkpoint(data: Path, tmp_path: Path) -> None:
     python(
         *("-m", "fairseq_cli.train", str(data), "--user-dir", str(ROOT / "user_dir")),
