@@ -1,0 +1,63 @@
+# `make help` is the index. Every target makes what it needs, from nothing.
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?=
+METHOD ?= delta_sam
+WORKERS ?= 2
+
+UPSTREAM_VENV ?= .venv-upstream
+# A Python 3.10 that runs: the one on PATH, else the newest that pyenv has.
+PYTHON310 ?= $(or \
+  $(shell python3.10 -c 'import sys; print(sys.executable)' 2>/dev/null), \
+  $(lastword $(sort $(wildcard $(HOME)/.pyenv/versions/3.10.*/bin/python3.10))))
+
+BIN := $(VENV)/bin
+PYTEST = $(BIN)/python -m pytest
+FAST := -m "not slow and not gpu"
+
+.PHONY: help demo test check all test-upstream environment format clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  PYTHON=python3.12   which Python the environment is made with"
+	@echo "  VENV=folder         where the environment is, to have several"
+	@echo "  TORCH=2.4.1         exact version of torch, for an older driver say"
+	@echo "  METHOD=sam          what the demo trains with: none, sam, delta_sam, per_instance"
+	@echo "  CONTINUE=1          go on with an unfinished demo; RESTART=1 starts it over"
+	@echo "  WORKERS=4           test processes, of one thread each"
+	@echo "  DELTASAM_DATA=dir   downloaded data: turns on the tests that read it"
+	@echo "  PYTHON310=path      the Python 3.10 of test-upstream"
+
+demo: environment ## train, decode and score a summarizer of docstrings: 10 minutes (METHOD=sam …)
+	DELTASAM_BIN="$(abspath $(BIN))" scripts/demo.sh --method $(METHOD)
+
+test: environment ## the test suite, without the tests marked slow or gpu
+	$(PYTEST) -n $(WORKERS) $(FAST)
+
+check: environment ## format, lint, types, import arrows, doctests and README blocks
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(PYTEST) -q deltasam_fairseq tests/system/test_arrows.py tests/system/test_readme.py
+
+all: check ## everything there is: check, and all tests, slow ones included
+	$(PYTEST) -n $(WORKERS)
+
+test-upstream: ## the test suite with fairseq 0.12.2, on Python 3.10
+	@test -n "$(PYTHON310)" || { \
+	  echo "No Python 3.10 found: make PYTHON310=/path/to/python3.10 test-upstream" >&2; exit 1; }
+	@$(PYTHON310) scripts/environment.py --upstream $(UPSTREAM_VENV)
+	$(UPSTREAM_VENV)/bin/python -m pytest -n $(WORKERS) $(FAST)
+
+environment: ## the virtual environment alone (.venv), built if it is not up to date
+	@$(PYTHON) scripts/environment.py $(if $(TORCH),--torch $(TORCH)) $(VENV)
+
+format: environment ## let ruff rewrite what it can
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+clean: ## remove environments, caches and build outputs; what the demo made stays
+	rm -rf .venv .venv-upstream build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find deltasam_fairseq scripts tests user_dir -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,172 @@
+"""Which part of the package may import which.
+
+An import points from a layer to a lower one, never to its own rank or upwards,
+and some layers keep third-party packages out: the core is PyTorch alone, and
+recipes can be listed on a machine that has neither torch nor fairseq.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = "deltasam_fairseq"
+
+RANK = {
+    "errors": 0,
+    "plugin_path": 0,
+    "registry": 0,
+    "core": 1,
+    "objectives": 2,
+    "evaluation": 2,
+    "data": 2,
+    "recipes": 3,
+    "fairseq_plugin": 3,
+    "analysis": 4,
+    "benchmarks": 4,
+    "plugin_dir": 4,
+    "cli": 5,
+}
+
+# Beside the ranks. A name stands for everything below it.
+FORBIDDEN = {
+    "errors": {"fairseq", "numpy", "torch"},
+    "plugin_path": {"fairseq", "numpy", "torch"},
+    "registry": {"fairseq", "numpy", "torch"},
+    "core": {"fairseq", "matplotlib", "numpy", "rouge_score", "sacrebleu", "sentencepiece"},
+    "objectives": {"fairseq"},
+    "evaluation": {"fairseq", "torch", f"{PACKAGE}.core"},
+    "data": {"fairseq", "torch", f"{PACKAGE}.core"},
+    "recipes": {"fairseq", "torch", f"{PACKAGE}.core", f"{PACKAGE}.objectives"},
+}
+
+# Every third-party module that the package imports; each is a dependency or an
+# extra in setup.py, or comes with fairseq.
+THIRD_PARTY = {
+    "fairseq",
+    "hydra",
+    "matplotlib",
+    "numpy",
+    "omegaconf",
+    "rouge_score",
+    "sacrebleu",
+    "sentencepiece",
+    "torch",
+}
+
+
+def sources() -> list[Path]:
+    return sorted((ROOT / PACKAGE).rglob("*.py"))
+
+
+def layer_of(module: str) -> str:
+    """Return the layer of ``deltasam_fairseq.layer.…``, empty for the package itself."""
+    return f"{module}.".split(".")[1]
+
+
+def imports(path: Path) -> Iterator[tuple[ast.stmt, list[str]]]:
+    """Yield each import statement with the modules it may load.
+
+    ``from a import b`` may load ``a.b``, so that is the name to judge: it keeps
+    ``from deltasam_fairseq import core`` from passing as an import of the package.
+    """
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield node, [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            yield node, [f"{node.module}.{alias.name}" for alias in node.names]
+
+
+def is_below(module: str, name: str) -> bool:
+    return module == name or module.startswith(f"{name}.")
+
+
+def violations(path: Path, module: str) -> list[str]:
+    """Return one line for each import in a file that its layer must not have."""
+    found = []
+    layer = layer_of(module)
+    for node, names in imports(path):
+        where = f"{path.name}:{node.lineno}: `{ast.unparse(node)}`"
+        if isinstance(node, ast.ImportFrom) and node.level:
+            found.append(f"{where} is relative")
+            continue
+        if isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names):
+            found.append(f"{where} is a wildcard")
+        for name in names:
+            top = name.partition(".")[0]
+            if top != PACKAGE and top not in THIRD_PARTY | sys.stdlib_module_names:
+                found.append(f"{where} is neither a dependency nor the standard library")
+            if any(is_below(name, forbidden) for forbidden in FORBIDDEN.get(layer, ())):
+                found.append(f"{where} does not belong into {layer}")
+            other = layer_of(name) if top == PACKAGE else ""
+            if other in RANK and other != layer and RANK[other] >= RANK.get(layer, -1):
+                found.append(f"{where} leads from {layer or PACKAGE} to {other}, not downwards")
+    return found
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+@pytest.mark.parametrize("path", sources(), ids=module_name)
+def test_imports_point_downwards(path: Path) -> None:
+    assert not violations(path, module_name(path))
+
+
+def test_every_layer_has_a_rank() -> None:
+    layers = {layer_of(module_name(path)) for path in sources()} - {""}
+    assert layers <= RANK.keys()
+
+
+@pytest.mark.parametrize(
+    ("layer", "line", "complaint"),
+    [
+        ("core", "import fairseq.utils", "does not belong into core"),
+        ("core", "from fairseq import utils", "does not belong into core"),
+        ("core", "import deltasam_fairseq.fairseq_plugin.register", "not downwards"),
+        ("core", "from deltasam_fairseq import objectives", "not downwards"),
+        ("recipes", "from deltasam_fairseq.fairseq_plugin import config", "not downwards"),
+        ("evaluation", "from deltasam_fairseq.data import text", "not downwards"),
+        ("evaluation", "from deltasam_fairseq.core.noise import draw", "does not belong"),
+        ("recipes", "def f():\n    import torch", "does not belong into recipes"),
+        ("analysis", "import pandas", "neither a dependency nor the standard library"),
+        ("cli", "from . import main", "is relative"),
+        ("cli", "from torch import *", "is a wildcard"),
+        ("", "from deltasam_fairseq import core", "not downwards"),
+    ],
+)
+def test_the_rules_find_what_they_forbid(
+    tmp_path: Path, layer: str, line: str, complaint: str
+) -> None:
+    path = tmp_path / "module.py"
+    path.write_text(line)
+    module = f"{PACKAGE}.{layer}.module" if layer else PACKAGE
+    assert any(complaint in found for found in violations(path, module))
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        (PACKAGE, {"torch", "fairseq", "numpy"}),
+        (f"{PACKAGE}.registry", {"torch", "fairseq", "numpy"}),
+        (f"{PACKAGE}.core", {"fairseq"}),
+        (f"{PACKAGE}.evaluation", {"torch", "fairseq"}),
+        (f"{PACKAGE}.data", {"torch", "fairseq"}),
+        (f"{PACKAGE}.recipes", {"torch", "fairseq"}),
+        (f"{PACKAGE}.cli.main", {"torch", "fairseq"}),
+    ],
+)
+def test_a_clean_interpreter_loads_no_more_than_it_should(module: str, absent: set[str]) -> None:
+    code = f"import sys, {module}; print(*sorted({absent!r} & sys.modules.keys()))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
