@@ -1,0 +1,1 @@
+"""The command line; :mod:`~deltasam_fairseq.cli.main` is the entry."""

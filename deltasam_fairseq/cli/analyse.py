@@ -1,0 +1,43 @@
+"""Look into a trained model.
+
+deltasam analyse curve RUN
+    draw loss, sharpness and effective number of sentences per update
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from deltasam_fairseq.analysis.curve import draw_curve
+from deltasam_fairseq.recipes.run_folder import RunFolder
+
+HELP = "draw the learning curve of a run"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the analyses and their arguments."""
+    analyses = parser.add_subparsers(metavar="WHAT", required=True)
+    curve = analyses.add_parser("curve", help="the learning curve, as a PNG")
+    curve.add_argument("run_dir", type=Path, metavar="RUN", help="folder of deltasam train")
+    curve.add_argument("--out", type=Path, metavar="PNG", help="default: RUN/curve.png")
+    curve.set_defaults(analyse=_curve)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run one analysis.
+
+    Args:
+        args: Of :func:`add_arguments`.
+
+    Returns:
+        Zero.
+    """
+    args.analyse(args)
+    return 0
+
+
+def _curve(args: argparse.Namespace) -> None:
+    out: Path = args.out or args.run_dir / "curve.png"
+    draw_curve(RunFolder(args.run_dir), out)
+    print(out)

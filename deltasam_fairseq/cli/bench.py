@@ -1,0 +1,115 @@
+"""Measure what the methods cost, side by side on synthetic input.
+
+deltasam bench step                  time and peak memory per update, as a table
+deltasam bench step --json > FILE    the same as one JSON object
+deltasam bench step --check          fails if a limit is not kept
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from deltasam_fairseq.benchmarks.plan import Plan
+
+HELP = "measure time and memory per update"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the benchmarks; so far there is one, ``step``."""
+    benchmarks = parser.add_subparsers(metavar="BENCHMARK", required=True)
+    step = benchmarks.add_parser(
+        "step",
+        help="time and peak memory per update of the methods",
+        description="Time and peak memory per update of the methods, taking turns in one process.",
+        allow_abbrev=False,
+    )
+    step.add_argument("--model", default="both", help="translation, classification or both (both)")
+    step.add_argument(
+        "--methods",
+        default="none,sam,delta_sam,per_instance",
+        metavar="A,B,…",
+        help="which, in the order of their turns (%(default)s)",
+    )
+    step.add_argument("--repeats", type=int, default=15, metavar="N", help="rounds (%(default)s)")
+    step.add_argument(
+        "--slow-every",
+        type=int,
+        default=5,
+        metavar="N",
+        help="per_instance takes part in the first round and every so many after (%(default)s)",
+    )
+    step.add_argument(
+        "--warm-up", type=int, default=2, metavar="N", help="updates before (%(default)s)"
+    )
+    step.add_argument("--threads", type=int, default=0, metavar="N", help="0: all cores (0)")
+    step.add_argument("--size", default="default", help="default, or tiny to see that it works")
+    step.add_argument("--seed", type=int, default=1, metavar="N", help="(%(default)s)")
+    step.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
+    step.add_argument(
+        "--clock",
+        default="elapsed",
+        help="elapsed time, or processor time for one thread on a busy machine (%(default)s)",
+    )
+    step.add_argument("--json", action="store_true", help="one JSON object, not a table")
+    step.add_argument("--check", action="store_true", help="exit with 1 if a limit is not kept")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the benchmark; progress goes to standard error.
+
+    Args:
+        args: Of :func:`add_arguments`.
+
+    Returns:
+        Zero; with ``--check`` one if a limit is not kept.
+    """
+    # Read when torch is loaded: its profiler, which counts memory, is talkative.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    plan = plan_of(args)
+    # Only now, because importing fairseq takes seconds.
+    from deltasam_fairseq.benchmarks.record import record_of  # noqa: PLC0415
+    from deltasam_fairseq.benchmarks.step import measure  # noqa: PLC0415
+    from deltasam_fairseq.benchmarks.table import table_of, verdict  # noqa: PLC0415
+
+    record = record_of(plan, [measure(model, plan, _say) for model in plan.models])
+    print(json.dumps(record, indent=2) if args.json else table_of(record))
+    failed = [check for check in record["checks"] if not check["passed"]]
+    if args.check and args.json:
+        for check in failed:
+            _say(verdict(check))
+    return 1 if args.check and failed else 0
+
+
+def plan_of(args: argparse.Namespace) -> Plan:
+    """Turn arguments into what is run.
+
+    Args:
+        args: Of :func:`add_arguments`.
+
+    Returns:
+        The plan; making it refuses what cannot be run.
+    """
+    from deltasam_fairseq.benchmarks.plan import MODELS, Plan  # noqa: PLC0415
+
+    return Plan(
+        models=MODELS if args.model == "both" else (args.model,),
+        methods=tuple(args.methods.split(",")),
+        repeats=args.repeats,
+        slow_every=args.slow_every,
+        warm_up=args.warm_up,
+        threads=args.threads,
+        size=args.size,
+        seed=args.seed,
+        device=args.device,
+        clock=args.clock,
+    )
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,101 @@
+"""``deltasam VERB …``: one file per verb, imported only when it is used."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from deltasam_fairseq import __version__
+from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.registry import UnknownName
+
+#: In the order of a first reading. ``user-dir`` is in ``user_dir.py``, and so on.
+VERBS = (
+    "recipes",
+    "prepare",
+    "train",
+    "evaluate",
+    "score",
+    "table",
+    "analyse",
+    "bench",
+    "flags",
+    "user-dir",
+)
+
+_USAGE_ERROR = 2
+_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb.
+
+    Args:
+        argv: Arguments behind the program's name; those of the process when left out.
+
+    Returns:
+        Exit status: that of the verb, 2 for an error that the user can put
+        right, 130 after Ctrl-C.
+
+    Raises:
+        OSError: If the operating system refuses something that is not a file of the user's.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = build_parser(arguments[0] if arguments else "")
+    args, extra = parser.parse_known_args(arguments)
+    if extra and not args.passes_on:
+        parser.error(f"unrecognized arguments: {' '.join(extra)}")
+    args.extra = extra
+    try:
+        status: int = args.run(args)
+    except (UserError, UnknownName) as error:
+        return _complain(str(error))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        return _complain(f"{error.filename}: {error.strerror}")
+    except KeyboardInterrupt:
+        print("\ndeltasam: stopped", file=sys.stderr)
+        return _INTERRUPTED
+    return status
+
+
+def build_parser(verb: str = "") -> argparse.ArgumentParser:
+    """Build the parser, with the arguments of one verb or of all.
+
+    Args:
+        verb: The one that will be used; all of them when it is none of ``VERBS``.
+
+    Returns:
+        A parser whose result has the verb's function as ``run``, and as
+        ``passes_on`` whether unknown arguments are meant for another program.
+    """
+    parser = argparse.ArgumentParser(
+        prog="deltasam", description="Sharpness-aware training with fairseq, from text to table."
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    for name in (verb,) if verb in VERBS else VERBS:
+        module = _module(name)
+        one = verbs.add_parser(
+            name,
+            help=module.HELP,
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        module.add_arguments(one)
+        one.set_defaults(run=module.run, passes_on=getattr(module, "PASSES_ON", False))
+    return parser
+
+
+def _module(verb: str) -> ModuleType:
+    return importlib.import_module(f"deltasam_fairseq.cli.{verb.replace('-', '_')}")
+
+
+def _complain(message: str) -> int:
+    print(f"deltasam: {message}", file=sys.stderr)
+    return _USAGE_ERROR

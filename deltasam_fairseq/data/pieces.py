@@ -1,0 +1,73 @@
+"""One sentencepiece model for sources and targets."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import sentencepiece
+
+#: Fixed, whatever the number of processors: the model file depends on it.
+_THREADS = 1
+
+
+def train_model(texts: Sequence[str], model: Path, *, vocab_size: int) -> int:
+    """Train a unigram model. The same texts give the same file.
+
+    Args:
+        texts: One text per entry.
+        model: File to write.
+        vocab_size: Number of pieces to aim at. A text too small for so many
+            yields fewer.
+
+    Returns:
+        The number of pieces.
+    """
+    trained = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        # Not file names: the model would hold them.
+        sentence_iterator=iter(texts),
+        model_writer=trained,
+        vocab_size=vocab_size,
+        hard_vocab_limit=False,
+        num_threads=_THREADS,
+        # Longer ones would be left out without a word; the default is 4192 bytes.
+        max_sentence_length=max(len(text.encode()) for text in texts) + 1,
+        minloglevel=2,
+    )
+    model.write_bytes(trained.getvalue())
+    return len(sentencepiece.SentencePieceProcessor(model_file=str(model)))
+
+
+def encode(texts: Sequence[str], model: Path, *, max_tokens: int, workers: int) -> list[str]:
+    """Cut texts into pieces.
+
+    Args:
+        texts: One text per entry.
+        model: A trained model.
+        max_tokens: What comes after so many pieces is dropped.
+        workers: Number of threads.
+
+    Returns:
+        For each text its pieces, separated by spaces.
+    """
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    encoded = processor.encode(list(texts), out_type=str, num_threads=workers)
+    return [" ".join(pieces[:max_tokens]) for pieces in encoded]
+
+
+def decode(pieces: str) -> str:
+    """Put pieces together again.
+
+    Args:
+        pieces: Pieces separated by spaces.
+
+    Returns:
+        The text.
+
+    Example:
+        >>> decode("▁Return ▁the ▁sub tree s .")
+        'Return the subtrees.'
+    """
+    return pieces.replace(" ", "").replace("▁", " ").strip()

@@ -1,0 +1,94 @@
+"""The folder that ``deltasam prepare`` makes and every later step reads."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deltasam_fairseq.data.aligned import read_lines
+from deltasam_fairseq.errors import UserError
+
+MARKER = "prepared.json"
+SOURCE, TARGET = "source", "target"
+SPLITS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Text, pieces and binary files of one corpus.
+
+    =====================  ====================================================
+    ``raw/``               the checked text, ``train.source``, ``train.target``, …
+    ``sentencepiece.*``    the piece model
+    ``pieces/``            the text in pieces, cut to length
+    ``bin/``               what fairseq reads
+    ``prepared.json``      how it was made; written last
+    =====================  ====================================================
+
+    Args:
+        path: The folder.
+        facts: Content of ``prepared.json``: ``kind``, ``inputs``, ``settings``,
+            ``pairs``, ``pieces``, ``sha256``, ``versions``.
+    """
+
+    path: Path
+    facts: dict[str, Any]
+
+    @classmethod
+    def load(cls, path: Path) -> PreparedData:
+        """Open a finished folder.
+
+        Args:
+            path: The folder.
+
+        Returns:
+            It.
+
+        Raises:
+            UserError: If ``deltasam prepare`` did not finish it.
+        """
+        try:
+            facts = json.loads((path / MARKER).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(
+                f"{path} is not a finished data folder (it has no {MARKER}); make one with: "
+                f"deltasam prepare text --out {path} …"
+            ) from None
+        return cls(path, facts)
+
+    @property
+    def binary(self) -> Path:
+        """Folder to give to ``fairseq-train`` and ``fairseq-generate``."""
+        return self.path / "bin"
+
+    @property
+    def model(self) -> Path:
+        """The sentencepiece model."""
+        return self.path / "sentencepiece.model"
+
+    @property
+    def sha256(self) -> str:
+        """Hash over the text of all splits and the piece model."""
+        return str(self.facts["sha256"])
+
+    def raw(self, split: str, side: str) -> Path:
+        """Return the file with the text of one side of a split."""
+        return self.path / "raw" / f"{split}.{side}"
+
+    def pieces(self, split: str, side: str) -> Path:
+        """Return the file with the pieces of one side of a split."""
+        return self.path / "pieces" / f"{split}.{side}"
+
+    def texts(self, split: str, side: str) -> list[str]:
+        """Read the text of one side of a split.
+
+        Args:
+            split: ``train``, ``valid`` or ``test``.
+            side: ``source`` or ``target``.
+
+        Returns:
+            One text per example.
+        """
+        return read_lines(self.raw(split, side))

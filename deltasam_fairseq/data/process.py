@@ -1,0 +1,92 @@
+"""Running fairseq's programs as processes, with a log and live lines."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from deltasam_fairseq.errors import UserError
+
+
+def fairseq_program(name: str) -> list[str]:
+    """Return the start of a command that runs one of fairseq's programs.
+
+    Args:
+        name: ``preprocess``, ``train`` or ``generate``.
+
+    Returns:
+        This Python and the module to run, so that the program needs not be on ``PATH``.
+    """
+    return [sys.executable, "-m", f"fairseq_cli.{name}"]
+
+
+def require_fairseq() -> None:
+    """Check that fairseq is installed, without importing it.
+
+    Raises:
+        UserError: If it is not.
+    """
+    if importlib.util.find_spec("fairseq_cli") is None:
+        raise UserError(
+            "fairseq is not installed for this Python; one of: pip install "
+            "'deltasam_fairseq[fairseq]' (Python 3.10 to 3.13), pip install fairseq (3.10)"
+        )
+
+
+def run_logged(
+    command: Sequence[str],
+    log: Path,
+    *,
+    append: bool = False,
+    on_line: Callable[[str], None] = lambda line: None,
+) -> int:
+    """Run a program and write all it says to a file while it says it.
+
+    Args:
+        command: Program and arguments.
+        log: File for its output and its errors, interleaved.
+        append: Whether to keep what the file holds.
+        on_line: Called with every line, without the newline.
+
+    Returns:
+        The exit status.
+    """
+    environment = dict(os.environ, PYTHONUNBUFFERED="1")
+    with (
+        log.open("a" if append else "w", encoding="utf-8") as file,
+        subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+        ) as process,
+    ):
+        for line in process.stdout or ():
+            file.write(line)
+            file.flush()
+            on_line(line.rstrip("\n"))
+    return process.returncode
+
+
+def failure(program: str, status: int, log: Path, *, lines: int = 12) -> str:
+    """Describe how a program failed.
+
+    Args:
+        program: What to call it.
+        status: Its exit status.
+        log: What it wrote.
+        lines: How many of the last lines to quote.
+
+    Returns:
+        A message that names the log and ends with its last lines.
+    """
+    tail = log.read_text(encoding="utf-8").splitlines()[-lines:]
+    quoted = "\n".join(f"  | {line[:300]}" for line in tail)
+    return f"{program} ended with status {status}; the end of {log}:\n{quoted}"

@@ -1,0 +1,1 @@
+"""Scores and baselines, each with a signature; no fairseq in here."""

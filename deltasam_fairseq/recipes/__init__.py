@@ -1,0 +1,1 @@
+"""What to run: recipes as data, and running them through fairseq's programs."""

@@ -1,0 +1,130 @@
+"""The folder of one training run, and the rules for using it twice."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deltasam_fairseq.errors import UserError
+
+RECORD = "run.json"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run keeps its things.
+
+    ================  =========================================================
+    ``run.json``      what was run, where, when
+    ``train.log``     all that fairseq-train said
+    ``checkpoints/``  fairseq's checkpoints
+    ``generate-…/``   what ``deltasam evaluate`` made of a split
+    ================  =========================================================
+
+    Args:
+        path: The folder.
+    """
+
+    path: Path
+
+    @property
+    def log(self) -> Path:
+        """What fairseq-train said."""
+        return self.path / "train.log"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def best_checkpoint(self) -> Path:
+        """The checkpoint with the lowest validation loss."""
+        return self.checkpoints / "checkpoint_best.pt"
+
+    def results(self, split: str) -> Path:
+        """Return the folder of what was generated for a split."""
+        return self.path / f"generate-{split}"
+
+    def has_checkpoints(self) -> bool:
+        """Tell whether there is anything that a new run would lose."""
+        return any(self.checkpoints.glob("*.pt"))
+
+    def record(self) -> dict[str, Any]:
+        """Read ``run.json``.
+
+        Returns:
+            Its content.
+
+        Raises:
+            UserError: If it is missing.
+        """
+        try:
+            found: dict[str, Any] = json.loads((self.path / RECORD).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(
+                f"{self.path} is not a run (it has no {RECORD}); make one with: "
+                f"deltasam train RECIPE --data DIR --save-dir {self.path}"
+            ) from None
+        return found
+
+    def write_record(self, record: dict[str, Any]) -> None:
+        """Write ``run.json``, all or nothing.
+
+        Args:
+            record: Its content.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        new = self.path / f"{RECORD}.new"
+        new.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        new.replace(self.path / RECORD)
+
+    def require_choice(self, *, resume: bool, restart: bool) -> None:
+        """Make sure that a run is neither continued nor begun again by accident.
+
+        Args:
+            resume: Whether the user asked to continue.
+            restart: Whether the user asked to start over.
+
+        Raises:
+            UserError: If there are checkpoints and no wish, or a wish to resume and no checkpoint.
+        """
+        if self.has_checkpoints() and not (resume or restart):
+            raise UserError(
+                f"{self.path} holds checkpoints of an earlier run: pass --resume to continue it, "
+                "or --restart to move it aside and start over"
+            )
+        if resume and not self.has_checkpoints():
+            raise UserError(f"nothing to resume: {self.checkpoints} holds no checkpoint")
+
+    def require_same(self, **wanted: object) -> None:
+        """Make sure that a continued run stays what it was.
+
+        Args:
+            wanted: Entries of ``run.json`` and the values that they must have.
+
+        Raises:
+            UserError: If an entry has another value.
+        """
+        record = self.record()
+        for name, value in wanted.items():
+            if record[name] != value:
+                raise UserError(
+                    f"{self.path} was trained with {name} {record[name]}, not {value}; resume with "
+                    "the same, or give another --save-dir"
+                )
+
+    def move_aside(self) -> Path | None:
+        """Give the folder a dated name.
+
+        Returns:
+            The new place, or none if there was nothing to move.
+        """
+        if not self.path.exists():
+            return None
+        dated = self.path.with_name(f"{self.path.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+        self.path.rename(dated)
+        return dated

@@ -1,0 +1,82 @@
+"""Scores of a run and of the baselines that need no training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from deltasam_fairseq.data.prepared import SOURCE, TARGET, PreparedData
+from deltasam_fairseq.evaluation.baselines import lead, median_words, most_frequent
+from deltasam_fairseq.evaluation.rouge import rouge_scores
+from deltasam_fairseq.recipes.generation import Generated
+from deltasam_fairseq.recipes.run_folder import RunFolder
+
+SCORES = "scores.json"
+MODEL = "model"
+
+
+def score_run(
+    data: PreparedData,
+    generated: Generated,
+    split: str,
+    *,
+    sentence_split: str = "newline",
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Score a model's summaries and two baselines on the same references.
+
+    Args:
+        data: What the run was trained on.
+        generated: What its model made of the split.
+        split: Name of the split.
+        sentence_split: How ROUGE-Lsum tells sentences apart.
+        say: Told what happens, line by line.
+
+    Returns:
+        What is written to ``scores.json``: ``systems`` maps ``model`` and the
+        names of the baselines to their ROUGE report.
+    """
+    sources, targets = data.texts(split, SOURCE), data.texts("train", TARGET)
+    words = median_words(targets)
+    systems = {
+        MODEL: generated.hypotheses,
+        f"lead (first {words} words)": lead(sources, words=words),
+        "most frequent target": most_frequent(targets, count=len(sources)),
+    }
+    say(f"scoring {len(generated.references)} pairs, model and {len(systems) - 1} baselines …")
+    reports = {
+        name: rouge_scores(texts, generated.references, split=sentence_split)
+        for name, texts in systems.items()
+    }
+    model = reports[MODEL]
+    scores = {
+        "split": split,
+        "n": model.n,
+        "signature": model.signature,
+        "data_sha256": generated.facts["data_sha256"],
+        "checkpoint_sha256": generated.facts["checkpoint_sha256"],
+        "decoding": generated.facts["flags"],
+        "systems": {name: report.as_json() for name, report in reports.items()},
+    }
+    path = generated.folder / SCORES
+    path.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+    return scores
+
+
+def read_scores(run: Path, split: str) -> dict[str, Any] | None:
+    """Read what :func:`score_run` wrote.
+
+    Args:
+        run: Folder of a run.
+        split: Name of the split.
+
+    Returns:
+        The scores, or none if the run was not evaluated on that split.
+    """
+    path = RunFolder(run).results(split) / SCORES
+    if not path.is_file():
+        return None
+    scores: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return scores

@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# Train a summarizer with fairseq and the delta_sam optimizer, on the docstrings of
+# the Python packages installed here, and score it with ROUGE.
+#
+#   scripts/demo.sh                       delta-SAM (or: make demo)
+#   scripts/demo.sh --method sam          another method: none, sam, delta_sam, per_instance
+#   CONTINUE=1 scripts/demo.sh            go on with an unfinished run
+#   RESTART=1 scripts/demo.sh             move the earlier run aside and start over
+#
+# Needs: deltasam with fairseq and matplotlib, on PATH or in the folder DELTASAM_BIN.
+# Takes: about six minutes on two cores. Writes: demo/ (or the folder DEMO).
+set -euo pipefail
+
+METHOD=${METHOD:-delta_sam}
+while [ $# -gt 0 ]; do
+  case $1 in
+    --method) METHOD=${2:?--method needs a value}; shift 2 ;;
+    *) echo "demo.sh: unknown argument $1; known: --method NAME" >&2; exit 2 ;;
+  esac
+done
+
+PATH=${DELTASAM_BIN:+$DELTASAM_BIN:}$PATH
+DEMO=${DEMO:-demo}
+DATA=$DEMO/data
+RUN=$DEMO/runs/$METHOD
+
+say() { printf '\n== %s\n' "$*"; }
+has_checkpoint() { compgen -G "$RUN/checkpoints/*.pt" > /dev/null; }
+is_finished() { grep -q '"finished": true' "$RUN/run.json" 2> /dev/null; }
+
+command -v deltasam > /dev/null || {
+  echo "demo.sh: no deltasam on PATH; use 'make demo', or set DELTASAM_BIN to the bin folder" \
+    "of the environment it is installed in" >&2
+  exit 2
+}
+
+train=() evaluate=()
+[ -z "${UPDATES:-}" ] || train+=(--max-update "$UPDATES")
+if [ "${RESTART:-}" = 1 ]; then
+  train+=(--restart)
+elif [ "${CONTINUE:-}" = 1 ] && has_checkpoint; then
+  train+=(--resume) evaluate+=(--force)
+elif is_finished; then
+  train=(skip)
+elif has_checkpoint; then
+  echo "demo.sh: $RUN holds an unfinished run: set CONTINUE=1 to go on with it, or RESTART=1" \
+    "to move it aside and start over" >&2
+  exit 2
+fi
+
+say "1/5 text: docstrings of the installed packages, sentencepiece, fairseq-preprocess (1 min)"
+deltasam prepare docstrings --out "$DATA"
+
+if [ "${train[0]:-}" = skip ]; then
+  say "2/5 training: $RUN is finished; reusing it"
+else
+  say "2/5 training: fairseq-train --optimizer delta_sam --sam-method $METHOD (4 min)"
+  deltasam train docstrings --data "$DATA" --save-dir "$RUN" --method "$METHOD" \
+    ${train[@]+"${train[@]}"}
+fi
+
+say "3/5 decoding and scoring the test set (half a minute)"
+deltasam evaluate "$RUN" ${evaluate[@]+"${evaluate[@]}"}
+
+say "4/5 learning curve"
+deltasam analyse curve "$RUN" --out "$DEMO/curve-$METHOD.png"
+
+say "5/5 results; the same with another method: make demo METHOD=sam (or none)"
+deltasam table "$DEMO/runs/none" "$DEMO/runs/sam" "$DEMO/runs/delta_sam"
+if [ "${train[0]:-}" = skip ]; then
+  printf '\nThis run was finished before. To train on: CONTINUE=1 UPDATES=N make demo METHOD=%s\n' \
+    "$METHOD"
+  printf 'To start over (the run is moved aside): RESTART=1 make demo METHOD=%s\n' "$METHOD"
+fi

@@ -1,0 +1,136 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deltasam_fairseq import __version__
+from deltasam_fairseq.cli import main as module
+from deltasam_fairseq.cli.main import VERBS, main
+from deltasam_fairseq.plugin_path import plugin_dir
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("arguments", [["recipes"], ["recipes", "text"], ["user-dir"], ["--help"]])
+def test_light_verbs_import_neither_torch_nor_fairseq(arguments: list[str]) -> None:
+    done = python(
+        "import sys\n"
+        "from deltasam_fairseq.cli.main import main\n"
+        f"try: main({arguments!r})\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'fairseq', 'fairseq_cli', 'matplotlib', 'nltk', 'numpy'}\n"
+        "print('heavy:', sorted(heavy & set(sys.modules)))"
+    )
+    assert done.stdout.splitlines()[-1] == "heavy: []", done.stderr
+
+
+def test_only_the_chosen_verb_is_imported() -> None:
+    done = python(
+        "import sys\n"
+        "from deltasam_fairseq.cli.main import main\n"
+        "main(['user-dir'])\n"
+        "print(sorted(m for m in sys.modules if m.startswith('deltasam_fairseq.cli.')))"
+    )
+    expected = ["deltasam_fairseq.cli.main", "deltasam_fairseq.cli.user_dir"]
+    assert done.stdout.splitlines()[-1] == str(expected)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_is_in_the_index_and_explains_itself(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments in (["--help"], [verb, "--help"]):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 0
+        assert verb in capsys.readouterr().out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"{__version__}\n"
+
+
+def test_user_dir_is_a_folder_that_loads_the_plugin(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["user-dir"]) == 0
+    folder = Path(capsys.readouterr().out.strip())
+    assert folder == plugin_dir()
+    assert "fairseq_plugin import register" in (folder / "__init__.py").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["recipes", "txt"], "unknown recipe 'txt'; did you mean 'text'?"),
+        (["train", "text", "--data", "nowhere", "--save-dir", "r"], "nowhere is not a finished"),
+        (["evaluate", "nowhere"], "nowhere is not a run"),
+        (["score", "rouge", "nowhere", "nowhere"], "nowhere: no such file"),
+        (["table", "nowhere"], "no such run: nowhere"),
+        (["analyse", "curve", "nowhere"], "nowhere/train.log: no such file"),
+    ],
+)
+def test_errors_for_the_user_are_one_line_and_status_2(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"deltasam: {message}")
+    assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: VERB"),
+        (["recipe"], "invalid choice: 'recipe'"),
+        (["table", "r", "--colour"], "unrecognized arguments: --colour"),
+        (["prepare", "docstrings"], "required: --out"),
+        (["prepare", "docstrings", "--out", "d", "--min-train", "0"], "'0' is not a whole number"),
+        (
+            ["train", "text", "--data", "d", "--save-dir", "r", "--resume", "--restart"],
+            "not allowed",
+        ),
+    ],
+)
+def test_wrong_usage_is_status_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_interruption_and_files_of_the_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*arguments: object) -> int:
+        raise PermissionError(13, "Permission denied", "/locked")
+
+    def interrupt(*arguments: object) -> int:
+        raise KeyboardInterrupt
+
+    verb = module._module("table")
+    monkeypatch.setattr(verb, "run", refuse)
+    assert main(["table", "r"]) == 2
+    assert capsys.readouterr().err == "deltasam: /locked: Permission denied\n"
+    monkeypatch.setattr(verb, "run", interrupt)
+    assert main(["table", "r"]) == 130
+
+
+def test_a_programming_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> int:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(module._module("table"), "run", fail)
+    with pytest.raises(ValueError, match="a bug"):
+        main(["table", "r"])

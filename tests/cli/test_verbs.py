@@ -1,0 +1,120 @@
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from deltasam_fairseq.cli.main import main
+from deltasam_fairseq.data.prepared import MARKER
+from deltasam_fairseq.recipes.run_folder import RunFolder
+from tests.support.prepared_data import finished_data
+
+
+def write(path: Path, *lines: str) -> str:
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return str(path)
+
+
+def test_recipes_lists_and_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in listed] == ["docstrings", "text"]
+    assert main(["recipes", "docstrings"]) == 0
+    shown = capsys.readouterr().out
+    assert "deltasam train docstrings --data DIR" in shown
+    assert "  --share-all-embeddings\n" in shown
+    assert "  --adam-betas '(0.9, 0.98)'\n" in shown
+
+
+def test_score_rouge_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hypotheses = write(tmp_path / "h", "a b c", "")
+    references = write(tmp_path / "r", "a b c d", "x")
+    assert main(["score", "rouge", hypotheses, references, "--json", "--no-stemmer"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["rouge1"]["fmeasure"] == pytest.approx(100 * (6 / 7) / 2)
+    assert found["n"] == 2
+    assert "stemmer:no" in found["signature"]
+
+
+def test_score_rouge_as_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "h", "one. two.")
+    assert main(["score", "rouge", path, path, "--sentence-split", "sentences"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["rouge1", "100.00", "100.00", "100.00"]
+    assert lines[-1].startswith("n = 1, rouge|tool:rouge-score|")
+    assert "split:sentences" in lines[-1]
+
+
+def test_score_names_both_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    two, three = write(tmp_path / "h", *"ab"), write(tmp_path / "r", *"abc")
+    assert main(["score", "rouge", two, three]) == 2
+    assert "2 hypotheses but 3 references" in capsys.readouterr().err
+
+
+def test_a_dry_run_prints_the_command_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished_data(tmp_path / "data")
+    arguments = ["train", "docstrings", "--data", str(tmp_path / "data")]
+    arguments += ["--save-dir", str(tmp_path / "run"), "--method", "sam", "--seed", "3"]
+    assert main([*arguments, "--lr", "0.5", "--dry-run", "--sam-rho=0.1", "--cpu"]) == 0
+    command = shlex.split(capsys.readouterr().out)
+    assert command[1:4] == ["-m", "fairseq_cli.train", str(tmp_path / "data" / "bin")]
+    assert command[command.index("--lr") + 1] == "0.5"
+    assert command[command.index("--sam-method") + 1] == "sam"
+    assert command[command.index("--seed") + 1] == "3"
+    assert command[-3:] == ["--sam-rho", "0.1", "--cpu"]
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluate_refuses_data_that_has_changed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = finished_data(tmp_path / "data")
+    run = RunFolder(tmp_path / "run")
+    run.write_record({"recipe": "text", "data": str(data.path), "data_sha256": "another"})
+    assert main(["evaluate", str(run.path)]) == 2
+    assert "is not what" in (message := capsys.readouterr().err)
+    assert "--data" in message
+
+
+@pytest.mark.parametrize("side", ["source", "target"])
+def test_prepare_wants_both_sides_of_a_split(
+    side: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "f", "a")
+    arguments = ["prepare", "text", "--train-source", path, "--train-target", path]
+    assert main([*arguments, f"--test-{side}", path, "--out", str(tmp_path / "d")]) == 2
+    assert "--test-source and --test-target belong together" in capsys.readouterr().err
+
+
+def test_prepare_docstrings_notes_packages_that_have_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site = tmp_path / "site-packages"
+    for package in range(8):
+        (site / f"p{package}").mkdir(parents=True)
+        for function in range(6):
+            word = f"{'abcdefgh'[package]}{'uvwxyz'[function]}"
+            text = " ".join(f"{word}{letter * 3}" for letter in "klmnopqrst")
+            body = f'"""Do {text} now.\n\n    Not {text[::-1]} but then."""'
+            (site / f"p{package}" / f"m{function}.py").write_text(f"def f():\n    {body}\n")
+    origin = "deltasam_fairseq.data.docstring_origin"
+    monkeypatch.setattr(f"{origin}.package_folders", lambda: [site])
+    monkeypatch.setattr("deltasam_fairseq.data.pipeline.require_fairseq", lambda: None)
+    monkeypatch.setattr("deltasam_fairseq.data.pipeline.binarize", lambda *args, **kwargs: None)
+    out = tmp_path / "data"
+    arguments = ["prepare", "docstrings", "--out", str(out), "--min-train", "10", "--workers", "1"]
+    arguments += ["--valid-pairs", "12", "--test-pairs", "12"]
+    assert main([*arguments, "--vocab-size", "60"]) == 0
+    summary = json.loads((out / "corpus.json").read_text())
+    assert summary["pairs"] == {"test": 12, "train": 24, "valid": 12}
+    assert summary["packages"]["p0"]["version"] is None
+    assert json.loads((out / MARKER).read_text())["kind"] == "docstrings"
+    summary["packages"]["p0"]["version"] = "0.9"
+    (out / "corpus.json").write_text(json.dumps(summary))
+    capsys.readouterr()
+    assert main([*arguments, "--vocab-size", "60"]) == 0
+    said = capsys.readouterr().out
+    assert "nothing to do" in said
+    assert "note: 1 of its packages have another version now (p0 0.9 → not installed)" in said

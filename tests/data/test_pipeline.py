@@ -1,0 +1,121 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from deltasam_fairseq.data import pipeline
+from deltasam_fairseq.data.aligned import Aligned
+from deltasam_fairseq.data.pipeline import Origin, TokenSettings, prepare
+from deltasam_fairseq.data.prepared import MARKER, PreparedData
+from deltasam_fairseq.errors import UserError
+
+TOKENS = TokenSettings(vocab_size=40, max_source_tokens=6, max_target_tokens=4)
+PAIRS = Aligned(
+    [f"the tall oak number {i} grows on and on" for i in range(30)],
+    [f"oak number {i} still grows" for i in range(30)],
+)
+SPLITS = {"train": PAIRS, "valid": PAIRS, "test": PAIRS}
+
+
+def origin(number: int = 1, load: Callable[[Path], dict[str, Aligned]] | None = None) -> Origin:
+    return Origin("text", {"number": number}, load or (lambda folder: SPLITS))
+
+
+def fail(folder: Path) -> dict[str, Aligned]:
+    (folder / "raw").mkdir()
+    raise UserError("broke off")
+
+
+@pytest.fixture(autouse=True)
+def without_fairseq(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write the hash of the pieces where fairseq-preprocess would write binary files."""
+
+    def binarize(pieces: Path, destination: Path, *, workers: int, log: Path) -> None:
+        destination.mkdir()
+        log.write_text("done\n")
+
+    monkeypatch.setattr(pipeline, "binarize", binarize)
+    monkeypatch.setattr(pipeline, "require_fairseq", lambda: None)
+
+
+def test_a_finished_folder_holds_text_pieces_and_facts(tmp_path: Path) -> None:
+    data = prepare(tmp_path / "d", origin(), TOKENS, say=lambda line: None)
+    assert data.texts("test", "target") == PAIRS.targets
+    lines = data.pieces("train", "source").read_text().splitlines()
+    assert len(lines) == 30
+    assert {len(line.split()) for line in lines} == {TOKENS.max_source_tokens}
+    assert data.facts["pairs"] == {"train": 30, "valid": 30, "test": 30}
+    assert data == PreparedData.load(tmp_path / "d")
+    assert [path.name for path in tmp_path.iterdir()] == ["d"]
+
+
+def test_the_hash_is_that_of_the_content(tmp_path: Path) -> None:
+    other = Aligned(PAIRS.sources, [*PAIRS.targets[:-1], "something else"])
+
+    def made(name: str, test: Aligned) -> PreparedData:
+        splits = {**SPLITS, "test": test}
+        return prepare(
+            tmp_path / name, origin(load=lambda folder: splits), TOKENS, say=lambda line: None
+        )
+
+    first, same, different = made("a", PAIRS), made("b", PAIRS), made("c", other)
+    assert first.sha256 == same.sha256 != different.sha256
+
+
+def test_the_same_inputs_are_not_read_again(tmp_path: Path) -> None:
+    said: list[str] = []
+    prepare(tmp_path / "d", origin(), TOKENS, say=lambda line: None)
+    prepare(tmp_path / "d", origin(load=fail), TOKENS, say=said.append)
+    assert said == [f"{tmp_path / 'd'}: finished before from the same inputs; nothing to do"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "tokens", "message"),
+    [
+        (origin(2), TOKENS, r"other inputs: number was 1, now 2\. Pass --force"),
+        (origin(1), TokenSettings(50, 6, 4), r"vocab_size was 40, now 50\."),
+        (Origin("docstrings", {"number": 1}, fail), TOKENS, r"kind was text, now docstrings\."),
+    ],
+)
+def test_other_inputs_need_force(
+    tmp_path: Path, changed: Origin, tokens: TokenSettings, message: str
+) -> None:
+    prepare(tmp_path / "d", origin(), TOKENS, say=lambda line: None)
+    before = (tmp_path / "d" / MARKER).read_text()
+    with pytest.raises(UserError, match=message):
+        prepare(tmp_path / "d", changed, tokens, say=lambda line: None)
+    assert (tmp_path / "d" / MARKER).read_text() == before
+
+
+def test_force_replaces_the_folder(tmp_path: Path) -> None:
+    prepare(tmp_path / "d", origin(), TOKENS, say=lambda line: None)
+    data = prepare(tmp_path / "d", origin(2), TOKENS, force=True, say=lambda line: None)
+    assert data.facts["inputs"] == {"number": 2}
+
+
+def test_a_failure_leaves_nothing_and_keeps_what_was_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="broke off"):
+        prepare(tmp_path / "d", origin(load=fail), TOKENS, say=lambda line: None)
+    assert list(tmp_path.iterdir()) == []
+    prepare(tmp_path / "d", origin(), TOKENS, say=lambda line: None)
+    with pytest.raises(UserError, match="broke off"):
+        prepare(tmp_path / "d", origin(2, fail), TOKENS, force=True, say=lambda line: None)
+    assert PreparedData.load(tmp_path / "d").facts["inputs"] == {"number": 1}
+
+
+def test_what_a_killed_process_left_is_never_taken_as_finished(tmp_path: Path) -> None:
+    left = tmp_path / "d.unfinished-abc"
+    (left / "raw").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"is not a finished data folder.*deltasam prepare"):
+        PreparedData.load(left)
+    prepare(tmp_path / "d", origin(), TOKENS, say=lambda line: None)
+    assert json.loads((tmp_path / "d" / MARKER).read_text())["pieces"] > 0
+
+
+def test_a_folder_of_someone_else_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "thesis.tex").write_text("")
+    with pytest.raises(UserError, match="was not made by deltasam prepare"):
+        prepare(tmp_path / "d", origin(), TOKENS, force=True, say=lambda line: None)
+    assert (tmp_path / "d" / "thesis.tex").exists()

@@ -1,0 +1,47 @@
+import shlex
+from pathlib import Path
+
+import pytest
+
+from deltasam_fairseq.recipes.base import METHODS
+from deltasam_fairseq.recipes.catalogue import RECIPES
+from deltasam_fairseq.recipes.command import generate_command, train_command
+
+
+@pytest.mark.parametrize("name", RECIPES.names())
+def test_every_recipe_is_complete(name: str) -> None:
+    recipe = RECIPES.get(name)
+    assert recipe.name == name
+    assert recipe.version >= 1
+    assert RECIPES.describe(name) == recipe.description != ""
+    assert set(recipe.methods) <= set(METHODS)
+    assert shlex.split(recipe.prepare)[:2] == ["deltasam", "prepare"]
+    assert recipe.flags["log-format"] == "json"
+    assert recipe.flags["optimizer"] == "delta_sam"
+
+
+@pytest.mark.fairseq
+@pytest.mark.parametrize("name", RECIPES.names())
+def test_fairseq_knows_every_flag(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fairseq import options, utils
+
+    monkeypatch.setattr(utils, "import_user_module", lambda args: None)
+    pytest.importorskip("deltasam_fairseq.fairseq_plugin.register")
+    recipe = RECIPES.get(name)
+    train = train_command(recipe, data=Path("d"), save_dir=Path("s"), method="sam", seed=1)
+    args = options.parse_args_and_arch(options.get_training_parser(), train[3:])
+    assert args.arch == recipe.flags["arch"]
+    generate = generate_command(recipe, data=Path("d"), checkpoint=Path("c"), split="test")
+    args = options.parse_args_and_arch(options.get_generation_parser(), generate[3:])
+    assert args.beam == recipe.generation["beam"]
+
+
+def test_the_methods_are_those_of_the_core() -> None:
+    from deltasam_fairseq.core.checks import METHODS as CORE_METHODS
+
+    assert METHODS == CORE_METHODS
+
+
+def test_an_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(KeyError, match="unknown recipe 'docstring'; did you mean 'docstrings'"):
+        RECIPES.get("docstring")

@@ -1,0 +1,147 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deltasam_fairseq.data.prepared import PreparedData
+from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.recipes import training
+from deltasam_fairseq.recipes.catalogue import RECIPES
+from deltasam_fairseq.recipes.run_folder import RunFolder
+from deltasam_fairseq.recipes.training import TrainRequest, train
+from tests.support.prepared_data import finished_data, program
+
+UPDATE = '| INFO | train_inner | {"epoch": 2, "loss": "4.5", "sam_ess": "3.1", "num_updates": "20"}'
+VALID = '| INFO | valid | {"valid_loss": "5.5", "valid_num_updates": "20"}'
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> PreparedData:
+    return finished_data(tmp_path / "data")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path / "run")
+
+
+def request(data: PreparedData, run: RunFolder, **wishes: Any) -> TrainRequest:
+    return TrainRequest(RECIPES.get("docstrings"), data, run, **wishes)
+
+
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Replace fairseq-train by a program that logs two lines and writes a checkpoint."""
+    calls: list[dict[str, Any]] = []
+
+    def command(recipe: Any, **arguments: Any) -> list[str]:
+        calls.append(arguments)
+        checkpoint = arguments["save_dir"] / "checkpoint_last.pt"
+        statements = (
+            "import pathlib",
+            f"path = pathlib.Path({str(checkpoint)!r})",
+            "path.parent.mkdir(parents=True, exist_ok=True); path.touch()",
+            f"print({UPDATE!r}); print({VALID!r}); print('warning: noise')",
+            f"raise SystemExit({int('--fail' in arguments['overrides'])})",
+        )
+        return [*program(*statements), "--max-update", "90"]
+
+    monkeypatch.setattr(training, "train_command", command)
+    monkeypatch.setattr(training, "require_fairseq", lambda: None)
+    return calls
+
+
+def test_a_run_leaves_a_record_a_log_and_short_progress(
+    data: PreparedData, run: RunFolder, commands: list[dict[str, Any]]
+) -> None:
+    said: list[str] = []
+    train(request(data, run), say=said.append)
+    assert said[:2] == ["  update 20/90: loss 4.5, sam_ess 3.1", "valid: loss 5.5"]
+    assert run.log.read_text().splitlines() == [UPDATE, VALID, "warning: noise"]
+    record = run.record()
+    assert record["finished"] is True
+    assert (record["recipe"], record["method"], record["seed"]) == ("docstrings", "delta_sam", 1)
+    assert record["data_sha256"] == data.sha256
+    assert {"python", "torch", "deltasam_fairseq"} <= set(record["versions"])
+    assert record["hardware"]["cores"] >= 1
+    (start,) = record["starts"]
+    assert start["status"] == 0
+    assert start["seconds"] >= 0
+    assert start["began"] <= start["ended"]
+
+
+def test_a_second_run_needs_a_choice(
+    data: PreparedData, run: RunFolder, commands: list[dict[str, Any]]
+) -> None:
+    train(request(data, run), say=lambda line: None)
+    before = run.log.read_text()
+    with pytest.raises(UserError, match="--resume to continue it, or --restart"):
+        train(request(data, run), say=lambda line: None)
+    assert len(commands) == 1
+    assert run.log.read_text() == before
+
+
+def test_resume_keeps_method_seed_and_flags_and_appends(
+    data: PreparedData, run: RunFolder, commands: list[dict[str, Any]]
+) -> None:
+    first = request(data, run, method="sam", seed=5, overrides=["--lr", "0.1"])
+    train(first, say=lambda line: None)
+    again = request(data, run, overrides=["--max-update", "9"])
+    train(again, resume=True, say=lambda line: None)
+    assert commands[1]["method"] == "sam"
+    assert commands[1]["seed"] == 5
+    assert commands[1]["overrides"] == ["--lr", "0.1", "--max-update", "9"]
+    assert run.log.read_text().splitlines().count(UPDATE) == 2
+    assert len(run.record()["starts"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("wishes", "message"),
+    [
+        ({"method": "none"}, "with method sam, not none"),
+        ({"seed": 2}, "with seed 1, not 2"),
+    ],
+)
+def test_resume_refuses_to_become_another_run(
+    data: PreparedData,
+    run: RunFolder,
+    commands: list[dict[str, Any]],
+    wishes: dict[str, Any],
+    message: str,
+) -> None:
+    train(request(data, run, method="sam"), say=lambda line: None)
+    with pytest.raises(UserError, match=message):
+        train(request(data, run, **wishes), resume=True, say=lambda line: None)
+    assert len(commands) == 1
+
+
+def test_resume_refuses_other_data(
+    tmp_path: Path, data: PreparedData, run: RunFolder, commands: list[dict[str, Any]]
+) -> None:
+    train(request(data, run), say=lambda line: None)
+    other = finished_data(tmp_path / "other", sha256="e" * 64)
+    with pytest.raises(UserError, match="with data_sha256 ddd.*, not eee"):
+        train(request(other, run), resume=True, say=lambda line: None)
+
+
+def test_restart_keeps_the_old_run_under_a_dated_name(
+    tmp_path: Path, data: PreparedData, run: RunFolder, commands: list[dict[str, Any]]
+) -> None:
+    train(request(data, run, method="sam"), say=lambda line: None)
+    said: list[str] = []
+    train(request(data, run), restart=True, say=said.append)
+    (old,) = tmp_path.glob("run.2*")
+    assert said[0] == f"the earlier run is now {old}"
+    assert json.loads((old / "run.json").read_text())["method"] == "sam"
+    assert run.record()["method"] == "delta_sam"
+
+
+def test_a_failed_run_quotes_the_log_and_is_not_finished(
+    data: PreparedData, run: RunFolder, commands: list[dict[str, Any]]
+) -> None:
+    with pytest.raises(UserError, match="(?s)fairseq-train ended with status 1.*warning: noise"):
+        train(request(data, run, overrides=["--fail"]), say=lambda line: None)
+    record = run.record()
+    assert record["finished"] is False
+    assert record["starts"][0]["status"] == 1
