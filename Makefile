@@ -48,7 +48,7 @@ all: check ## everything there is: check, and all tests, slow ones included
 test-upstream: ## the test suite with fairseq 0.12.2, on Python 3.10
 	@test -n "$(PYTHON310)" || { \
 	  echo "No Python 3.10 found: make PYTHON310=/path/to/python3.10 test-upstream" >&2; exit 1; }
-	@$(PYTHON310) scripts/environment.py --upstream $(UPSTREAM_VENV)
+	@$(PYTHON310) scripts/environment.py --upstream $(if $(TORCH),--torch $(TORCH)) $(UPSTREAM_VENV)
 	$(UPSTREAM_VENV)/bin/python -m pytest -n $(WORKERS) $(FAST)
 
 environment: ## the virtual environment alone (.venv), built if it is not up to date

@@ -73,11 +73,13 @@ def run(args: argparse.Namespace) -> int:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     plan = plan_of(args)
     # Only now, because importing fairseq takes seconds.
-    from deltasam_fairseq.benchmarks.record import record_of  # noqa: PLC0415
+    from deltasam_fairseq.benchmarks.record import record_of, surroundings  # noqa: PLC0415
     from deltasam_fairseq.benchmarks.step import measure  # noqa: PLC0415
     from deltasam_fairseq.benchmarks.table import table_of, verdict  # noqa: PLC0415
 
-    record = record_of(plan, [measure(model, plan, _say) for model in plan.models])
+    around = surroundings()
+    found = [measure(model, plan, _say) for model in plan.models]
+    record = record_of(plan, found, around)
     print(json.dumps(record, indent=2) if args.json else table_of(record))
     failed = [check for check in record["checks"] if not check["passed"]]
     if args.check and args.json:

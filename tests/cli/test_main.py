@@ -59,7 +59,7 @@ def test_user_dir_is_a_folder_that_loads_the_plugin(capsys: pytest.CaptureFixtur
     assert main(["user-dir"]) == 0
     folder = Path(capsys.readouterr().out.strip())
     assert folder == plugin_dir()
-    assert "fairseq_plugin import register" in (folder / "__init__.py").read_text()
+    assert "fairseq_plugin.register" in (folder / "__init__.py").read_text()
 
 
 @pytest.mark.parametrize(

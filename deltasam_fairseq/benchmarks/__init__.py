@@ -1,0 +1,1 @@
+"""What the methods cost, in time and memory, on synthetic input."""

@@ -1,0 +1,81 @@
+"""The limits that a step must keep, and whether a measurement keeps them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from deltasam_fairseq.benchmarks.measurement import Measurement
+from deltasam_fairseq.benchmarks.spread import spread_of
+
+SAM_TO_NONE = 2.05
+
+# Holds where a forward pass is a third of forward + backward. Passes alone are
+# 4/3 there; on a machine with another share they are 1 + share, and the limit
+# moves with them, so that the same is left for everything else.
+DELTA_SAM_TO_SAM = 1.40
+FORWARD_SHARE = 1 / 3
+
+EXTRA_COPIES = 1.05
+
+
+class Check(NamedTuple):
+    """One limit and what was measured.
+
+    Args:
+        model: Name of the model.
+        what: What is limited.
+        value: What was measured.
+        limit: The largest value that passes.
+    """
+
+    model: str
+    what: str
+    value: float
+    limit: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the limit is kept; not if the value is not a number."""
+        return self.value <= self.limit
+
+
+def checks_of(found: Measurement, clock: str = "elapsed") -> list[Check]:
+    """Compare a measurement with every limit that its methods allow.
+
+    Args:
+        found: What was measured.
+        clock: Clock of the times; see :class:`~.measurement.Times`.
+
+    Returns:
+        The checks: medians over rounds, and peak memory.
+    """
+    checks = []
+    methods = found.updates.keys()
+    if "sam" in methods:
+        ratio = spread_of(found.ratios("sam", "none", clock)).median
+        checks.append(Check(found.model, "time of sam over none", ratio, SAM_TO_NONE))
+    if {"sam", "delta_sam"} <= methods:
+        ratio = spread_of(found.ratios("delta_sam", "sam", clock)).median
+        limit = delta_sam_limit(found.typical_passes(clock).forward_share)
+        checks.append(Check(found.model, "time of delta_sam over sam", ratio, limit))
+    for method in ("sam", "delta_sam"):
+        if method in methods:
+            what = f"extra memory of {method}, copies of the parameters"
+            checks.append(Check(found.model, what, found.extra_copies(method), EXTRA_COPIES))
+    return checks
+
+
+def delta_sam_limit(forward_share: float) -> float:
+    """Move the limit on delta-SAM over SAM to a machine's own forward share.
+
+    Args:
+        forward_share: A forward pass without a graph over forward + backward.
+
+    Returns:
+        The limit, no unit.
+
+    Example:
+        >>> round(delta_sam_limit(1 / 3), 3), round(delta_sam_limit(0.38), 3)
+        (1.4, 1.447)
+    """
+    return DELTA_SAM_TO_SAM + forward_share - FORWARD_SHARE

@@ -1,0 +1,115 @@
+"""What a benchmark runs, checked before anything is built."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from deltasam_fairseq.benchmarks.environment import cores
+from deltasam_fairseq.benchmarks.measurement import CLOCKS
+from deltasam_fairseq.core.checks import METHODS
+from deltasam_fairseq.errors import UserError
+
+MODELS = ("translation", "classification")
+SIZES = ("default", "tiny")
+DEVICES = ("cpu", "cuda")
+
+# One sentence at a time: fewer rounds have to do.
+SLOW_METHODS = ("per_instance",)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run of the step benchmark.
+
+    Args:
+        models: Names of the models.
+        methods: Names of the methods, in the order in which they take turns;
+            ``none`` is among them, because the others are compared with it.
+        repeats: Rounds.
+        slow_every: In which rounds ``per_instance`` takes part: the first and
+            every so many after it.
+        warm_up: Updates of each method before the first round.
+        threads: Threads of one operator; 0: as many as there are cores.
+        size: ``default``, or ``tiny`` to see that it works.
+        seed: Seed of data and models.
+        device: ``cpu`` or ``cuda``.
+        clock: Which time the table shows and the limits speak of, ``elapsed``
+            or ``processor``. The latter is for one thread on a busy machine.
+
+    Raises:
+        UserError: If a name is unknown or a number is outside its range; the
+            message names the flag.
+    """
+
+    models: tuple[str, ...] = MODELS
+    methods: tuple[str, ...] = METHODS
+    repeats: int = 15
+    slow_every: int = 5
+    warm_up: int = 2
+    threads: int = 0
+    size: str = "default"
+    seed: int = 1
+    device: str = "cpu"
+    clock: str = "elapsed"
+
+    def __post_init__(self) -> None:
+        """Check the values, and find out how many cores there are."""
+        _all_known("--model", self.models, MODELS)
+        _all_known("--methods", self.methods, METHODS)
+        _all_known("--size", (self.size,), SIZES)
+        _all_known("--device", (self.device,), DEVICES)
+        _all_known("--clock", (self.clock,), CLOCKS)
+        if "none" not in self.methods:
+            raise UserError("--methods must include none: the others are compared with it")
+        for flag, value, least in (
+            ("--repeats", self.repeats, 1),
+            ("--slow-every", self.slow_every, 1),
+            ("--warm-up", self.warm_up, 1),
+            ("--threads", self.threads, 0),
+            ("--seed", self.seed, 0),
+        ):
+            if value < least:
+                raise UserError(f"{flag} must be at least {least}, got {value}")
+        if self.device == "cuda" and self.clock == "processor":
+            raise UserError("--clock processor: with --device cuda the GPU does the work")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise UserError("--device cuda: torch finds no GPU that it can use")
+        if not self.threads:
+            object.__setattr__(self, "threads", cores())
+
+    def takes_part(self, method: str, round_number: int) -> bool:
+        """Tell whether a method is run in a round.
+
+        Args:
+            method: Name of the method.
+            round_number: Number of the round, from 0.
+
+        Returns:
+            True, but for the slow ones in most rounds.
+        """
+        return method not in SLOW_METHODS or round_number % self.slow_every == 0
+
+    def settings(self) -> dict[str, Any]:
+        """Return all values by name, those that were defaults included."""
+        return asdict(self)
+
+    def command(self) -> str:
+        """Return the command line that runs this plan again."""
+        model = "both" if self.models == MODELS else self.models[0]
+        return (
+            f"deltasam bench step --model {model} --methods {','.join(self.methods)} "
+            f"--repeats {self.repeats} --slow-every {self.slow_every} --warm-up {self.warm_up} "
+            f"--threads {self.threads} --size {self.size} --seed {self.seed} "
+            f"--device {self.device} --clock {self.clock}"
+        )
+
+
+def _all_known(flag: str, given: tuple[str, ...], known: tuple[str, ...]) -> None:
+    for name in given:
+        if name not in known:
+            raise UserError(f"{flag}: unknown name {name!r}; known: {', '.join(known)}")
+    if not given or len(set(given)) != len(given):
+        raise UserError(f"{flag} must name each of its values once, got {','.join(given)!r}")

@@ -1,0 +1,45 @@
+"""A measurement made up for the tests, with every number known."""
+
+from __future__ import annotations
+
+import pytest
+
+from deltasam_fairseq.benchmarks.measurement import Measurement, Times
+
+PARAMETER_BYTES = 4000
+
+
+@pytest.fixture
+def measurement() -> Measurement:
+    """Return three rounds in which a forward pass is a third of forward + backward.
+
+    Processor time is half the elapsed time, and everything takes twice as long
+    in the second round.
+    """
+
+    def times(seconds: float) -> Times:
+        return Times(seconds, seconds / 2)
+
+    def rounds(seconds: float) -> list[Times | None]:
+        return [times(seconds), times(2 * seconds), times(seconds)]
+
+    return Measurement(
+        model="translation",
+        flags="--optimizer delta_sam",
+        parameters=1000,
+        parameter_bytes=PARAMETER_BYTES,
+        batch={"sentences": 2, "source_tokens": 9, "target_tokens": 8},
+        updates={
+            "none": rounds(3.0),
+            "sam": rounds(6.0),
+            "delta_sam": rounds(8.1),
+            "per_instance": [times(24.0), None, None],
+        },
+        passes=[
+            (times(factor), times(1.25 * factor), times(1.75 * factor))
+            for factor in (1.0, 2.0, 1.0)
+        ],
+        fallbacks={"none": 0.0, "sam": 0.0, "delta_sam": 1.0, "per_instance": 0.0},
+        peak={"none": 20_000, "sam": 24_000, "delta_sam": 24_100, "per_instance": 12_000},
+        forward_bytes=16_000,
+    )

@@ -1,0 +1,78 @@
+"""The verb, without a measurement: that takes its own test."""
+
+import argparse
+import json
+import subprocess
+import sys
+
+import pytest
+
+from deltasam_fairseq.benchmarks.measurement import Measurement
+from deltasam_fairseq.cli import bench
+from deltasam_fairseq.errors import UserError
+
+pytestmark = pytest.mark.fairseq
+
+
+def parsed(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    return parser.parse_args(["step", "--threads", "1", "--repeats", "3", *words])
+
+
+@pytest.fixture
+def made_up(measurement: Measurement, monkeypatch: pytest.MonkeyPatch) -> Measurement:
+    """Put the made-up measurement in the place of a real one."""
+    from deltasam_fairseq.benchmarks import step
+
+    monkeypatch.setattr(step, "measure", lambda *_: measurement)
+    return measurement
+
+
+def test_within_the_limits_a_check_passes(made_up: Measurement) -> None:
+    assert bench.run(parsed("--check")) == 0
+
+
+def test_beyond_a_limit_a_check_fails_and_says_why(
+    made_up: Measurement, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made_up.peak["sam"] *= 2
+    assert bench.run(parsed()) == 0
+    assert bench.run(parsed("--check")) == 1
+    assert "FAIL  translation: extra memory of sam" in capsys.readouterr().out
+    assert bench.run(parsed("--check", "--json")) == 1
+    out, err = capsys.readouterr()
+    assert "FAIL  translation: extra memory of sam" in err
+    assert [c["passed"] for c in json.loads(out)["checks"]].count(False) == 2  # one per model
+
+
+def test_limits_are_held_against_the_clock_that_was_asked_for(made_up: Measurement) -> None:
+    times = made_up.updates["sam"]
+    made_up.updates["sam"] = [t._replace(elapsed=2 * t.elapsed) for t in times if t is not None]
+    made_up.updates["delta_sam"] = made_up.updates["sam"]
+    assert bench.run(parsed("--check")) == 1
+    assert bench.run(parsed("--check", "--clock", "processor")) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--model", "speech"), "unknown name 'speech'"),
+        (("--methods", "none,sma"), "unknown name 'sma'"),
+        (("--methods", ""), "unknown name ''"),
+    ],
+)
+def test_unknown_names_are_refused_before_anything_is_built(
+    words: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deltasam_fairseq.benchmarks import step
+
+    monkeypatch.setattr(step, "measure", lambda *_: pytest.fail("measured"))
+    with pytest.raises(UserError, match=message):
+        bench.run(parsed(*words))
+
+
+def test_the_verb_is_light_until_it_runs() -> None:
+    code = "import sys, deltasam_fairseq.cli.bench; print({'torch', 'fairseq'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

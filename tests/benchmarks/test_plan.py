@@ -1,0 +1,74 @@
+import argparse
+import shlex
+from typing import Any
+
+import pytest
+
+from deltasam_fairseq.benchmarks.plan import MODELS, Plan
+from deltasam_fairseq.cli import bench
+from deltasam_fairseq.core.checks import METHODS
+from deltasam_fairseq.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"models": ("speech",)}, "--model: unknown name 'speech'; known: translation, class"),
+        ({"methods": ("none", "sma")}, "--methods: unknown name 'sma'; known: none, sam, delta"),
+        ({"methods": ("sam", "delta_sam")}, "--methods must include none"),
+        ({"methods": ("none", "sam", "sam")}, "--methods must name each of its values once"),
+        ({"size": "huge"}, "--size: unknown name 'huge'; known: default, tiny"),
+        ({"device": "tpu"}, "--device: unknown name 'tpu'; known: cpu, cuda"),
+        ({"clock": "sun"}, "--clock: unknown name 'sun'; known: elapsed, processor"),
+        ({"device": "cuda", "clock": "processor"}, "the GPU does the work"),
+        ({"repeats": 0}, "--repeats must be at least 1, got 0"),
+        ({"slow_every": 0}, "--slow-every must be at least 1, got 0"),
+        ({"warm_up": 0}, "--warm-up must be at least 1, got 0"),
+        ({"threads": -1}, "--threads must be at least 0, got -1"),
+        ({"seed": -1}, "--seed must be at least 0, got -1"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_by_its_flag(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as refused:
+        Plan(**values)
+    assert message in str(refused.value)
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UserError, match="no GPU"):
+        Plan(device="cuda")
+
+
+def test_the_slow_method_sits_most_rounds_out() -> None:
+    plan = Plan(slow_every=3)
+    taking_part = [number for number in range(8) if plan.takes_part("per_instance", number)]
+    assert taking_part == [0, 3, 6]
+    assert all(plan.takes_part("delta_sam", number) for number in range(8))
+
+
+def test_all_cores_unless_told_otherwise() -> None:
+    assert Plan().threads >= 1
+    assert Plan(threads=3).threads == 3
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        Plan(),
+        Plan(models=MODELS[1:], methods=METHODS[:2], threads=1, size="tiny", seed=7, repeats=2),
+        Plan(clock="processor", slow_every=2, warm_up=3),
+    ],
+)
+def test_the_command_of_a_plan_runs_it_again(plan: Plan) -> None:
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    words = shlex.split(plan.command())
+    assert words[:3] == ["deltasam", "bench", "step"]
+    assert bench.plan_of(parser.parse_args(words[2:])) == plan
+
+
+def test_the_command_line_has_the_defaults_of_a_plan() -> None:
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    assert bench.plan_of(parser.parse_args(["step"])) == Plan()
