@@ -8,7 +8,7 @@
 #   RESTART=1 scripts/demo.sh             move the earlier run aside and start over
 #
 # Needs: deltasam with fairseq and matplotlib, on PATH or in the folder DELTASAM_BIN.
-# Takes: about six minutes on two cores. Writes: demo/ (or the folder DEMO).
+# Takes: about eight minutes on two idle cores. Writes: demo/ (or the folder DEMO).
 set -euo pipefail
 
 METHOD=${METHOD:-delta_sam}
@@ -24,6 +24,10 @@ DEMO=${DEMO:-demo}
 DATA=$DEMO/data
 RUN=$DEMO/runs/$METHOD
 
+# Threads that wait sleep rather than spin: when another program takes one of two
+# cores, spinning makes training five times slower.
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
+
 say() { printf '\n== %s\n' "$*"; }
 has_checkpoint() { compgen -G "$RUN/checkpoints/*.pt" > /dev/null; }
 is_finished() { grep -q '"finished": true' "$RUN/run.json" 2> /dev/null; }
@@ -34,41 +38,44 @@ command -v deltasam > /dev/null || {
   exit 2
 }
 
-train=() evaluate=()
-[ -z "${UPDATES:-}" ] || train+=(--max-update "$UPDATES")
+how=new
 if [ "${RESTART:-}" = 1 ]; then
-  train+=(--restart)
-elif [ "${CONTINUE:-}" = 1 ] && has_checkpoint; then
-  train+=(--resume) evaluate+=(--force)
+  how=restart
 elif is_finished; then
-  train=(skip)
+  how=reuse
 elif has_checkpoint; then
-  echo "demo.sh: $RUN holds an unfinished run: set CONTINUE=1 to go on with it, or RESTART=1" \
-    "to move it aside and start over" >&2
-  exit 2
+  how=resume
+  [ "${CONTINUE:-}" = 1 ] || {
+    echo "demo.sh: $RUN holds an unfinished run: set CONTINUE=1 to go on with it, or RESTART=1" \
+      "to move it aside and start over" >&2
+    exit 2
+  }
 fi
 
 say "1/5 text: docstrings of the installed packages, sentencepiece, fairseq-preprocess (1 min)"
 deltasam prepare docstrings --out "$DATA"
 
-if [ "${train[0]:-}" = skip ]; then
-  say "2/5 training: $RUN is finished; reusing it"
-else
-  say "2/5 training: fairseq-train --optimizer delta_sam --sam-method $METHOD (4 min)"
-  deltasam train docstrings --data "$DATA" --save-dir "$RUN" --method "$METHOD" \
-    ${train[@]+"${train[@]}"}
-fi
+say "2/5 training: fairseq-train --optimizer delta_sam --sam-method $METHOD (5 min)"
+train=(deltasam train docstrings --data "$DATA" --save-dir "$RUN" --method "$METHOD")
+case $how in
+  new) "${train[@]}" ;;
+  restart | resume) "${train[@]}" "--$how" ;;
+  reuse) echo "$RUN is finished; reusing it" ;;
+esac
 
 say "3/5 decoding and scoring the test set (half a minute)"
-deltasam evaluate "$RUN" ${evaluate[@]+"${evaluate[@]}"}
+if [ $how = resume ]; then
+  deltasam evaluate "$RUN" --force
+else
+  deltasam evaluate "$RUN"
+fi
 
 say "4/5 learning curve"
 deltasam analyse curve "$RUN" --out "$DEMO/curve-$METHOD.png"
 
 say "5/5 results; the same with another method: make demo METHOD=sam (or none)"
-deltasam table "$DEMO/runs/none" "$DEMO/runs/sam" "$DEMO/runs/delta_sam"
-if [ "${train[0]:-}" = skip ]; then
-  printf '\nThis run was finished before. To train on: CONTINUE=1 UPDATES=N make demo METHOD=%s\n' \
-    "$METHOD"
-  printf 'To start over (the run is moved aside): RESTART=1 make demo METHOD=%s\n' "$METHOD"
-fi
+runs=("$DEMO/runs/none" "$DEMO/runs/sam" "$DEMO/runs/delta_sam")
+[ "$METHOD" != per_instance ] || runs+=("$RUN")
+deltasam table "${runs[@]}"
+[ $how != reuse ] || printf '\nThis run was finished before; RESTART=1 moves it aside and %s\n' \
+  "starts over."
