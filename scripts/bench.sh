@@ -17,6 +17,6 @@ if [ -s "$file.part" ]; then
   mv "$file.part" "$file"
   echo "$file"
 else
-  rm "$file.part"
+  rm -f "$file.part"
 fi
 exit "$status"

@@ -1,0 +1,121 @@
+"""The choices of scripts/demo.sh, with a program that stands in for deltasam."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "demo.sh"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    stand_in = tmp_path / "bin" / "deltasam"
+    stand_in.parent.mkdir()
+    stand_in.write_text('#!/bin/sh\necho "CALL $*"\n')
+    stand_in.chmod(0o755)
+    return tmp_path
+
+
+def demo(
+    folder: Path, *arguments: str, state: str = "", **wishes: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the script on a run in some state, with environment variables as wishes."""
+    run = folder / "demo" / "runs" / "delta_sam"
+    if state:
+        (run / "checkpoints").mkdir(parents=True)
+        (run / "checkpoints" / "checkpoint_last.pt").touch()
+        (run / "run.json").write_text(f'{{"finished": {str(state == "finished").lower()}}}\n')
+    names = ("METHOD", "CONTINUE", "RESTART", "DEMO", "OMP_WAIT_POLICY")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    environment |= {"DELTASAM_BIN": str(folder / "bin"), **wishes}
+    return subprocess.run(
+        [SCRIPT, *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def calls(done: subprocess.CompletedProcess[str]) -> list[str]:
+    return [line[5:] for line in done.stdout.splitlines() if line.startswith("CALL ")]
+
+
+def test_a_first_run_goes_from_text_to_table(folder: Path) -> None:
+    done = demo(folder)
+    assert done.returncode == 0, done.stderr
+    assert calls(done) == [
+        "prepare docstrings --out demo/data",
+        "train docstrings --data demo/data --save-dir demo/runs/delta_sam --method delta_sam",
+        "evaluate demo/runs/delta_sam",
+        "analyse curve demo/runs/delta_sam --out demo/curve-delta_sam.png",
+        "table demo/runs/none demo/runs/sam demo/runs/delta_sam",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wishes"), [(["--method", "sam"], {}), ([], {"METHOD": "sam"})]
+)
+def test_the_method_is_one_flag_away(
+    folder: Path, arguments: list[str], wishes: dict[str, str]
+) -> None:
+    assert calls(demo(folder, *arguments, **wishes))[1].endswith("runs/sam --method sam")
+
+
+def test_per_instance_gets_a_row_of_its_own(folder: Path) -> None:
+    assert calls(demo(folder, METHOD="per_instance"))[-1].endswith("runs/per_instance")
+
+
+def test_a_finished_run_is_reused(folder: Path) -> None:
+    done = demo(folder, state="finished")
+    assert [call.split()[0] for call in calls(done)] == ["prepare", "evaluate", "analyse", "table"]
+    assert "RESTART=1 moves it aside and starts over" in done.stdout
+
+
+def test_an_unfinished_run_needs_a_choice(folder: Path) -> None:
+    done = demo(folder, state="unfinished")
+    assert done.returncode == 2
+    assert "set CONTINUE=1 to go on with it, or RESTART=1 to move it aside" in done.stderr
+    assert calls(done) == []
+
+
+@pytest.mark.parametrize(
+    ("wish", "train", "evaluate"),
+    [
+        ("CONTINUE", "--resume", "evaluate demo/runs/delta_sam --force"),
+        ("RESTART", "--restart", "evaluate demo/runs/delta_sam"),
+    ],
+)
+def test_a_choice_is_carried_out(folder: Path, wish: str, train: str, evaluate: str) -> None:
+    made = calls(demo(folder, state="unfinished", **{wish: "1"}))
+    assert made[1].endswith(train)
+    assert made[2] == evaluate
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--metod", "sam"], "unknown argument --metod; known: --method NAME"),
+        (["--method"], "value"),
+    ],
+)
+def test_wrong_usage(folder: Path, arguments: list[str], message: str) -> None:
+    done = demo(folder, *arguments)
+    assert done.returncode != 0
+    assert message in done.stderr
+
+
+def test_without_deltasam_the_script_says_where_to_get_it(folder: Path) -> None:
+    done = demo(folder, DELTASAM_BIN=str(folder), PATH="/usr/bin:/bin")
+    assert done.returncode == 2
+    assert "no deltasam on PATH; use 'make demo'" in done.stderr
+
+
+def test_a_failing_step_stops_the_script(folder: Path) -> None:
+    (folder / "bin" / "deltasam").write_text('#!/bin/sh\necho "CALL $*"\n[ "$1" != train ]\n')
+    done = demo(folder)
+    assert done.returncode == 1
+    assert [call.split()[0] for call in calls(done)] == ["prepare", "train"]
