@@ -66,7 +66,7 @@ class Tally:
 
     def clear(self) -> None:
         """Forget what was counted."""
-        self.__init__()  # type: ignore[misc]
+        vars(self).update(vars(Tally()))
 
     def sums(self, norm: float, fallbacks: int) -> AscentSums:
         """Turn the tally into what is logged.
