@@ -157,9 +157,13 @@ def _finished(folder: Path, wanted: dict[str, Any], *, force: bool) -> dict[str,
         return facts
     if force:
         return None
-    names = {"checkpoint_sha256": "checkpoint", "data_sha256": "data", "flags": "decoding flags"}
+    names = {
+        "checkpoint_sha256": "another checkpoint",
+        "data_sha256": "other data",
+        "flags": "other decoding flags",
+    }
     raise UserError(
-        f"{folder} holds results of another {' and '.join(names[name] for name in different)}; "
+        f"{folder} holds results of {' and '.join(names[name] for name in different)}; "
         "pass --force to replace them"
     )
 

@@ -68,8 +68,8 @@ def test_the_same_checkpoint_is_not_decoded_twice(run: RunFolder, calls: list[st
     ("checkpoint", "overrides", "message"),
     [
         (b"other weights", [], "results of another checkpoint; pass --force"),
-        (b"weights", ["--beam", "2"], "results of another decoding flags; pass --force"),
-        (b"other", ["--beam", "2"], "another checkpoint and decoding flags;"),
+        (b"weights", ["--beam", "2"], "results of other decoding flags; pass --force"),
+        (b"other", ["--beam", "2"], "results of another checkpoint and other decoding flags;"),
     ],
 )
 def test_results_of_another_checkpoint_are_not_mixed(
