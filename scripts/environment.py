@@ -54,6 +54,7 @@ class Flavour:
         torch: Exact version of torch, or empty for the newest.
         torch_first: Whether torch has to be there when fairseq is compiled.
         extras: Extras of this package.
+        companions: What fairseq uses only where it is there, without its dependencies.
     """
 
     fairseq: str
@@ -64,6 +65,7 @@ class Flavour:
     torch: str
     torch_first: bool
     extras: str
+    companions: tuple[str, ...] = ()
 
 
 FIXED = Flavour(
@@ -87,6 +89,7 @@ FIXED = Flavour(
     torch="",
     torch_first=True,
     extras="dev,plots",
+    companions=("fairscale==0.4.13",),  # --zero-sharding; pure Python
 )
 
 UPSTREAM = Flavour(
@@ -319,7 +322,8 @@ def build(environment: Environment, flavour: Flavour, torch: str) -> None:
     say("installing what fairseq needs")
     environment.install(*flavour.build, *flavour.runtime, quiet=True)
     say(f"installing {flavour.fairseq} (compiles for two to three minutes if there is no wheel)")
-    environment.install("--no-build-isolation", "--no-deps", flavour.fairseq)
+    together = (flavour.fairseq, *flavour.companions)
+    environment.install("--no-build-isolation", "--no-deps", *together)
     if not flavour.torch_first:
         install_torch(environment, torch)
     say("installing this package and its tools")

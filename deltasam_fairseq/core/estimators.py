@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from deltasam_fairseq.core.graph import differentiate
-from deltasam_fairseq.core.noise import gaussian_direction
-from deltasam_fairseq.core.perturb import perturbed
+from deltasam_fairseq.core.space import WeightSpace
 from deltasam_fairseq.core.vectors import global_norm
 from deltasam_fairseq.core.weights import instance_weights, slope
 from deltasam_fairseq.registry import Registry
@@ -54,8 +53,9 @@ class Estimator(Protocol):
             losses_function: One forward pass: the per-sentence losses, shape
                 ``(N,)``, at the current weights and with the batch's own
                 dropout, the same at every call.
-            params: The parameters that the losses depend on, each once. They
-                may be moved, and must be put back.
+            params: The parameters that the losses depend on, each once; a
+                :class:`~deltasam_fairseq.core.space.WeightSpace` where the
+                neighbourhood has a shape. They may be moved, and must be put back.
             rho: Radius of the neighbourhood, L2 norm in weight space.
             eta: Floor under the slope, nats.
             seed: Seed for random draws; the same on every worker.
@@ -146,15 +146,16 @@ def probe(
 
     Args:
         losses_function: One forward pass, shape ``(N,)``.
-        params: Parameters to move, each once; restored bit for bit.
+        params: Parameters to move, or their space; restored bit for bit.
         radius: L2 norm of the direction r.
         seed: Seed of the direction.
 
     Returns:
         ``l_i(w + r)`` and ``l_i(w - r)``, shape ``(N,)`` each, detached.
     """
-    noise = gaussian_direction(params, radius=radius, seed=seed)
-    with torch.no_grad(), perturbed(params, noise) as side:
+    space = WeightSpace.of(params)
+    noise = space.gaussian(radius=radius, seed=seed)
+    with torch.no_grad(), space.perturbed(noise) as side:
         plus = losses_function().detach()
         side.mirror()
         minus = losses_function().detach()

@@ -23,7 +23,8 @@ def gaussian_direction(params: Sequence[Tensor], *, radius: float, seed: int) ->
         seed: Seed of the draw, 0 to 2**63 - 1.
 
     Returns:
-        One tensor per parameter, of its shape, dtype and device.
+        One tensor per parameter, of its shape and device, and of its dtype or
+        float32 if that is coarser: half precision would round it to zero.
 
     Source:
         Zhou et al. 2022, section 5.2: "we simply set sigma = 1 and rescale the
@@ -36,7 +37,9 @@ def gaussian_direction(params: Sequence[Tensor], *, radius: float, seed: int) ->
         if generator is None:
             generator = torch.Generator(device=param.device).manual_seed(seed)
             generators[param.device] = generator
-        direction.append(torch.empty_like(param, requires_grad=False).normal_(generator=generator))
+        dtype = torch.promote_types(param.dtype, torch.float32)
+        empty = torch.empty_like(param, dtype=dtype, requires_grad=False)
+        direction.append(empty.normal_(generator=generator))
     norm = global_norm(direction)
     if norm > 0:
         torch._foreach_mul_(direction, radius / norm.item())

@@ -15,6 +15,7 @@ from deltasam_fairseq.core.estimators import ESTIMATORS
 from deltasam_fairseq.core.graph import reached
 from deltasam_fairseq.core.noise import seed_for
 from deltasam_fairseq.core.randomness import RandomState
+from deltasam_fairseq.core.space import WeightSpace
 from deltasam_fairseq.core.steps import (
     StepReport,
     delta_sam_step,
@@ -47,6 +48,13 @@ class DeltaSAM(Optimizer):
         estimator: Registered name of the weight estimator.
         reduction: How the descent reduces over sentences, ``mean`` or ``sum``.
         seed: Seed of the random directions; give every worker the same.
+        adaptive: Whether every weight moves in proportion to its size (adaptive
+            SAM); take a rho about ten times larger.
+
+    Groups:
+        A parameter group may have ``"rho_factor"``, its radius relative to rho
+        (0 leaves its parameters alone), and ``"adaptive"``, which overrides
+        the argument for its parameters: biases are usually not adaptive.
 
     Raises:
         TypeError: If ``inner`` is not an optimizer or needs a closure, or the
@@ -85,6 +93,7 @@ class DeltaSAM(Optimizer):
         estimator: str = "finite_difference",
         reduction: str = "mean",
         seed: int = 1,
+        adaptive: bool = False,
     ) -> None:
         if not isinstance(inner, Optimizer):
             raise TypeError(
@@ -105,6 +114,7 @@ class DeltaSAM(Optimizer):
         self.estimator = ESTIMATORS.get(estimator)
         self.reduction = one_of(reduction, "reduction", ("mean", "sum"))
         self.seed = seed
+        self.adaptive = adaptive
         self.steps = 0
         self._probed: set[int] | None = None
         self._candidates: set[int] = set()
@@ -126,8 +136,7 @@ class DeltaSAM(Optimizer):
             update. A closure that returns no vector of losses, or a sparse gradient,
             is a ``ValueError``.
         """
-        params = self.trainable()
-        report = self._passes(params, closure)
+        report = self._passes(self._space(), closure)
         self.inner.step()
         self.steps += 1
         return report
@@ -136,7 +145,17 @@ class DeltaSAM(Optimizer):
         """List the parameters that train, each once."""
         return [p for p in self._everything() if p.requires_grad]
 
-    def _passes(self, params: list[Tensor], closure: Callable[..., Tensor]) -> StepReport:
+    def _space(self) -> WeightSpace:
+        factors: dict[int, float] = {}
+        adaptive: set[int] = set()
+        for group in self.param_groups:
+            for param in group["params"]:
+                factors[id(param)] = not_negative(group.get("rho_factor", 1.0), "rho_factor")
+                if group.get("adaptive", self.adaptive):
+                    adaptive.add(id(param))
+        return WeightSpace(self.trainable(), factors=factors, adaptive=adaptive)
+
+    def _passes(self, params: WeightSpace, closure: Callable[..., Tensor]) -> StepReport:
         if self.method == "none" or self.rho == 0:
             return plain_step(params, closure, reduction=self.reduction)
         if self.method == "sam":
@@ -161,7 +180,7 @@ class DeltaSAM(Optimizer):
             reduction=self.reduction,
         )
 
-    def _covered(self, params: list[Tensor], closure: Callable[..., Tensor]) -> list[Tensor]:
+    def _covered(self, params: WeightSpace, closure: Callable[..., Tensor]) -> WeightSpace:
         """List the parameters that the random direction covers, found on first use."""
         # One forward and backward pass, once, finds those that receive a gradient:
         # a part of the model that takes no part in the loss would only dilute the
@@ -173,7 +192,8 @@ class DeltaSAM(Optimizer):
             self._probed = {positions[id(p)] for p in reached(closure().sum(), params)}
             self._candidates = candidates
             randomness.replay()
-        return [p for p in params if positions[id(p)] in self._probed]
+        probed = self._probed
+        return params.only(p for p in params if positions[id(p)] in probed)
 
     def _everything(self) -> list[Tensor]:
         return unique(p for group in self.inner.param_groups for p in group["params"])

@@ -5,15 +5,36 @@ optimizers, fp32 master copies and CUDA graphs hold on to it), and whatever
 happens in between, the saved values are copied back. Subtracting the
 perturbation again would not do: it changes a fraction of the weights by a
 rounding error every step.
+
+Half-precision weights are coarser than most of a perturbation, so they are
+moved to ``cast(w + d)``, the sum taken in float32 from the master copy of w
+where there is one.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from deltasam_fairseq.core.precision import is_half
+
+
+class Realised(NamedTuple):
+    """What rounding left of a displacement.
+
+    Args:
+        share: L2 norm of the displacement as rounded over that of the one asked
+            for; 1 if nothing was lost, 0 if no weight moved.
+        cosine: Cosine of the angle between the two; 0 if no weight moved.
+    """
+
+    share: float
+    cosine: float
 
 
 class Borrowed:
@@ -25,14 +46,21 @@ class Borrowed:
 
     Args:
         params: Parameters to move, each once; changed in place.
-        direction: One tensor per parameter, same shape, dtype and device;
-            consumed: do not read it afterwards. ``None`` leaves its parameter
-            alone.
+        direction: One tensor per parameter, same shape and device, of its dtype
+            or float32; consumed: do not read it afterwards. ``None`` leaves
+            its parameter alone.
         scale: Factor on the direction. A number or a scalar tensor.
+        masters: Float32 copies of half-precision parameters, not changed:
+            a parameter becomes ``cast(master + scale * direction)``.
+        measure: Whether to compute :attr:`realised`.
+
+    Attributes:
+        realised: What rounding left of the displacement, if it was measured
+            and the displacement is finite and not zero.
 
     Raises:
-        ValueError: If the lists differ in length, or a direction's shape,
-            dtype or device differs from its parameter's.
+        ValueError: If the lists differ in length, or a direction does not fit
+            its parameter.
     """
 
     def __init__(
@@ -40,30 +68,45 @@ class Borrowed:
         params: Sequence[Tensor],
         direction: Sequence[Tensor | None],
         scale: float | Tensor = 1.0,
+        *,
+        masters: Sequence[Tensor] | None = None,
+        measure: bool = False,
     ) -> None:
+        self.realised: Realised | None = None
         self._pairs: list[tuple[Tensor, Tensor]] = []
+        sums = [0.0, 0.0, 0.0]
         try:
             with torch.no_grad():
-                for param, buffer in _paired(params, direction):
+                for param, buffer, master in _matched(params, direction, masters):
                     saved = param.detach().clone()
                     self._pairs.append((param, saved))
-                    param.copy_(buffer.mul_(scale).add_(saved))
+                    step = buffer.float() if is_half(param) else buffer
+                    step.mul_(scale)
+                    wanted = step.clone() if measure else None
+                    param.copy_(step.add_(saved if master is None else master))
+                    if wanted is not None:
+                        sums = _added(sums, param.to(wanted.dtype) - saved, wanted)
                     buffer.copy_(saved)
                     self._pairs[-1] = (param, buffer)
             _forget_casts()
         except BaseException:
             self.give_back()
             raise
+        if measure:
+            self.realised = _compare(*sums)
 
     def mirror(self) -> None:
         """Move from ``w + d`` to ``w - d``: the other side of the saved point.
 
         Computed as ``2 w - (w + d)``, so it needs no second buffer and mirrors
-        the displacement as it was rounded.
+        the displacement as it was rounded: both sides are equally far from w.
         """
         with torch.no_grad():
             for param, saved in self._pairs:
-                param.mul_(-1).add_(saved, alpha=2)
+                if is_half(param):
+                    param.copy_((2.0 * saved.float()).sub_(param))
+                else:
+                    param.mul_(-1).add_(saved, alpha=2)
         _forget_casts()
 
     def give_back(self) -> None:
@@ -80,6 +123,9 @@ def perturbed(
     params: Sequence[Tensor],
     direction: Sequence[Tensor | None],
     scale: float | Tensor = 1.0,
+    *,
+    masters: Sequence[Tensor] | None = None,
+    measure: bool = False,
 ) -> Iterator[Borrowed]:
     """Run a block at ``params + scale * direction``.
 
@@ -91,6 +137,8 @@ def perturbed(
         direction: One tensor per parameter, or ``None`` to leave one alone;
             its buffers are consumed.
         scale: Factor on the direction.
+        masters: Float32 copies of half-precision parameters.
+        measure: Whether to measure what rounding left of the displacement.
 
     Yields:
         The :class:`Borrowed` record, whose ``mirror`` switches sides.
@@ -103,29 +151,50 @@ def perturbed(
         >>> w.detach()
         tensor([1., 2.])
     """
-    borrowed = Borrowed(params, direction, scale)
+    borrowed = Borrowed(params, direction, scale, masters=masters, measure=measure)
     try:
         yield borrowed
     finally:
         borrowed.give_back()
 
 
-def _paired(
-    params: Sequence[Tensor], direction: Sequence[Tensor | None]
-) -> list[tuple[Tensor, Tensor]]:
-    if len(params) != len(direction):
-        raise ValueError(f"{len(params)} parameters but {len(direction)} direction tensors")
-    pairs = []
+def _matched(
+    params: Sequence[Tensor],
+    direction: Sequence[Tensor | None],
+    masters: Sequence[Tensor] | None,
+) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+    copies = [None] * len(params) if masters is None else masters
+    if len(params) != len(direction) or len(params) != len(copies):
+        raise ValueError(
+            f"{len(params)} parameters but {len(direction)} direction tensors"
+            + ("" if masters is None else f" and {len(copies)} master copies")
+        )
+    matched = []
     for position, (param, step) in enumerate(zip(params, direction, strict=True)):
         if step is None:
             continue
-        if (step.shape, step.dtype, step.device) != (param.shape, param.dtype, param.device):
+        fits = step.dtype == param.dtype or (step.dtype == torch.float32 and is_half(param))
+        if (step.shape, step.device) != (param.shape, param.device) or not fits:
             raise ValueError(
                 f"direction {position} is {tuple(step.shape)} {step.dtype} on {step.device}, "
                 f"its parameter {tuple(param.shape)} {param.dtype} on {param.device}"
             )
-        pairs.append((param, step))
-    return pairs
+        matched.append((param, step, copies[position]))
+    return matched
+
+
+def _added(sums: list[float], moved: Tensor, wanted: Tensor) -> list[float]:
+    """Add one tensor's squares and product to the running sums."""
+    products = [(moved, moved), (moved, wanted), (wanted, wanted)]
+    found = [(a.double() * b.double()).sum() for a, b in products]
+    return [s + f for s, f in zip(sums, torch.stack(found).tolist(), strict=True)]
+
+
+def _compare(moved: float, product: float, wanted: float) -> Realised | None:
+    if not math.isfinite(moved) or not math.isfinite(wanted) or wanted == 0:
+        return None
+    lengths = math.sqrt(moved * wanted)
+    return Realised(math.sqrt(moved / wanted), product / lengths if lengths else 0.0)
 
 
 def _forget_casts() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from deltasam_fairseq.core.graph import differentiate
 
 LossesAt = Callable[[Sequence[Tensor]], Tensor]
+Stretch = Sequence[Tensor | float]
 
 
 def gradient(objective: Callable[[Sequence[Tensor]], Tensor], at: Sequence[Tensor]) -> list[Tensor]:
@@ -44,38 +45,48 @@ def plain_gradient(losses_at: LossesAt, at: Sequence[Tensor]) -> list[Tensor]:
     return gradient(lambda w: losses_at(w).mean(), at)
 
 
-def sam_gradient(losses_at: LossesAt, at: Sequence[Tensor], *, rho: float) -> list[Tensor]:
+def sam_gradient(
+    losses_at: LossesAt, at: Sequence[Tensor], *, rho: float, stretch: Stretch | None = None
+) -> list[Tensor]:
     """Return SAM's descent gradient (Eq. 1).
 
     Args:
         losses_at: Per-sentence losses as a function of weights.
         at: The weights ``w``.
         rho: L2 norm of the perturbation.
+        stretch: The diagonal of T, for a neighbourhood that is no ball.
 
     Returns:
         ``(1/N) sum_i grad l_i(w + eps)``, ``eps`` along the batch's gradient.
     """
     count = losses_at(at).numel()
-    return weighted_gradient(losses_at, at, torch.ones(count), rho=rho)
+    return weighted_gradient(losses_at, at, torch.ones(count), rho=rho, stretch=stretch)
 
 
 def delta_sam_gradient(
-    losses_at: LossesAt, at: Sequence[Tensor], noise: Sequence[Tensor], *, rho: float, eta: float
+    losses_at: LossesAt,
+    at: Sequence[Tensor],
+    noise: Sequence[Tensor],
+    *,
+    rho: float,
+    eta: float,
+    stretch: Stretch | None = None,
 ) -> list[Tensor]:
     """Return delta-SAM's descent gradient (Alg. 1).
 
     Args:
         losses_at: Per-sentence losses as a function of weights.
         at: The weights ``w``.
-        noise: The random direction ``r``, of norm rho.
+        noise: The random direction ``r``, of norm rho; stretched already.
         rho: L2 norm of the perturbation.
         eta: Floor under the slope, nats.
+        stretch: The diagonal of T.
 
     Returns:
         ``(1/N) sum_i grad l_i(w + eps)``, ``eps`` along the weighted gradient.
     """
     weights = delta_sam_weights(losses_at, at, noise, eta=eta)
-    return weighted_gradient(losses_at, at, weights, rho=rho)
+    return weighted_gradient(losses_at, at, weights, rho=rho, stretch=stretch)
 
 
 def delta_sam_weights(
@@ -105,7 +116,12 @@ def delta_sam_weights(
 
 
 def weighted_gradient(
-    losses_at: LossesAt, at: Sequence[Tensor], weights: Tensor, *, rho: float
+    losses_at: LossesAt,
+    at: Sequence[Tensor],
+    weights: Tensor,
+    *,
+    rho: float,
+    stretch: Stretch | None = None,
 ) -> list[Tensor]:
     """Ascend along a weighted batch's gradient, return the unweighted one there.
 
@@ -114,21 +130,25 @@ def weighted_gradient(
         at: The weights ``w``.
         weights: ``g_i``, shape ``(N,)``.
         rho: L2 norm of the perturbation.
+        stretch: The diagonal of T.
 
     Returns:
         ``(1/N) sum_i grad l_i(w + rho v / |v|)`` with ``v`` of Eq. 6.
     """
     ascent = gradient(lambda w: (weights * losses_at(w)).sum(), at)
-    return plain_gradient(losses_at, _moved(at, ascent, rho))
+    return plain_gradient(losses_at, _moved(at, ascent, rho, stretch))
 
 
-def per_instance_gradient(losses_at: LossesAt, at: Sequence[Tensor], *, rho: float) -> list[Tensor]:
+def per_instance_gradient(
+    losses_at: LossesAt, at: Sequence[Tensor], *, rho: float, stretch: Stretch | None = None
+) -> list[Tensor]:
     """Return the descent gradient with one perturbation per sentence (Eq. 2).
 
     Args:
         losses_at: Per-sentence losses as a function of weights.
         at: The weights ``w``.
         rho: L2 norm of each perturbation.
+        stretch: The diagonal of T.
 
     Returns:
         ``(1/N) sum_i grad l_i(w + eps_i)``.
@@ -140,13 +160,18 @@ def per_instance_gradient(losses_at: LossesAt, at: Sequence[Tensor], *, rho: flo
         def loss_at(weights: Sequence[Tensor], index: int = index) -> Tensor:
             return losses_at(weights)[index]
 
-        there = gradient(loss_at, _moved(at, gradient(loss_at, at), rho))
+        there = gradient(loss_at, _moved(at, gradient(loss_at, at), rho, stretch))
         total = [t + g / count for t, g in zip(total, there, strict=True)]
     return total
 
 
-def _moved(at: Sequence[Tensor], ascent: Sequence[Tensor], rho: float) -> list[Tensor]:
-    norm = torch.stack([(v**2).sum() for v in ascent]).sum().sqrt()
+def _moved(
+    at: Sequence[Tensor], ascent: Sequence[Tensor], rho: float, stretch: Stretch | None
+) -> list[Tensor]:
+    if stretch is None:
+        stretch = [1.0] * len(at)
+    norm = torch.stack([((t * v) ** 2).sum() for t, v in zip(stretch, ascent, strict=True)])
+    norm = norm.sum().sqrt()
     if not torch.isfinite(norm) or norm == 0:
         return list(at)
-    return [w + rho * v / norm for w, v in zip(at, ascent, strict=True)]
+    return [w + rho * t**2 * v / norm for w, t, v in zip(at, stretch, ascent, strict=True)]

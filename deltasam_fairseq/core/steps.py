@@ -24,9 +24,8 @@ from deltasam_fairseq.core.estimators import (
     uniform_weights,
 )
 from deltasam_fairseq.core.graph import gradients_added, gradients_aside, take_gradients
-from deltasam_fairseq.core.perturb import perturbed
 from deltasam_fairseq.core.randomness import RandomState
-from deltasam_fairseq.core.vectors import global_norm
+from deltasam_fairseq.core.space import WeightSpace
 from deltasam_fairseq.core.weights import effective_sentences, usable
 
 
@@ -95,7 +94,8 @@ def sam_step(
     """Take one SAM step: ascend on the whole batch, descend there (Eq. 1, Alg. 1).
 
     Args:
-        params: The trainable parameters, each once.
+        params: The trainable parameters, each once, or their
+            :class:`~deltasam_fairseq.core.space.WeightSpace`.
         losses_function: One forward pass of the batch, shape ``(N,)``, nats.
         rho: L2 norm of the perturbation, at least 0.
         reduction: ``mean`` or ``sum`` over sentences, of the descent.
@@ -139,7 +139,8 @@ def delta_sam_step(
     """Take one delta-SAM step: weigh, ascend on the weighted batch, descend unweighted.
 
     Args:
-        params: The trainable parameters, each once.
+        params: The trainable parameters, each once, or their
+            :class:`~deltasam_fairseq.core.space.WeightSpace`.
         losses_function: One forward pass of the batch, shape ``(N,)``, nats.
         rho: L2 norm of the perturbation and of the random probe, at least 0.
         eta: Floor under the slope of Eq. 5, nats, greater than 0.
@@ -163,6 +164,7 @@ def delta_sam_step(
     """
     rho = not_negative(rho, "rho")
     one_of(reduction, "reduction", ("mean", "sum"))
+    space = WeightSpace.of(params)
     randomness = RandomState.capture(params)
 
     def replayed() -> Tensor:
@@ -177,18 +179,16 @@ def delta_sam_step(
         if not usable(weights):
             weights, floored, fallbacks = *uniform_weights(losses), fallbacks + 1
         torch.autograd.backward(_weighted(losses, weights))
-        ascent = take_gradients(params)
-        norm = _norm(ascent)
+        ascent, norm = space.steepest(take_gradients(params))
         if not _is_usable(norm) and estimator is not uniform and not fallbacks:
             del ascent
             losses = replayed()
             weights, floored, fallbacks = *uniform_weights(losses), fallbacks + 1
             torch.autograd.backward(_weighted(losses, weights))
-            ascent = take_gradients(params)
-            norm = _norm(ascent)
+            ascent, norm = space.steepest(take_gradients(params))
     at = losses.detach()
     there, extra = _descend(
-        params, ascent, norm, replayed, at, rho=rho, reduce=lambda x: _reduce(x, reduction)
+        space, ascent, norm, replayed, at, rho=rho, reduce=lambda x: _reduce(x, reduction)
     )
     return StepReport(at, there, weights, norm, int(floored), fallbacks + extra)
 
@@ -207,7 +207,8 @@ def per_instance_step(
     batch, with the batch's dropout, unless ``loss_of`` scores one alone.
 
     Args:
-        params: The trainable parameters, each once.
+        params: The trainable parameters, each once, or their
+            :class:`~deltasam_fairseq.core.space.WeightSpace`.
         losses_function: One forward pass of the batch, shape ``(N,)``, nats.
         rho: L2 norm of each sentence's perturbation, at least 0.
         loss_of: Loss of sentence ``i`` alone, a tensor of one element. Its
@@ -229,6 +230,7 @@ def per_instance_step(
     """
     rho = not_negative(rho, "rho")
     one_of(reduction, "reduction", ("mean", "sum"))
+    space = WeightSpace.of(params)
     start = RandomState.capture(params)
     with torch.no_grad():
         count = _checked(losses_function()).numel()
@@ -253,11 +255,10 @@ def per_instance_step(
             with gradients_aside(params):
                 loss = replayed()
                 torch.autograd.backward(loss)
-                ascent = take_gradients(params)
-            norm = _norm(ascent)
+                ascent, norm = space.steepest(take_gradients(params))
             at.append(loss.detach())
             moved, extra = _descend(
-                params, ascent, norm, replayed, at[-1], rho=rho, reduce=lambda x: x / share
+                space, ascent, norm, replayed, at[-1], rho=rho, reduce=lambda x: x / share
             )
             there.append(moved)
             norms.append(norm)
@@ -274,7 +275,7 @@ def per_instance_step(
 
 
 def _descend(
-    params: Sequence[Tensor],
+    space: WeightSpace,
     ascent: list[Tensor | None],
     norm: float,
     losses_function: LossesFunction,
@@ -294,8 +295,8 @@ def _descend(
     """
     fallbacks = 0
     if not _is_usable(norm):
-        ascent, fallbacks = [None] * len(params), 1
-    with perturbed(params, ascent, _scale(rho, norm)):
+        ascent, fallbacks = [None] * len(space), 1
+    with space.perturbed(ascent, _scale(rho, norm)):
         there = losses_function()
         if torch.isfinite(there).all() or not torch.isfinite(at).all():
             torch.autograd.backward(reduce(there))
@@ -323,10 +324,6 @@ def _weighted(losses: Tensor, weights: Tensor) -> Tensor:
     # Only ratios between weights matter (Eq. 7), so the mean weight is made 1:
     # tiny weights would otherwise push half-precision gradients below zero.
     return (losses * (weights / weights.mean()).to(losses.dtype)).mean()
-
-
-def _norm(ascent: Sequence[Tensor | None]) -> float:
-    return global_norm([g for g in ascent if g is not None]).item()
 
 
 def _is_usable(norm: float) -> bool:

@@ -11,19 +11,20 @@ import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from fairseq.modules import LayerDropModuleList
 from torch import Tensor
 
-from deltasam_fairseq.core.estimators import ESTIMATORS
+from deltasam_fairseq.core.estimators import ESTIMATORS, Weights
 from deltasam_fairseq.core.graph import gradients_aside, reached, take_gradients
 from deltasam_fairseq.core.randomness import RandomState
-from deltasam_fairseq.core.vectors import global_norm
 from deltasam_fairseq.core.weights import usable
 from deltasam_fairseq.fairseq_plugin.config import Sharpness
 from deltasam_fairseq.fairseq_plugin.meters import AscentSums
+from deltasam_fairseq.fairseq_plugin.model_weights import ModelWeights, in_float
 from deltasam_fairseq.fairseq_plugin.sentence_losses import Sample, reader_for
 
 
@@ -37,6 +38,9 @@ class Tally:
         squares: Sum of the squares of their weights.
         floored: Number of weights with a floored denominator.
         sample_size: Denominator of fairseq's gradient.
+        unit: The weight that counts as one in the gradients of this worker: the
+            largest mean weight of a batch so far. Eq. 5's weights may be 1e-6
+            or 1e3, and half-precision gradients have no room for either.
     """
 
     sentences: float = 0.0
@@ -44,9 +48,10 @@ class Tally:
     squares: float = 0.0
     floored: float = 0.0
     sample_size: float = 0.0
+    unit: float | None = None
 
     def numbers(self) -> list[float]:
-        """List the sums in the order of the constructor."""
+        """List the sums in the order of the constructor, without the unit."""
         return [self.sentences, self.weights, self.squares, self.floored, self.sample_size]
 
     def count(self, weights: Tensor, floored: Tensor) -> None:
@@ -64,6 +69,33 @@ class Tally:
         self.weights += sentences
         self.squares += sentences
 
+    @property
+    def scale(self) -> float:
+        """The unit, or 1 as long as there is none."""
+        return self.unit or 1.0
+
+    def raise_unit(self, weights: Tensor, params: Sequence[Tensor]) -> None:
+        """Let the unit be at least the mean of a batch's weights.
+
+        Args:
+            weights: Shape ``(N,)``; unusable ones change nothing.
+            params: The parameters; the gradients that they have so far are
+                brought to the new unit.
+        """
+        mean = weights.mean().item()
+        if not math.isfinite(mean) or mean <= (self.unit or 0.0):
+            return
+        gradients = [p.grad for p in params if p.grad is not None]
+        if self.unit is not None and gradients:
+            torch._foreach_mul_(gradients, self.unit / mean)
+        self.unit = mean
+
+    @property
+    def mean_weight(self) -> float:
+        """Mean of the weights; 1 where that would be no number to divide by."""
+        mean = self.weights / self.sentences if self.sentences else 1.0
+        return mean if math.isfinite(mean) and mean > 0 else 1.0
+
     def clear(self) -> None:
         """Forget what was counted."""
         vars(self).update(vars(Tally()))
@@ -72,17 +104,17 @@ class Tally:
         """Turn the tally into what is logged.
 
         Args:
-            norm: Norm of the ascent gradient, of the weighted sum of losses.
+            norm: Norm of the ascent gradient, of the sum of losses weighted by
+                weights with a mean of one.
             fallbacks: How many fallbacks were taken.
 
         Returns:
             The record of one perturbation.
         """
-        mean_weight = self.weights / self.sentences if self.sentences else 1.0
-        scale = mean_weight * self.sample_size
+        size = self.sample_size
         return AscentSums(
             perturbations=1.0,
-            sam_gnorm=norm / scale if scale and math.isfinite(norm) else 0.0,
+            sam_gnorm=norm / size if size and math.isfinite(norm) else 0.0,
             sam_ess=self.weights**2 / self.squares if self.squares else 0.0,
             sam_floored=self.floored / self.sentences if self.sentences else 0.0,
             sam_fallback=float(fallbacks > 0),
@@ -109,12 +141,47 @@ class Ascent(NamedTuple):
         scale: Factor that gives the direction the norm rho.
         passes: One per micro-batch.
         sums: What is logged.
+        overflow: Whether the loss scale was too large for the gradient, so that
+            the update is to be skipped.
     """
 
     direction: list[Tensor | None]
     scale: float
     passes: list[Pass]
     sums: AscentSums
+    overflow: bool = False
+
+
+class OverflowingCriterion:
+    """Stands in for the criterion after an overflow in the ascent.
+
+    The loss becomes infinite, so the gradient overflows on every worker that it
+    is reduced over, and fairseq does what it does then: it lowers the loss scale
+    and skips the update, everywhere alike.
+
+    Args:
+        criterion: The task's criterion.
+    """
+
+    def __init__(self, criterion: Any) -> None:
+        self._criterion = criterion
+
+    def __call__(self, model: Any, sample: Sample) -> tuple[Tensor, Any, dict[str, Any]]:
+        """Run the pass with an infinite loss.
+
+        Args:
+            model: As for the criterion.
+            sample: As for the criterion.
+
+        Returns:
+            As the criterion.
+        """
+        loss, sample_size, logging_output = self._criterion(model, sample)
+        return loss * math.inf, sample_size, logging_output
+
+    def __getattr__(self, name: str) -> Any:
+        """Ask the criterion itself."""
+        return getattr(self._criterion, name)
 
 
 class WeighingCriterion:
@@ -125,14 +192,15 @@ class WeighingCriterion:
     Args:
         criterion: The task's criterion, unwrapped.
         settings: The run's settings.
-        params: The parameters that are perturbed, each once.
+        weights: The run's weights.
         covered: Per model, the parameters that the random direction covers;
             filled here on first use.
         seed: Seed of this perturbation's random direction.
         sole: Whether this call's sentences are all that share the
-            perturbation. Then weights are scaled to a mean of 1, and unusable
-            ones become uniform at once; otherwise both would depend on how the
-            update was split, and are settled when all gradients are added up.
+            perturbation. Then unusable weights become uniform at once; otherwise
+            that would depend on how the update was split, and is settled when
+            all gradients are added up.
+        in_full: Whether the weights come from passes of their own in float32.
         tally: Where to count.
     """
 
@@ -140,21 +208,23 @@ class WeighingCriterion:
         self,
         criterion: Any,
         settings: Sharpness,
-        params: Sequence[Tensor],
+        weights: ModelWeights,
         covered: Covered,
         *,
         seed: int,
         sole: bool,
+        in_full: bool,
         tally: Tally,
     ) -> None:
         self._criterion = criterion
         self._read = reader_for(criterion)
         self._estimator = ESTIMATORS.get(settings.estimator)
         self._settings = settings
-        self._params = params
+        self._weights = weights
         self._covered = covered
         self._seed = seed
         self._sole = sole
+        self._in_full = in_full
         self._tally = tally
         self.fallbacks = 0
 
@@ -168,30 +238,47 @@ class WeighingCriterion:
         Returns:
             The weighted loss, the sample size and the logging output at w.
         """
-        start = RandomState.capture(self._params)
+        start = RandomState.capture(self._weights.space)
+        weigh = self._prepare(model, sample, start)
+        start.replay()
+        read = self._read(self._criterion, model, sample)
+        weights, floored = weigh(read.losses)
+        if self._sole and not usable(weights):
+            weights, floored = torch.ones_like(weights), torch.zeros_like(floored)
+            self.fallbacks += 1
+        self._tally.count(weights, floored)
+        self._tally.raise_unit(weights, self._weights.space)
+        relative = (weights / self._tally.scale).to(read.losses.dtype)
+        return (read.losses * relative).sum(), read.sample_size, read.logging_output
+
+    def _prepare(
+        self, model: Any, sample: Sample, start: RandomState
+    ) -> Callable[[Tensor], Weights]:
+        """Run the estimator's passes, in float32 where asked for and possible."""
 
         def losses() -> Tensor:
             start.replay()
             return self._read(self._criterion, model, sample).losses
 
-        weigh = self._estimator(
+        space = self._weights.space
+        moving = self._covered.by(model, losses, space)
+        estimator = partial(
+            self._estimator,
             losses,
-            self._covered.by(model, losses, self._params),
             rho=self._settings.rho,
             eta=self._settings.eta,
             seed=self._seed,
         )
-        start.replay()
-        read = self._read(self._criterion, model, sample)
-        weights, floored = weigh(read.losses)
-        if self._sole:
-            if not usable(weights):
-                weights, floored = torch.ones_like(weights), torch.zeros_like(floored)
-                self.fallbacks += 1
-            weights = weights / weights.mean()
-        self._tally.count(weights, floored)
-        loss = (read.losses * weights.to(read.losses.dtype)).sum()
-        return loss, read.sample_size, read.logging_output
+        if not self._in_full or self._weights.computes_in_full():
+            return estimator(space.only(moving))
+        sample = in_float(sample)
+        with self._weights.in_full():
+            weigh = estimator(space.only(moving, masters=True))
+            with torch.no_grad():
+                at_weights = losses()
+        # The ascent's own losses are of another precision: a difference between
+        # the two would be rounding, not bend.
+        return lambda _: weigh(at_weights)
 
     def __getattr__(self, name: str) -> Any:
         """Ask the criterion itself."""
@@ -255,52 +342,71 @@ def layer_drop_off(model: Any) -> Generator[None, None, None]:
 
 def ascend(
     run_passes: Callable[[Any, Tally], list[Pass]],
-    params: Sequence[Tensor],
+    weights: ModelWeights,
     weighing: Callable[[Tally], WeighingCriterion] | None,
     criterion: Any,
     *,
     rho: float,
-    add_up: Callable[[list[Tensor], list[float]], list[float]] | None,
+    add_up: Callable[..., list[float]] | None,
+    workers: int = 1,
 ) -> Ascent:
     """Find the direction of one perturbation.
 
     Weights that leave no usable gradient are replaced by uniform ones (SAM);
     a gradient that is zero or not finite even then moves nothing. Both count
-    as a fallback. With several workers all of them decide alike, because they
-    see the same added-up gradient.
+    as a fallback. A gradient that is not finite for finite weights, under a loss
+    scale, is an overflow. With several workers all of them decide alike,
+    because they see the same added-up gradient.
 
     Args:
         run_passes: Runs forward and backward passes of the micro-batches with
             the criterion that it is given, and counts into the tally.
-        params: The parameters, each once; their ``.grad`` is left as it was.
+        weights: The run's weights; their ``.grad`` is left as it was.
         weighing: Makes the stand-in for the criterion; ``None`` for SAM.
         criterion: The task's own criterion.
         rho: L2 norm of the perturbation.
         add_up: Sums gradients and numbers over workers; ``None`` for one alone.
+        workers: How many workers share the perturbation.
 
     Returns:
         The ascent.
     """
+    space = weights.space
     fallbacks = 0
     passes: list[Pass] = []
     attempts = ([weighing] if weighing else []) + [None]
-    with gradients_aside(params):
+    with gradients_aside(space):
         for attempt in attempts:
             tally = Tally()
             stand_in = attempt(tally) if attempt else None
             seen = run_passes(stand_in or criterion, tally)
             passes = passes or seen
             fallbacks += stand_in.fallbacks if stand_in else 0
-            direction = take_gradients(params)
+            gradients = take_gradients(space)
+            unit = tally.scale
             if add_up is not None:
                 filled = [
                     torch.zeros_like(p) if g is None else g
-                    for p, g in zip(params, direction, strict=True)
+                    for p, g in zip(space, gradients, strict=True)
                 ]
-                tally = Tally(*add_up(filled, tally.numbers()))
-                direction = list(filled)
-            norm = global_norm([g for g in direction if g is not None]).item()
+                # Sums of weights times gradients, brought to a mean weight of one
+                # and divided by the number of workers, as DDP does: half
+                # precision has room for that if it had for the shares.
+                numbers = add_up(
+                    filled,
+                    tally.numbers(),
+                    factor=unit,
+                    divisor=lambda numbers: Tally(*numbers).mean_weight * workers,
+                )
+                tally, gradients = Tally(*numbers), list(filled)
+                unit = tally.mean_weight * workers
+            direction, norm = space.steepest(gradients)
             if math.isfinite(norm) and norm > 0:
-                return Ascent(direction, rho / norm, passes, tally.sums(norm, fallbacks))
+                whole = norm * unit / tally.mean_weight / weights.loss_scale
+                return Ascent(direction, rho / norm, passes, tally.sums(whole, fallbacks))
             fallbacks += 1
-    return Ascent([None] * len(params), 0.0, passes, tally.sums(norm, fallbacks))
+            if weights.is_scaled and not math.isfinite(norm) and math.isfinite(tally.weights):
+                break
+    overflow = weights.is_scaled and not math.isfinite(norm)
+    nowhere: list[Tensor | None] = [None] * len(space)
+    return Ascent(nowhere, 0.0, passes, tally.sums(norm, fallbacks), overflow)

@@ -13,8 +13,10 @@ from omegaconf import II
 from deltasam_fairseq.core.checks import METHODS, not_negative, positive
 from deltasam_fairseq.core.estimators import ESTIMATORS
 from deltasam_fairseq.fairseq_plugin.inner import inner_flags
+from deltasam_fairseq.fairseq_plugin.radius_rules import RADIUS_RULES
 
 SCOPES = ("update", "micro")
+PROBE_PRECISIONS = ("fp32", "model")
 
 
 @dataclass
@@ -54,6 +56,34 @@ class SharpnessConfig(FairseqDataclass):
         default="finite_difference",
         metadata={"help": "how delta_sam estimates the sentence weights"},
     )
+    sam_probe_precision: ChoiceEnum(list(PROBE_PRECISIONS)) = field(  # type: ignore[valid-type]
+        default="fp32",
+        metadata={
+            "help": "precision of the forward passes that delta_sam's weights come from: fp32 on "
+            "the fp32 weights where there are any, or the model's own"
+        },
+    )
+    sam_start_update: int = field(
+        default=0,
+        metadata={"help": "updates without a perturbation at the beginning"},
+    )
+    sam_interval: int = field(
+        default=1,
+        metadata={
+            "help": "perturb every k-th update only, with the same rho; the others are plain"
+        },
+    )
+    sam_rule: str = field(
+        default="all",
+        metadata={"help": "which parameters move how far: all, no_bias_norm, norm_only, or yours"},
+    )
+    sam_adaptive: bool = field(
+        default=False,
+        metadata={
+            "help": "let each weight move in proportion to its size (adaptive SAM; take a rho "
+            "about ten times larger)"
+        },
+    )
     lr: List[float] = II("optimization.lr")  # noqa: UP006  (OmegaConf 2.0 knows typing.List only)
     tpu: bool = II("common.tpu")
 
@@ -81,13 +111,23 @@ class Sharpness:
         eta: Floor under the slope, nats.
         scope: What shares one perturbation.
         estimator: Registered name of the weight estimator.
+        probe_precision: Precision of the passes that the weights come from.
+        start_update: Updates without a perturbation at the beginning.
+        interval: Every which update is perturbed.
+        rule: Registered name of the radius rule.
+        adaptive: Whether weights move in proportion to their size.
     """
 
     method: str
-    rho: float
-    eta: float
-    scope: str
-    estimator: str
+    rho: float = 0.05
+    eta: float = 1e-4
+    scope: str = "update"
+    estimator: str = "finite_difference"
+    probe_precision: str = "fp32"
+    start_update: int = 0
+    interval: int = 1
+    rule: str = "all"
+    adaptive: bool = False
 
     @classmethod
     def from_config(cls, cfg: Any) -> "Sharpness":
@@ -101,18 +141,38 @@ class Sharpness:
             ``ValueError``.
         """
         ESTIMATORS.get(cfg.sam_estimator)
+        RADIUS_RULES.get(cfg.sam_rule)
         return cls(
             method=_choice(cfg.sam_method, "--sam-method", METHODS),
             rho=not_negative(cfg.sam_rho, "--sam-rho"),
             eta=positive(cfg.sam_eta, "--sam-eta"),
             scope=_choice(cfg.sam_scope, "--sam-scope", SCOPES),
             estimator=cfg.sam_estimator,
+            probe_precision=_choice(
+                cfg.sam_probe_precision, "--sam-probe-precision", PROBE_PRECISIONS
+            ),
+            start_update=int(not_negative(cfg.sam_start_update, "--sam-start-update")),
+            interval=int(positive(cfg.sam_interval, "--sam-interval")),
+            rule=cfg.sam_rule,
+            adaptive=bool(cfg.sam_adaptive),
         )
 
     @property
     def active(self) -> bool:
         """Whether anything is perturbed at all."""
         return self.method != "none" and self.rho > 0
+
+    def perturbs(self, update: int) -> bool:
+        """Tell whether an update is perturbed.
+
+        Args:
+            update: Number of updates before it.
+
+        Returns:
+            False for all of them with ``--sam-method none``.
+        """
+        since = update - self.start_update
+        return self.active and since >= 0 and since % self.interval == 0
 
 
 def _choice(value: Any, flag: str, allowed: tuple[str, ...]) -> str:

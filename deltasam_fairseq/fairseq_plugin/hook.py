@@ -16,15 +16,15 @@ from typing import Any
 
 from fairseq.trainer import Trainer
 
-from deltasam_fairseq.fairseq_plugin.ascent import Covered
 from deltasam_fairseq.fairseq_plugin.compat import allow_own_checkpoints, check_fairseq, versions
 from deltasam_fairseq.fairseq_plugin.optimizer import sharpness_of
+from deltasam_fairseq.fairseq_plugin.run import Run
 from deltasam_fairseq.fairseq_plugin.step import begin
 from deltasam_fairseq.fairseq_plugin.support import check_run
 
 logger = logging.getLogger(__name__)
 
-_covered: weakref.WeakKeyDictionary[Trainer, Covered] = weakref.WeakKeyDictionary()
+_runs: weakref.WeakKeyDictionary[Trainer, Run] = weakref.WeakKeyDictionary()
 
 
 def install() -> None:
@@ -42,13 +42,16 @@ def install() -> None:
         if settings is not None:
             logger.info("%s; %s", settings, versions())
             check_run(self, settings)
+            if settings.active:
+                _runs[self] = Run(self, settings)
 
     @functools.wraps(step)
     def train_step(self: Trainer, samples: Any, raise_oom: bool = False) -> Any:
-        settings = sharpness_of(self.optimizer)
-        if settings is None or not settings.active:
+        self.optimizer  # noqa: B018  (asking for it builds it, and with it the run)
+        run = _runs.get(self)
+        if run is None or not run.settings.perturbs(self.get_num_updates()):
             return step(self, samples, raise_oom)
-        update = begin(self, samples, settings, _covered.setdefault(self, Covered()))
+        update = begin(self, samples, run)
         with update.in_place():
             return step(self, update.samples, raise_oom)
 

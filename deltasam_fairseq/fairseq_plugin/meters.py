@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 from fairseq.logging import metrics
 
+from deltasam_fairseq.core.perturb import Realised
+
 Logging = dict[str, Any]
 
 _MOVED = "sam_moved:"
@@ -23,6 +25,11 @@ _METERS = (
     ("sam_ess", 2, 411),
     ("sam_floored", 3, 412),
     ("sam_fallback", 3, 413),
+)
+# These are measured now and then.
+_MEASURED = (
+    ("sam_realised", 4, 414),
+    ("sam_realised_cos", 4, 415),
 )
 
 
@@ -36,6 +43,9 @@ class AscentSums(NamedTuple):
         sam_ess: Effective numbers of sentences.
         sam_floored: Shares of weights with a floored denominator.
         sam_fallback: How many of them took a fallback.
+        measured: Number of perturbations whose rounding was measured.
+        sam_realised: Lengths of these, as rounded, in units of ρ.
+        sam_realised_cos: Their cosines with what was asked for.
     """
 
     perturbations: float = 0.0
@@ -43,10 +53,23 @@ class AscentSums(NamedTuple):
     sam_ess: float = 0.0
     sam_floored: float = 0.0
     sam_fallback: float = 0.0
+    measured: float = 0.0
+    sam_realised: float = 0.0
+    sam_realised_cos: float = 0.0
 
     def plus(self, other: AscentSums) -> AscentSums:
         """Return the sums of both."""
         return AscentSums(*(a + b for a, b in zip(self, other, strict=True)))
+
+    def with_realised(self, realised: Realised | None) -> AscentSums:
+        """Add what rounding left of one perturbation, if it was measured."""
+        if realised is None:
+            return self
+        return self._replace(
+            measured=self.measured + 1,
+            sam_realised=self.sam_realised + realised.share,
+            sam_realised_cos=self.sam_realised_cos + realised.cosine,
+        )
 
 
 def combined(at_weights: Logging, moved: Logging, sums: AscentSums) -> Logging:
@@ -96,11 +119,11 @@ def reduce_and_log(
     if before is not None and after is not None:
         metrics.log_scalar("sam_loss", after, weight, priority=408, round=3)
         metrics.log_scalar("sharpness", after - before, weight, priority=409, round=5)
-    perturbations = float(sum(s.get("perturbations", 0) for s in sums))
-    if perturbations:
-        for name, digits, priority in _METERS:
-            value = float(sum(s[name] for s in sums)) / perturbations
-            metrics.log_scalar(name, value, perturbations, priority=priority, round=digits)
+    for count, meters in (("perturbations", _METERS), ("measured", _MEASURED)):
+        number = float(sum(s.get(count, 0) for s in sums))
+        for name, digits, priority in meters if number else ():
+            value = float(sum(s[name] for s in sums)) / number
+            metrics.log_scalar(name, value, number, priority=priority, round=digits)
 
 
 def added(outputs: list[Logging]) -> Logging:

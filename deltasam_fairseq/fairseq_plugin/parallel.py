@@ -8,7 +8,7 @@ every wrapper.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -43,35 +43,76 @@ def without_sync(*models: Any) -> Generator[None, None, None]:
         yield
 
 
-def add_up(tensors: Sequence[Tensor], numbers: Sequence[float], group: Any) -> list[float]:
+def synchronise(*models: Any) -> None:
+    """Let the next backward pass be reduced, whatever an exception left behind.
+
+    fairseq's legacy wrapper stays in its ``no_sync`` after an out-of-memory in
+    a micro-batch that is not the last one: this worker would leave the others
+    alone in the reduction.
+
+    Args:
+        *models: The model and the criterion, wrapped for several workers or not.
+    """
+    for model in models:
+        wrapper = _accumulating(model)
+        if wrapper is not None:
+            wrapper.accumulate_grads = False
+
+
+def add_up(
+    tensors: Sequence[Tensor],
+    numbers: Sequence[float],
+    group: Any,
+    *,
+    factor: float = 1.0,
+    divisor: Callable[[list[float]], float] = lambda _: 1.0,
+) -> list[float]:
     """Sum tensors and a few numbers over all workers, in place.
+
+    The sums are taken in float32 (float64 for float64): in half precision the
+    numbers would be rounded, and the tensors might overflow.
 
     Args:
         tensors: The same shapes and order on every worker, one dtype.
-        numbers: The same count on every worker; they travel in the tensors'
-            dtype, with the first bucket.
+        numbers: The same count on every worker; they travel with the first bucket.
         group: fairseq's process group.
+        factor: What this worker's tensors are multiplied by before they are summed.
+        divisor: What the summed tensors are divided by, a function of the
+            summed numbers.
 
     Returns:
         The summed numbers.
+
+    Raises:
+        RuntimeError: If the workers cannot reach each other any more.
 
     Collectives:
         One all-reduce for every :data:`BUCKET_ELEMENTS` elements or part of it.
     """
     summed: list[float] = []
-    extra = tensors[0].new_tensor(list(numbers)) if numbers else None
+    extra = list(numbers)
+    share = 1.0
     for bucket in _buckets(tensors):
-        parts = [t.reshape(-1) for t in bucket]
-        if extra is not None:
-            parts.append(extra)
-        flat = torch.cat(parts)
-        distributed.all_reduce(flat, group=group)
+        kind = torch.promote_types(bucket[0].dtype, torch.float32)
+        parts = [t.reshape(-1).to(kind) for t in bucket]
+        flat = torch.cat([*parts, parts[0].new_tensor(extra)])
+        flat[: flat.numel() - len(extra)].mul_(factor)
+        try:
+            distributed.all_reduce(flat, group=group)
+        except RuntimeError as error:
+            raise RuntimeError(
+                "the workers could not add up the ascent's gradient: one of them has stopped, or "
+                "the network is gone. Nothing of this update was saved; start all workers "
+                f"again, and training goes on from the last checkpoint. ({error})"
+            ) from error
+        if extra:
+            summed = flat[-len(extra) :].tolist()
+            share, extra = divisor(summed), []
         offset = 0
         for tensor in bucket:
-            tensor.copy_(flat[offset : offset + tensor.numel()].view_as(tensor))
+            part = flat[offset : offset + tensor.numel()]
+            tensor.copy_(part.div_(share).view_as(tensor))
             offset += tensor.numel()
-        if extra is not None:
-            summed, extra = flat[offset:].tolist(), None
     return summed
 
 

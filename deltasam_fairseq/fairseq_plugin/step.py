@@ -18,18 +18,16 @@ from fairseq import utils
 from fairseq.tasks import FairseqTask
 
 from deltasam_fairseq.core.noise import seed_for
-from deltasam_fairseq.core.perturb import Borrowed, perturbed
+from deltasam_fairseq.core.perturb import Borrowed, Realised
 from deltasam_fairseq.core.randomness import RandomState
-from deltasam_fairseq.core.vectors import unique
 from deltasam_fairseq.fairseq_plugin.ascent import (
     Ascent,
-    Covered,
+    OverflowingCriterion,
     Pass,
     Tally,
     WeighingCriterion,
     ascend,
 )
-from deltasam_fairseq.fairseq_plugin.config import Sharpness
 from deltasam_fairseq.fairseq_plugin.meters import (
     AscentSums,
     Logging,
@@ -37,7 +35,8 @@ from deltasam_fairseq.fairseq_plugin.meters import (
     combined,
     reduce_and_log,
 )
-from deltasam_fairseq.fairseq_plugin.parallel import add_up, without_sync
+from deltasam_fairseq.fairseq_plugin.parallel import add_up, synchronise, without_sync
+from deltasam_fairseq.fairseq_plugin.run import Run
 from deltasam_fairseq.fairseq_plugin.samples import Sample, containers_copied, split_by_sentence
 
 Result = tuple[Any, Any, Logging]
@@ -51,21 +50,23 @@ class Update(ABC):
     Args:
         trainer: fairseq's trainer.
         samples: The micro-batches of this worker's update.
-        settings: The run's settings.
-        covered: The run's record of parameters that receive a gradient.
+        run: The run's settings and weights.
     """
 
-    def __init__(
-        self, trainer: Any, samples: Sequence[Any], settings: Sharpness, covered: Covered
-    ) -> None:
+    def __init__(self, trainer: Any, samples: Sequence[Any], run: Run) -> None:
         self.trainer = trainer
         self.samples = list(samples)
-        self.settings = settings
-        self.covered = covered
-        self.params = unique(trainer.optimizer.params)
+        self.run = run
+        self.settings = run.settings
+        self.space = run.weights.space
+        self.update = trainer.get_num_updates()
         self.position = 0
         self._task_step: Callable[..., Result] = trainer.task.train_step
         self._task_reduce: Callable[..., None] = trainer.task.reduce_metrics
+        around = getattr(self._task_step, "__self__", None)
+        if isinstance(around, Update):
+            # With --amp the trainer tries a batch again from inside its own step.
+            self._task_step, self._task_reduce = around._task_step, around._task_reduce
 
     @contextmanager
     def in_place(self) -> Generator[None, None, None]:
@@ -129,10 +130,11 @@ class Update(ABC):
             return WeighingCriterion(
                 self.trainer.get_criterion(),
                 self.settings,
-                self.params,
-                self.covered,
+                self.run.weights,
+                self.run.covered,
                 seed=seed,
                 sole=sole,
+                in_full=self.run.probes_in_full,
                 tally=tally,
             )
 
@@ -143,22 +145,51 @@ class Update(ABC):
         with without_sync(kwargs["model"], criterion):
             return ascend(
                 passes,
-                self.params,
+                self.run.weights,
                 weighing if self.settings.method == "delta_sam" else None,
                 criterion,
                 rho=self.settings.rho,
                 add_up=partial(add_up, group=group) if shared else None,
+                workers=self.trainer.data_parallel_world_size if shared else 1,
             )
+
+    def move(self, ascent: Ascent, *, measure: bool) -> Borrowed:
+        """Move the weights along an ascent.
+
+        Args:
+            ascent: The ascent; its direction is consumed.
+            measure: Whether to look at the rounding, if it is this update's turn.
+
+        Returns:
+            The record that puts them back.
+        """
+        measure = measure and self.run.measures(self.update)
+        borrowed = self.space.moved(ascent.direction, ascent.scale, measure=measure)
+        self.run.note(borrowed.realised)
+        return borrowed
+
+    @staticmethod
+    def descending(ascent: Ascent, criterion: Any) -> Any:
+        """Choose the criterion of the passes after an ascent.
+
+        Args:
+            ascent: The ascent.
+            criterion: The task's own criterion.
+
+        Returns:
+            The criterion, or one that makes fairseq skip the update.
+        """
+        return OverflowingCriterion(criterion) if ascent.overflow else criterion
 
     def _passes(
         self, batches: Sequence[Batch], tally: Tally, *, shared: bool, criterion: Any, **kwargs: Any
     ) -> list[Pass]:
         """Run the micro-batches at w, count them, and put the generators back."""
-        start = RandomState.capture(self.params)
+        start = RandomState.capture(self.space)
         passes = []
         try:
             for sample, ignored in batches:
-                state = RandomState.capture(self.params)
+                state = RandomState.capture(self.space)
                 logging_output = None
                 if not ignored:
                     _, sample_size, logging_output = self.task_step(
@@ -173,7 +204,7 @@ class Update(ABC):
                 raise
             # The other workers wait in the reduction: join it without a share,
             # and let the descent meet the same fate under the trainer's eyes.
-            for param in self.params:
+            for param in self.space:
                 param.grad = None
             tally.clear()
             passes = [Pass(start, None) for _ in batches]
@@ -203,6 +234,8 @@ class Update(ABC):
         if self.position >= len(self.samples):
             # The trainer looks for the module that made a NaN.
             return self._task_step(**arguments)
+        if self.position == len(self.samples) - 1:
+            synchronise(model, criterion)
         try:
             return self.train_step(**arguments)
         except BaseException:
@@ -223,6 +256,7 @@ class UpdateScope(Update):
     """
 
     _borrowed: Borrowed | None = None
+    _realised: Realised | None = None
     _ascent: Ascent
 
     def train_step(self, sample: Sample, model: Any, ignore_grad: bool, **kwargs: Any) -> Result:  # noqa: D102
@@ -236,13 +270,17 @@ class UpdateScope(Update):
                 seed=self.seed,
                 **kwargs,
             )
-            self._borrowed = Borrowed(self.params, self._ascent.direction, self._ascent.scale)
+            self._borrowed = self.move(self._ascent, measure=True)
+            self._realised = self._borrowed.realised
         state, at_weights = self._ascent.passes[self.position]
+        kwargs["criterion"] = self.descending(self._ascent, kwargs["criterion"])
         state.replay()
         loss, sample_size, moved = self.task_step(sample, ignore_grad=ignore_grad, **kwargs)
         if last:
             self.give_back()
-        sums = self._ascent.sums if first else AscentSums()
+        sums = AscentSums()
+        if first:
+            sums = self._ascent.sums.with_realised(self._realised)
         return loss, sample_size, combined(at_weights or moved, moved, sums)
 
     def give_back(self) -> None:  # noqa: D102
@@ -252,7 +290,7 @@ class UpdateScope(Update):
     @property
     def seed(self) -> int:
         """Seed of this update's random direction, the same on every worker."""
-        return seed_for(self.trainer.cfg.common.seed, self.trainer.get_num_updates())
+        return seed_for(self.trainer.cfg.common.seed, self.update)
 
 
 class MicroScope(Update):
@@ -270,15 +308,17 @@ class MicroScope(Update):
         for number, piece in enumerate(pieces):
             ascent = self.ascend([(piece, False)], shared=False, seed=self.seed, **kwargs)
             state, at_weights = ascent.passes[0]
+            used = {**kwargs, "criterion": self.descending(ascent, kwargs["criterion"])}
             with ExitStack() as stack:
-                stack.enter_context(perturbed(self.params, ascent.direction, ascent.scale))
+                borrowed = self.move(ascent, measure=self.position == 0 and number == 0)
+                stack.callback(borrowed.give_back)
                 if number < len(pieces) - 1:
                     stack.enter_context(without_sync(model, kwargs["criterion"]))
                 state.replay()
-                loss, size, moved = self.task_step(piece, ignore_grad=False, **kwargs)
+                loss, size, moved = self.task_step(piece, ignore_grad=False, **used)
             outputs.append(at_weights or moved)
             moved_outputs.append(moved)
-            sums = sums.plus(ascent.sums)
+            sums = sums.plus(ascent.sums.with_realised(borrowed.realised))
             losses.append(loss)
             sizes.append(size)
         if len(pieces) == 1:
@@ -288,25 +328,24 @@ class MicroScope(Update):
     @property
     def seed(self) -> int:
         """Seed of this micro-batch's random direction."""
-        update = seed_for(self.trainer.cfg.common.seed, self.trainer.get_num_updates())
+        update = seed_for(self.trainer.cfg.common.seed, self.update)
         return seed_for(update, self.position)
 
 
-def begin(trainer: Any, samples: Sequence[Any], settings: Sharpness, covered: Covered) -> Update:
+def begin(trainer: Any, samples: Sequence[Any], run: Run) -> Update:
     """Choose how an update is run.
 
     Args:
         trainer: fairseq's trainer.
         samples: The micro-batches of this worker's update.
-        settings: The run's settings; active.
-        covered: The run's record of parameters that receive a gradient.
+        run: The run's settings and weights; it perturbs this update.
 
     Returns:
         The update. Every sentence has its own perturbation with
         ``per_instance``, so there the scope makes no difference.
     """
-    micro = settings.scope == "micro" or settings.method == "per_instance"
-    return (MicroScope if micro else UpdateScope)(trainer, samples, settings, covered)
+    micro = run.settings.scope == "micro" or run.settings.method == "per_instance"
+    return (MicroScope if micro else UpdateScope)(trainer, samples, run)
 
 
 @contextmanager

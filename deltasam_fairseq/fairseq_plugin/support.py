@@ -16,12 +16,8 @@ TASKS = {
     "passes of a step would not see the same data",
 }
 
-# Settings of fairseq under which a step is not right yet: where, value, reason.
-_NOT_YET = "is not supported together with --optimizer delta_sam yet; train in fp32"
+# Settings of fairseq under which a step would be wrong: name, where, reason.
 _SETTINGS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-    ("--fp16", lambda c: c.common.fp16, _NOT_YET),
-    ("--bf16", lambda c: c.common.bf16, _NOT_YET),
-    ("--amp", lambda c: c.common.amp, _NOT_YET),
     ("--tpu", lambda c: c.common.tpu, "is not supported: the step reads losses on the host"),
     (
         "--use-bmuf",
@@ -34,15 +30,16 @@ _SETTINGS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "is not supported: a worker holds a part of the weights only",
     ),
     (
-        "--zero-sharding os",
-        lambda c: c.distributed_training.zero_sharding == "os",
-        "is not supported yet",
-    ),
-    (
         "--ddp-backend fully_sharded or slowmo",
         lambda c: c.distributed_training.ddp_backend in ("fully_sharded", "slowmo"),
         "is not supported: a worker holds a part of the weights, or weights of its own; use "
         "legacy_ddp or pytorch_ddp",
+    ),
+    (
+        "--base-layers",
+        lambda c: getattr(c.model, "base_layers", 0) > 0,
+        "is not supported: workers have experts of their own, and the ascent adds gradients up "
+        "as if all had the same weights",
     ),
     (
         "--model-parallel-size above 1",
@@ -79,6 +76,15 @@ def check_run(trainer: Any, settings: Sharpness) -> None:
             raise ValueError(
                 f"the embedding {name} has sparse gradients, but a perturbation covers all "
                 "weights; build it with sparse=False"
+            )
+        if any(
+            hook.__module__ == "fairseq.modules.quant_noise"
+            for hook in module._forward_pre_hooks.values()
+        ):
+            raise ValueError(
+                f"--quant-noise-pq is not supported: {name} overwrites its weights in each forward "
+                "pass, so the passes of a step would not see the same weights. "
+                "--quant-noise-scalar works; or pass --sam-method none"
             )
     if settings.method == "delta_sam":
         reader_for(trainer.get_criterion())

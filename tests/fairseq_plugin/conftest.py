@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("fairseq")
+
+from fairseq import utils  # noqa: E402
 
 from tests.support import fairseq_toys as toys  # noqa: E402
 
@@ -33,3 +36,10 @@ def regression(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def monolingual(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return sentences alone."""
     return toys.write_monolingual_data(tmp_path_factory.mktemp("monolingual"))
+
+
+@pytest.fixture
+def float64(monkeypatch: pytest.MonkeyPatch) -> torch.dtype:
+    """Keep fairseq's attention, which computes its softmax in float32, in float64."""
+    monkeypatch.setattr(utils, "softmax", lambda x, dim, onnx_trace=False: x.softmax(dim))
+    return torch.float64

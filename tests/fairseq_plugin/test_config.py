@@ -16,15 +16,25 @@ from deltasam_fairseq.fairseq_plugin.optimizer import sharpness_of
 from deltasam_fairseq.registry import UnknownName
 from tests.support import fairseq_toys as toys
 
-OWN = ["sam_method", "sam_rho", "sam_eta", "sam_scope", "sam_inner", "sam_estimator"]
+OWN = {
+    "sam_method": "delta_sam",
+    "sam_rho": "0.05",
+    "sam_eta": "0.0001",
+    "sam_scope": "update",
+    "sam_inner": "adam",
+    "sam_estimator": "finite_difference",
+    "sam_probe_precision": "fp32",
+    "sam_start_update": "0",
+    "sam_interval": "1",
+    "sam_rule": "all",
+    "sam_adaptive": "False",
+}
 
 
 def test_the_flags_are_frozen() -> None:
     own = [f.name for f in dataclasses.fields(SharpnessConfig) if f.name.startswith("sam_")]
-    assert own == OWN
     defaults = DeltaSAMConfig()
-    values = [str(getattr(defaults, name)) for name in OWN]
-    assert values == ["delta_sam", "0.05", "0.0001", "update", "adam", "finite_difference"]
+    assert {name: str(getattr(defaults, name)) for name in own} == OWN
 
 
 def test_every_flag_of_every_inner_optimizer_is_there_and_not_given() -> None:

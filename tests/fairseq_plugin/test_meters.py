@@ -13,6 +13,8 @@ from deltasam_fairseq.fairseq_plugin.meters import AscentSums
 from tests.support import fairseq_toys as toys
 
 OWN = {"sam_loss", "sharpness", "sam_gnorm", "sam_ess", "sam_floored", "sam_fallback"}
+# Not in every update.
+MEASURED = {"sam_realised", "sam_realised_cos"}
 
 
 @pytest.mark.parametrize("scope", ["update", "micro"])
@@ -26,7 +28,7 @@ def test_the_loss_is_the_one_at_w(translation: Path, method: str, scope: str) ->
         (log,) = toys.updates(trainer, [toys.batches(trainer)[:2]])
         logs.append(log)
     plain, ours = logs
-    assert set(ours) - set(plain) == OWN
+    assert set(ours) - set(plain) == OWN | MEASURED
     for key in ("loss", "nll_loss", "bsz", "wpb"):
         assert ours[key] == pytest.approx(plain[key], rel=1e-5), key
     assert ours["sam_loss"] - ours["loss"] == pytest.approx(ours["sharpness"], abs=1e-6)
@@ -58,8 +60,9 @@ def test_the_effective_number_of_sentences() -> None:
     sums = tally.sums(norm=6.0, fallbacks=0)
     assert sums.sam_ess == pytest.approx(2.0)
     assert sums.sam_floored == pytest.approx(1 / 3)
-    # Norm 6 of a sum whose mean weight is 4/3, per unit of a sample size of 10.
-    assert sums.sam_gnorm == pytest.approx(6.0 / (4 / 3) / 10)
+    # Norm 6 of a sum whose mean weight is one, per unit of a sample size of 10.
+    assert sums.sam_gnorm == pytest.approx(6.0 / 10)
+    assert tally.mean_weight == pytest.approx(4 / 3)
     assert sums.plus(AscentSums()) == sums
 
 

@@ -8,24 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from fairseq import utils
 from fairseq.trainer import Trainer
 
 from deltasam_fairseq.core import reference
 from deltasam_fairseq.core.estimators import ESTIMATORS, Weights
 from deltasam_fairseq.core.noise import gaussian_direction, seed_for
-from deltasam_fairseq.fairseq_plugin.sentence_losses import token_losses
 from tests.support import fairseq_toys as toys
+from tests.support.twins import losses_at
 
 METHODS = ("none", "sam", "delta_sam", "per_instance")
 SGD = ("--sam-inner", "sgd", "--lr", "0.5")
-
-
-@pytest.fixture
-def float64(monkeypatch: pytest.MonkeyPatch) -> torch.dtype:
-    """Keep fairseq's attention, which computes its softmax in float32, in float64."""
-    monkeypatch.setattr(utils, "softmax", lambda x, dim, onnx_trace=False: x.softmax(dim))
-    return torch.float64
 
 
 def constant(value: float) -> Any:
@@ -47,17 +39,6 @@ def constant_estimators(monkeypatch: pytest.MonkeyPatch) -> None:
     """Register estimators for a test, and none of them for the tests after it."""
     for name, value in CONSTANT.items():
         monkeypatch.setitem(ESTIMATORS._entries, name, constant(value))
-
-
-def losses_at(trainer: Trainer, samples: Sequence[Any]) -> reference.LossesAt:
-    """Return the per-sentence losses of some mini-batches as a function of weights."""
-    model = toys.Functional(trainer.get_model())
-
-    def losses(weights: Sequence[torch.Tensor]) -> torch.Tensor:
-        model.at(weights)
-        return torch.cat([token_losses(trainer.get_criterion(), model, s).losses for s in samples])
-
-    return losses
 
 
 def expected_gradient(
@@ -317,7 +298,7 @@ def test_parameters_that_never_get_a_gradient_do_not_dilute_the_probe(prediction
     trainer.train_step(toys.batches(trainer)[:1])
     from deltasam_fairseq.fairseq_plugin import hook
 
-    (covered,) = hook._covered[trainer]._found.values()
+    (covered,) = hook._runs[trainer].covered._found.values()
     names = {id(p): n for n, p in trainer.get_model().named_parameters()}
     found = {names[id(p)] for p in covered}
     assert not any("lm_head.dense" in name for name in found)

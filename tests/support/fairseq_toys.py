@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from fairseq import options, tasks
+from fairseq import options, tasks, utils
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.data import Dictionary, indexed_dataset
 from fairseq.dataclass import FairseqDataclass
@@ -225,6 +225,8 @@ def make_trainer(
     """
     metrics.reset()
     cfg = cfg or config(data, *extra)
+    # fairseq takes --bf16 without a GPU for a TPU.
+    cfg.common.tpu = False
     task = tasks.setup_task(cfg.task)
     torch.manual_seed(cfg.common.seed)
     model = task.build_model(cfg.model)
@@ -301,7 +303,28 @@ def train(data: Path, *extra: str, save: bool = False) -> list[dict[str, Any]]:
     Returns:
         The lines of its JSON log that carry numbers.
     """
+    return _run(config(data, *extra, save=save))
+
+
+def train_with(data: Path, *flags: str) -> list[dict[str, Any]]:
+    """Run ``fairseq-train`` in this process with exactly these flags.
+
+    Args:
+        data: The data folder.
+        *flags: All flags.
+
+    Returns:
+        The lines of its JSON log that carry numbers.
+    """
+    args = options.parse_args_and_arch(options.get_training_parser(), [str(data), *flags])
+    return _run(convert_namespace_to_omegaconf(args))
+
+
+def _run(cfg: Any) -> list[dict[str, Any]]:
     metrics.reset()
+    # fairseq counts for --patience in attributes that outlive a run.
+    for attribute in ("best", "num_runs"):
+        vars(fairseq_train.should_stop_early).pop(attribute, None)
     log = io.StringIO()
     handler = logging.StreamHandler(log)
     handler.setFormatter(logging.Formatter("%(message)s"))
@@ -310,7 +333,7 @@ def train(data: Path, *extra: str, save: bool = False) -> list[dict[str, Any]]:
     logger.addHandler(handler)
     level, logger.level = logger.level, logging.INFO
     try:
-        fairseq_train.main(config(data, *extra, save=save))
+        fairseq_train.main(cfg)
     finally:
         logger.removeHandler(handler)
         logger.level = level
@@ -366,6 +389,34 @@ PRECISE = (
     "--task translation --source-lang src --target-lang tgt --arch transformer "
     "--criterion precise_cross_entropy --share-all-embeddings --dropout 0"
 ).split() + TINY
+
+
+def precision_without_gpu(patch: Any) -> None:
+    """Let every precision setting of fairseq run on a CPU, as far as that goes.
+
+    Flat fp16 parameters live on "the current device"; an overflow makes a zero
+    on the GPU; ``--amp`` becomes bfloat16 autocast with a real loss scaler.
+
+    Args:
+        patch: pytest's ``monkeypatch``, or anything with its ``setattr``.
+    """
+    patch.setattr(torch.cuda, "current_device", lambda: None)
+    patch.setattr(torch.Tensor, "cuda", lambda self, *a, **k: self)
+    patch.setattr(torch.cuda.amp, "GradScaler", lambda **k: torch.amp.GradScaler("cpu", **k))
+    patch.setattr(
+        torch.cuda.amp,
+        "autocast",
+        lambda enabled=True: torch.autocast("cpu", torch.bfloat16, enabled=enabled),
+    )
+
+
+def softmax_in_float64() -> None:
+    """Let fairseq's attention compute its softmax in the precision of its input.
+
+    fairseq casts to float32. For worker processes; in a test use the fixture
+    ``float64``, which undoes it.
+    """
+    utils.softmax = lambda x, dim, onnx_trace=False: x.softmax(dim)
 
 
 class Functional:

@@ -1,0 +1,203 @@
+"""Which weights are perturbed, and the shape of the neighbourhood around them.
+
+The plain neighbourhood is a ball, ‖ε‖₂ ≤ ρ. With a diagonal stretch T it is
+‖T⁻¹ε‖₂ ≤ ρ, and the steepest way in it is ε = ρ T²∇l / ‖T∇l‖. T is made of a
+factor for each parameter (0 leaves it alone, 2 lets it move twice as far) and,
+for adaptive parameters, of |w| + 0.01 for each entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import overload
+
+import torch
+from torch import Tensor
+
+from deltasam_fairseq.core.noise import gaussian_direction
+from deltasam_fairseq.core.perturb import Borrowed, perturbed
+from deltasam_fairseq.core.vectors import global_norm, unique
+
+# Added to |w|, so that weights of zero can move: Kwon et al. 2021, section 4 (their η).
+ADAPTIVE_OFFSET = 0.01
+
+
+class WeightSpace(Sequence[Tensor]):
+    """A sequence of parameters with what is needed to move them.
+
+    Args:
+        params: The parameters; one that occurs twice is taken once.
+        masters: Float32 copies of half-precision parameters, in the order of
+            the unique parameters; ``None`` if the parameters are all there is.
+        factors: Relative radius by ``id`` of a parameter, at least 0; 1 where
+            none is given.
+        adaptive: ``id`` of the parameters whose entries move in proportion to
+            their size (adaptive SAM).
+
+    Source:
+        Kwon et al. 2021, "ASAM: Adaptive Sharpness-Aware Minimization",
+        section 3; Mueller et al. 2023, "Normalization Layers Are All That
+        Sharpness-Aware Minimization Needs", for factors of 0 and 1.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        *,
+        masters: Sequence[Tensor] | None = None,
+        factors: Mapping[int, float] | None = None,
+        adaptive: Iterable[int] = (),
+    ) -> None:
+        self.params = unique(params)
+        self.masters = masters
+        self._factors = dict(factors or {})
+        self._adaptive = frozenset(adaptive)
+
+    @classmethod
+    def of(cls, params: Sequence[Tensor]) -> WeightSpace:
+        """Take a space as it is, and any other sequence for a plain ball.
+
+        Args:
+            params: A space or parameters.
+
+        Returns:
+            The space.
+        """
+        return params if isinstance(params, WeightSpace) else cls(params)
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Tensor]: ...
+
+    def __getitem__(self, index: int | slice) -> Tensor | Sequence[Tensor]:
+        return self.params[index]
+
+    def __len__(self) -> int:
+        return len(self.params)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.params)
+
+    def only(self, params: Iterable[Tensor], *, masters: bool = False) -> WeightSpace:
+        """Restrict the space to some of its parameters that may move.
+
+        Args:
+            params: Some of the parameters.
+            masters: Whether the float32 copies take the parameters' places.
+
+        Returns:
+            A space of the same shape.
+        """
+        wanted = {id(p) for p in params}
+        copies = self.masters if self.masters is not None else self.params
+        kept = [
+            (param, copy)
+            for param, copy in zip(self.params, copies, strict=True)
+            if id(param) in wanted and self._factors.get(id(param), 1.0)
+        ]
+        as_param = [copy if masters else param for param, copy in kept]
+        named = [(id(param), id(new)) for (param, _), new in zip(kept, as_param, strict=True)]
+        return WeightSpace(
+            as_param,
+            masters=None if masters or self.masters is None else [copy for _, copy in kept],
+            factors={new: self._factors[old] for old, new in named if old in self._factors},
+            adaptive=[new for old, new in named if old in self._adaptive],
+        )
+
+    def gaussian(self, *, radius: float, seed: int) -> list[Tensor | None]:
+        """Draw a random direction on the neighbourhood's border.
+
+        Args:
+            radius: ρ, at least 0.
+            seed: Seed of the draw.
+
+        Returns:
+            One tensor per parameter, T times a Gaussian direction of norm
+            ``radius``; ``None`` for a parameter that stays where it is.
+        """
+        moving = [position for position in range(len(self)) if self._factor(position)]
+        drawn = gaussian_direction([self.params[i] for i in moving], radius=radius, seed=seed)
+        direction: list[Tensor | None] = [None] * len(self)
+        for position, noise in zip(moving, drawn, strict=True):
+            direction[position] = self._stretched(position, noise)
+        return direction
+
+    @torch.no_grad()
+    def steepest(self, gradients: Sequence[Tensor | None]) -> tuple[list[Tensor | None], float]:
+        """Turn gradients into the direction of the steepest ascent.
+
+        Args:
+            gradients: One per parameter, or ``None``; consumed where the
+                neighbourhood is not a ball.
+
+        Returns:
+            T²∇l, and ‖T∇l‖: their ratio times ρ is ε. In a ball the direction is
+            the gradients themselves. The norm is 0 if nothing can move, and not
+            finite if an entry is not.
+        """
+        direction: list[Tensor | None] = list(gradients)
+        norms = []
+        for position, gradient in enumerate(gradients):
+            once = None if gradient is None else self._stretched(position, gradient)
+            if once is not None:
+                norms.append(global_norm([once]))
+                once = self._stretched(position, once)
+            direction[position] = once
+        device = norms[0].device if norms else None
+        return direction, global_norm([n.to(device) for n in norms]).item()
+
+    def moved(
+        self,
+        direction: Sequence[Tensor | None],
+        scale: float | Tensor = 1.0,
+        *,
+        measure: bool = False,
+    ) -> Borrowed:
+        """Move the parameters; see :class:`~deltasam_fairseq.core.perturb.Borrowed`.
+
+        Args:
+            direction: One tensor per parameter, or ``None``; consumed.
+            scale: Factor on the direction.
+            measure: Whether to measure what rounding left of the displacement.
+
+        Returns:
+            The record that puts them back.
+        """
+        return Borrowed(self.params, direction, scale, masters=self.masters, measure=measure)
+
+    @contextmanager
+    def perturbed(
+        self, direction: Sequence[Tensor | None], scale: float | Tensor = 1.0
+    ) -> Iterator[Borrowed]:
+        """Run a block at the moved parameters.
+
+        Args:
+            direction: As for :meth:`moved`.
+            scale: As for :meth:`moved`.
+
+        Yields:
+            The record.
+        """
+        with perturbed(self.params, direction, scale, masters=self.masters) as borrowed:
+            yield borrowed
+
+    def _factor(self, position: int) -> float:
+        return self._factors.get(id(self.params[position]), 1.0)
+
+    def _stretched(self, position: int, tensor: Tensor) -> Tensor | None:
+        """Return T times a tensor; the tensor itself where T is one."""
+        factor = self._factor(position)
+        if factor == 0:
+            return None
+        param = self.params[position]
+        if id(param) in self._adaptive:
+            weight = param if self.masters is None else self.masters[position]
+            full = torch.promote_types(weight.dtype, torch.float32)
+            size = weight.detach().to(full).abs().add_(ADAPTIVE_OFFSET)
+            return tensor.to(full) * size.mul_(factor)
+        if factor == 1:
+            return tensor
+        return tensor.to(torch.promote_types(tensor.dtype, torch.float32)) * factor

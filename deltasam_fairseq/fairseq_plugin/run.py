@@ -1,0 +1,76 @@
+"""What one training run keeps from update to update."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from deltasam_fairseq.core.perturb import Realised
+from deltasam_fairseq.fairseq_plugin.ascent import Covered
+from deltasam_fairseq.fairseq_plugin.config import Sharpness
+from deltasam_fairseq.fairseq_plugin.model_weights import ModelWeights
+
+logger = logging.getLogger(__name__)
+
+# What rounding leaves of a perturbation is measured in every update whose number
+# is a multiple of this. It costs a few passes over the weights.
+MEASURE_EVERY = 100
+
+# Below these, most of what moves the weights is not the perturbation.
+LEAST_SHARE = 0.5
+LEAST_COSINE = 0.5
+
+
+class Run:
+    """The settings of a run, its weights, and what was found out about them.
+
+    Args:
+        trainer: fairseq's trainer, with its optimizer built.
+        settings: The run's settings.
+    """
+
+    def __init__(self, trainer: Any, settings: Sharpness) -> None:
+        self.settings = settings
+        self.weights = ModelWeights(
+            trainer.optimizer, settings, trainer.get_model(), trainer.get_criterion()
+        )
+        self.covered = Covered()
+        self._warned = False
+
+    @property
+    def probes_in_full(self) -> bool:
+        """Whether the weights of Eq. 5 come from float32 passes."""
+        return self.settings.probe_precision == "fp32" and self.weights.has_full_weights
+
+    def measures(self, update: int) -> bool:
+        """Tell whether this update measures what rounding leaves of its perturbation.
+
+        Args:
+            update: Number of updates before it.
+
+        Returns:
+            True once in :data:`MEASURE_EVERY` updates.
+        """
+        return update % MEASURE_EVERY == 0
+
+    def note(self, realised: Realised | None) -> None:
+        """Warn, once, if rounding leaves too little of the perturbation.
+
+        Args:
+            realised: What was measured, if anything was.
+        """
+        if realised is None or self._warned:
+            return
+        along = realised.share * realised.cosine
+        if along < LEAST_SHARE or realised.cosine < LEAST_COSINE:
+            self._warned = True
+            logger.warning(
+                "the weights are too coarse for --sam-rho %g: the perturbation as rounded is %.2f "
+                "rho long, with a cosine of %.2f to the one asked for (less than %.1f of it "
+                "survives, or most of what moves is rounding). Train with --amp or in fp32, or "
+                "take a larger rho. This is said once; sam_realised and sam_realised_cos go on.",
+                self.settings.rho,
+                realised.share,
+                realised.cosine,
+                LEAST_SHARE,
+            )

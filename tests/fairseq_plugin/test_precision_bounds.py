@@ -1,0 +1,30 @@
+"""How close each precision comes to single precision: the figures of docs/support.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support import fairseq_toys as toys
+from tests.support.gradients import first_gradient
+from tests.support.matrix import METHODS, PRECISION_BOUNDS
+from tests.support.precision import MODES
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("mode", PRECISION_BOUNDS)
+def test_the_gradient_is_that_of_single_precision(
+    translation: Path, monkeypatch: pytest.MonkeyPatch, mode: str, method: str
+) -> None:
+    """From the same weights, as rounded, for three batches' worth of seeds."""
+    toys.precision_without_gpu(monkeypatch)
+    bound = PRECISION_BOUNDS[mode][METHODS.index(method)]
+    for seed in ("1", "2", "3"):
+        flags = ("--sam-method", method, "--seed", seed)
+        begun, direction, norm = first_gradient(translation, *flags, *MODES[mode])
+        _, expected, expected_norm = first_gradient(translation, *flags, start=begun)
+        difference = (direction - expected).norm().item()
+        print(f"{mode}, {method}, seed {seed}: {difference:.4f}, norm {norm / expected_norm:.4f}")
+        assert difference <= bound
+        assert norm == pytest.approx(expected_norm, rel=bound)

@@ -1,0 +1,282 @@
+"""What is supported, setting by setting: the table that tests prove and docs/support.md shows.
+
+A cell is what a test asserts. The bounds below are read by these tests, and the
+page is rendered from the same tables, so that neither can say what the other
+does not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+METHODS = ("none", "sam", "delta_sam", "per_instance")
+
+# Mode of tests/support/precision.py: largest difference from a run in fp32 that
+# starts at the same (rounded) weights, of the gradient that the inner optimizer
+# gets, ‖g/‖g‖ − g₃₂/‖g₃₂‖‖, and of its norm, relatively; in the order of METHODS.
+PRECISION_BOUNDS: dict[str, tuple[float, float, float, float]] = {
+    "fp16": (0.01, 0.01, 0.01, 0.01),
+    "fp16, flat": (0.01, 0.01, 0.01, 0.01),
+    "bf16": (0.02, 0.05, 0.05, 0.05),
+    "amp": (0.02, 0.02, 0.02, 0.02),
+    "memory-efficient fp16": (0.01, 0.01, 0.15, 0.01),
+    "memory-efficient bf16": (0.02, 0.05, 0.15, 0.05),
+}
+
+# Two workers against one process with two micro-batches, in float64: largest
+# relative difference of a weight after three updates.
+WORKER_BOUNDS: dict[str, float] = {
+    "legacy_ddp": 1e-6,
+    "legacy_ddp, update-freq 2": 1e-6,
+    "legacy_ddp, uneven": 1e-6,
+    "legacy_ddp, zero-sharding os": 1e-6,
+    "pytorch_ddp": 1e-6,
+    "pytorch_ddp, update-freq 2": 1e-6,
+    "pytorch_ddp, uneven": 1e-6,
+    "pytorch_ddp, find-unused-parameters": 1e-6,
+    "pytorch_ddp, ddp-comm-hook fp16": 2e-3,
+}
+
+# Setting: flags, and a part of the message.
+REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
+    "`--tpu`": (("--tpu",), "--tpu is not supported: the step reads losses on the host"),
+    "`--use-bmuf`": (("--use-bmuf",), "--use-bmuf is not supported: workers have different"),
+    "`--ddp-backend fully_sharded`": (
+        ("--ddp-backend", "fully_sharded"),
+        "--ddp-backend fully_sharded or slowmo is not supported: a worker holds a part",
+    ),
+    "`--ddp-backend slowmo`": (
+        ("--ddp-backend", "slowmo"),
+        "--ddp-backend fully_sharded or slowmo is not supported: a worker holds a part",
+    ),
+    "`--pipeline-model-parallel`": (
+        ("--pipeline-model-parallel",),
+        "--pipeline-model-parallel is not supported: a worker holds a part of the weights",
+    ),
+    "`--model-parallel-size` above 1": (
+        ("--model-parallel-size", "2"),
+        "--model-parallel-size above 1 is not supported: a worker holds a part",
+    ),
+    "`--base-layers`": (
+        ("--base-layers", "1"),
+        "--base-layers is not supported: workers have experts of their own",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting of the page.
+
+    Args:
+        setting: fairseq's setting, as the page shows it.
+        cells: One for each method.
+        test: ``file::function`` in tests/fairseq_plugin that proves the cells.
+        meaning: What the cells compare.
+    """
+
+    setting: str
+    cells: tuple[str, ...]
+    test: str
+    meaning: str = ""
+
+
+def _all(text: str) -> tuple[str, ...]:
+    return (text,) * len(METHODS)
+
+
+def _bound(value: float) -> str:
+    return "equal" if value <= 1e-6 else f"≤ {100 * value:g} %"
+
+
+_PRECISION_NAMES = {
+    "fp16": "`--fp16 --fp16-no-flatten-grads`",
+    "fp16, flat": "`--fp16`",
+    "bf16": "`--bf16`",
+    "amp": "`--amp`",
+    "memory-efficient fp16": "`--memory-efficient-fp16`",
+    "memory-efficient bf16": "`--memory-efficient-bf16`",
+}
+
+_WORKER_NAMES = {
+    "legacy_ddp": "`--ddp-backend legacy_ddp`, `no_c10d`",
+    "legacy_ddp, update-freq 2": "the same, `--update-freq 2`",
+    "legacy_ddp, uneven": "the same, a worker without data in the last update",
+    "legacy_ddp, zero-sharding os": "the same, `--zero-sharding os` (fairscale)",
+    "pytorch_ddp": "`--ddp-backend pytorch_ddp`, `c10d`",
+    "pytorch_ddp, update-freq 2": "the same, `--update-freq 2`",
+    "pytorch_ddp, uneven": "the same, a worker without data in the last update",
+    "pytorch_ddp, find-unused-parameters": "the same, `--find-unused-parameters`",
+    "pytorch_ddp, ddp-comm-hook fp16": "the same, `--ddp-comm-hook fp16`",
+}
+
+SINGLE = [
+    Row(
+        "fp32, one process",
+        ("equal",) * 4,
+        "test_step.py::test_equals_the_slow_twin_in_float64",
+        "with the slow twin of the method, in float64",
+    ),
+    Row(
+        "`--update-freq`",
+        ("–", "equal", "equal", "–"),
+        "test_step.py::test_an_update_does_not_depend_on_how_it_is_split",
+        "with the same sentences in one batch, in float64",
+    ),
+    Row(
+        "`--sam-method none`, `--sam-rho 0`",
+        ("equal", "equal", "equal", "equal"),
+        "test_step.py::test_no_perturbation_is_the_inner_optimizer_bit_for_bit",
+        "with `--optimizer adam`, bit for bit",
+    ),
+]
+
+PRECISION = [
+    Row(
+        _PRECISION_NAMES[mode],
+        tuple(_bound(b) for b in bounds),
+        "test_precision_bounds.py::test_the_gradient_is_that_of_single_precision",
+    )
+    for mode, bounds in PRECISION_BOUNDS.items()
+]
+
+WORKERS = [
+    Row(
+        _WORKER_NAMES[name],
+        _all(_bound(bound)),
+        "test_parallel.py::test_two_workers_equal_one_process",
+    )
+    for name, bound in WORKER_BOUNDS.items()
+]
+
+_INTERPLAY = "test_interplay.py::"
+INTERPLAY = [
+    Row(
+        "`--store-ema`",
+        _all("equal"),
+        _INTERPLAY + "test_moving_averages_follow_the_weights_between_updates",
+        "with averages by hand of the weights between updates",
+    ),
+    Row(
+        "`--clip-norm`",
+        _all("equal"),
+        _INTERPLAY + "test_clipping_acts_on_the_descent_alone",
+        "the direction of the update, and what is logged of the ascent, without clipping",
+    ),
+    Row(
+        "`--sentence-avg`",
+        _all("equal"),
+        _INTERPLAY + "test_a_mean_over_sentences_differs_by_a_factor",
+        "with a mean over tokens times their number per sentence",
+    ),
+    Row(
+        "`--checkpoint-activations`, `--offload-activations`",
+        _all("equal"),
+        _INTERPLAY + "test_recomputed_and_offloaded_activations",
+        "with the run without, in float64",
+    ),
+    Row(
+        "`--encoder-layerdrop`, `--decoder-layerdrop`",
+        _all("equal"),
+        _INTERPLAY + "test_layer_drop_chooses_the_same_layers_in_every_pass",
+        "the layers that each pass of an update uses",
+    ),
+    Row(
+        "`--quant-noise-scalar`",
+        ("–", "equal", "equal", "equal"),
+        _INTERPLAY + "test_scalar_quantization_noise_is_the_same_in_every_pass",
+        "with plain training at a radius of nothing, bit for bit",
+    ),
+    Row(
+        "`--validate-interval-updates`",
+        _all("equal"),
+        _INTERPLAY + "test_validation_between_updates_changes_nothing",
+        "with the run without, bit for bit",
+    ),
+    Row(
+        "`--patience`",
+        _all("equal"),
+        _INTERPLAY + "test_patience_counts_validations",
+        "the number of validations before the stop",
+    ),
+    Row(
+        "`--sam-inner` adafactor, nag, sgd, adagrad, adadelta, adamax",
+        ("–", "equal", "equal", "equal"),
+        _INTERPLAY + "test_inner_optimizers_get_the_gradient_at_the_perturbed_weights",
+        "with that optimizer fed with the gradient at w + ε",
+    ),
+    Row(
+        "`--sam-inner` composite, and lamb without apex",
+        _all("refused"),
+        _INTERPLAY + "test_inner_optimizers_that_cannot_be_say_so",
+    ),
+    Row(
+        "`--sam-start-update`",
+        ("–", "equal", "equal", "equal"),
+        _INTERPLAY + "test_a_plain_beginning",
+        "its first updates with plain ones, bit for bit",
+    ),
+    Row(
+        "`--sam-interval`",
+        ("–", "equal", "equal", "equal"),
+        _INTERPLAY + "test_plain_updates_in_between",
+        "‖ε‖ with ρ in every k-th update and 0 in the others",
+    ),
+    Row(
+        "`--sam-rule`",
+        ("–", "equal", "equal", "equal"),
+        _INTERPLAY + "test_rules_say_which_parameters_move",
+        "‖ε‖ with ρ over the parameters that the rule names, 0 elsewhere",
+    ),
+    Row(
+        "`--sam-rule`, `--sam-adaptive`",
+        ("–", "equal", "equal", "equal"),
+        _INTERPLAY + "test_rules_and_adaptive_weights_equal_the_slow_twin",
+        "with the slow twin, in float64",
+    ),
+]
+
+FAULTS = [
+    Row(
+        "out of memory in any pass, one process",
+        _all("equal"),
+        "test_out_of_memory.py::test_one_worker_skips_the_update",
+        "with the run without that batch, bit for bit",
+    ),
+    Row(
+        "out of memory in any pass of one of two workers, `legacy_ddp`",
+        ("–", "equal", "equal", "equal"),
+        "test_out_of_memory.py::test_two_workers_go_on_together",
+        "the two workers, bit for bit",
+    ),
+    Row(
+        "overflow in either pass, `--fp16` and `--memory-efficient-fp16`",
+        ("–", "equal", "–", "–"),
+        "test_precision.py::test_an_overflow_in_either_pass_lowers_the_scale_and_skips_the_update",
+        "weights, masters and optimizer with those before, bit for bit; half the scale",
+    ),
+    Row(
+        "overflow in either pass, `--amp`",
+        ("–", "equal", "–", "–"),
+        "test_precision.py::test_amp_tries_an_overflowing_batch_again",
+        "with the run without an overflow; half the scale",
+    ),
+]
+
+REFUSALS = [
+    Row(
+        setting,
+        ("as without the plugin", *("refused",) * 3),
+        "test_support.py::test_settings_that_would_be_wrong_are_refused",
+        message,
+    )
+    for setting, (_, message) in REFUSED.items()
+]
+REFUSALS.append(
+    Row(
+        "`--quant-noise-pq`",
+        ("as without the plugin", *("refused",) * 3),
+        "test_support.py::test_quantization_noise_on_blocks_is_refused",
+        "--quant-noise-pq is not supported: it overwrites its weights in each forward pass",
+    )
+)
