@@ -1,36 +1,46 @@
-"""Score files of summaries, line by line.
+"""Score what a model has made: one METRIC per kind of output, and aggregation over seeds.
 
 deltasam score rouge HYPOTHESES REFERENCES
+deltasam score bleu HYPOTHESES REFERENCES…
+deltasam score glue TASK PREDICTIONS LABELS
+deltasam score sts --predictions FILE… --gold FILE…
+deltasam score aggregate SEED1.json SEED2.json…
+
+Files are UTF-8 with one text, label or number per line; line n of one file belongs to line n
+of the other. With --json a score is one JSON object, which `aggregate` reads.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-from pathlib import Path
 
-from deltasam_fairseq.data.aligned import read_lines
-from deltasam_fairseq.evaluation.rouge import SPLITTERS, RougeReport, rouge_scores
+from deltasam_fairseq.cli import score_aggregate, score_bleu, score_glue, score_rouge, score_sts
 
-HELP = "score two aligned files of summaries"
+HELP = "score files: ROUGE, BLEU, GLUE, STS; aggregate scores over seeds"
+
+METRICS = {
+    "rouge": score_rouge,
+    "bleu": score_bleu,
+    "glue": score_glue,
+    "sts": score_sts,
+    "aggregate": score_aggregate,
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the metrics and their arguments."""
     metrics = parser.add_subparsers(metavar="METRIC", required=True)
-    rouge = metrics.add_parser("rouge", help="ROUGE-1, -2, -L and -Lsum")
-    rouge.add_argument("hypotheses", type=Path, help="one summary per line; an empty one scores 0")
-    rouge.add_argument("references", type=Path, help="one reference per line")
-    rouge.add_argument("--json", action="store_true", help="print one JSON object")
-    rouge.add_argument("--no-stemmer", action="store_true", help="compare words as they are")
-    rouge.add_argument(
-        "--sentence-split",
-        choices=tuple(SPLITTERS),
-        default="newline",
-        help="how ROUGE-Lsum tells sentences apart: 'newline' takes a line of a file for one "
-        "sentence, 'sentences' cuts behind . ! ? (%(default)s)",
-    )
-    rouge.set_defaults(score=_rouge)
+    for name, module in METRICS.items():
+        metric = metrics.add_parser(
+            name,
+            help=module.HELP,
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        module.add_arguments(metric)
+        metric.add_argument("--json", action="store_true", help="print one JSON object")
+        metric.set_defaults(score=module.run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -42,32 +52,5 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         Zero.
     """
-    report: RougeReport = args.score(args)
-    print(json.dumps(report.as_json()) if args.json else as_text(report))
+    args.score(args)
     return 0
-
-
-def as_text(report: RougeReport) -> str:
-    """Write a report as a small table.
-
-    Args:
-        report: The report.
-
-    Returns:
-        Several lines.
-    """
-    lines = [f"{'':10} {'precision':>9} {'recall':>9} {'F':>9}"]
-    lines += [
-        f"{name:10} {score.precision:9.2f} {score.recall:9.2f} {score.fmeasure:9.2f}"
-        for name, score in report.scores.items()
-    ]
-    return "\n".join([*lines, "", f"n = {report.n}, {report.signature}"])
-
-
-def _rouge(args: argparse.Namespace) -> RougeReport:
-    return rouge_scores(
-        read_lines(args.hypotheses),
-        read_lines(args.references),
-        stemmer=not args.no_stemmer,
-        split=args.sentence_split,
-    )

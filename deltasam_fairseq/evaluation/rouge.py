@@ -5,32 +5,42 @@
 papers call ROUGE-L. They differ only where a text has several sentences, so
 the way sentences are told apart belongs to the score and is in its signature.
 
-Differs from ROUGE-1.5.5 with stemming: that one looks words up in WordNet's
-exception lists before it stems. Without stemming the two agree.
+With stemming rouge-score and ROUGE-1.5.5 differ, since the latter looks words up
+in WordNet's exception lists first; ``like="rouge-1.5.5"`` gives its numbers.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import metadata
+from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
+from deltasam_fairseq import __version__
 from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.evaluation.engines import MEASURES, PROGRAMS, VARIANTS, make_engine
+from deltasam_fairseq.evaluation.resampling import (
+    Resampling,
+    bootstrap_interval,
+    randomization_test,
+)
+from deltasam_fairseq.evaluation.sentences import SPLITTERS, TOKENIZATIONS, split_and_tokenize
+from deltasam_fairseq.evaluation.stemmer155 import WORDNET_2_0
 
-VARIANTS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+T = TypeVar("T")
 
-_SENTENCE_END = re.compile(r"(?<=[.!?])[ \t]+(?=\S)")
-
-#: How a text becomes lines of one sentence each.
-SPLITTERS: dict[str, Callable[[str], str]] = {
-    # The text's own line breaks; a line of a file has none, so it is one sentence.
-    "newline": lambda text: text,
-    # At white space after a full stop, an exclamation mark or a question mark.
-    "sentences": lambda text: _SENTENCE_END.sub("\n", text),
-}
+__all__ = [
+    "MEASURES",
+    "PROGRAMS",
+    "SPLITTERS",
+    "TOKENIZATIONS",
+    "VARIANTS",
+    "RougeReport",
+    "RougeScore",
+    "rouge_scores",
+]
 
 
 @dataclass(frozen=True)
@@ -56,16 +66,72 @@ class RougeReport:
         scores: By variant: ``rouge1``, ``rouge2``, ``rougeL``, ``rougeLsum``.
         n: Number of pairs.
         signature: Tool, version and settings in one line.
+        rows: Scores of each pair in percent: precision, recall and F of the first variant,
+            then of the second, and so on.
     """
 
     scores: dict[str, RougeScore]
     n: int
     signature: str
+    rows: list[list[float]] = field(repr=False, compare=False)
 
     def as_json(self) -> dict[str, Any]:
-        """Return the report as one flat object for JSON."""
-        scores = {name: asdict(score) for name, score in self.scores.items()}
-        return {**scores, "n": self.n, "signature": self.signature}
+        """Return the report as one flat object for JSON, without the single pairs."""
+        means = {name: vars(score) for name, score in self.scores.items()}
+        return {**means, "n": self.n, "signature": self.signature}
+
+    def examples(self) -> list[dict[str, dict[str, float]]]:
+        """Return the scores of each pair, by variant and measure, in percent."""
+        return [_named(row) for row in self.rows]
+
+    def intervals(self, resampling: Resampling) -> dict[str, dict[str, tuple[float, float]]]:
+        """Return 95 % bootstrap confidence intervals of the means, in percent.
+
+        Args:
+            resampling: Number of resamples, and seed.
+
+        Returns:
+            Lower and upper end, by variant and measure.
+        """
+        return _named(bootstrap_interval(self.rows, resampling))
+
+    def compare(
+        self, other: RougeReport, resampling: Resampling
+    ) -> dict[str, dict[str, dict[str, float]]]:
+        """Test whether this system differs from another on the same references.
+
+        Args:
+            other: The other system's report, made with the same settings.
+            resampling: Number of random swappings, and seed.
+
+        Returns:
+            By variant and measure: ``difference`` (this minus the other, in percentage
+            points) and ``p`` of a paired approximate randomization test.
+
+        Raises:
+            UserError: If the two were scored on different numbers of pairs or in different ways.
+        """
+        if (self.n, self.signature) != (other.n, other.signature):
+            raise UserError(
+                f"not comparable: {self.n} pairs, {self.signature}, and {other.n} pairs, "
+                f"{other.signature}"
+            )
+        p_values = randomization_test(self.rows, other.rows, resampling)
+        columns = zip(_means(self.rows), _means(other.rows), p_values, strict=True)
+        return _named([{"difference": mine - its, "p": p} for mine, its, p in columns])
+
+
+def _means(rows: Sequence[Sequence[float]]) -> list[float]:
+    return [fmean(column) for column in zip(*rows, strict=True)]
+
+
+def _named(columns: Sequence[T]) -> dict[str, dict[str, T]]:
+    """Give the columns of a row their variants and measures."""
+    width = len(MEASURES)
+    return {
+        name: dict(zip(MEASURES, columns[start : start + width], strict=True))
+        for start, name in zip(range(0, len(columns), width), VARIANTS, strict=True)
+    }
 
 
 def rouge_scores(
@@ -74,17 +140,25 @@ def rouge_scores(
     *,
     stemmer: bool = True,
     split: str = "newline",
+    tokenization: str = "none",
+    like: str = "rouge-score",
+    exceptions: Path | None = WORDNET_2_0,
 ) -> RougeReport:
     """Score texts against one reference each.
 
-    Different numbers of texts, none at all, or a reference without words are
-    errors for the user.
+    Different numbers of texts, none at all, or an empty reference are errors
+    for the user. A text without an ASCII letter or digit has no words for
+    ROUGE: its pair scores zero, as in the original program.
 
     Args:
         hypotheses: Generated texts. An empty one scores zero.
         references: What they should have been, in the same order.
-        stemmer: Whether words are reduced by Porter's stemmer first.
-        split: How sentences are told apart for ``rougeLsum``: ``newline`` or ``sentences``.
+        stemmer: Whether words are reduced to their stems first.
+        split: How sentences are told apart for ``rougeLsum``; a key of :data:`SPLITTERS`.
+        tokenization: How sentences are cut into words; a key of :data:`TOKENIZATIONS`.
+        like: What the numbers agree with: ``rouge-score`` or ``rouge-1.5.5``.
+        exceptions: With ``rouge-1.5.5``, the folder of a WordNet's exception lists; WordNet
+            2.0, as it had, when left out; none for empty lists.
 
     Returns:
         Precision, recall and F-measure, averaged over the pairs.
@@ -94,29 +168,23 @@ def rouge_scores(
         >>> round(report.scores["rouge1"].precision, 2), report.scores["rouge1"].recall
         (66.67, 50.0)
     """
-    _check(hypotheses, references, split)
-    from rouge_score import rouge_scorer  # noqa: PLC0415 - brings nltk: slow to import
+    _check(hypotheses, references)
+    engine = make_engine(like, stemmer=stemmer, exceptions=exceptions)
 
-    splitter = SPLITTERS[split]
-    scorer = rouge_scorer.RougeScorer(VARIANTS, use_stemmer=stemmer)
-    pairs = [
-        scorer.score(splitter(reference), splitter(hypothesis))
-        for reference, hypothesis in zip(references, hypotheses, strict=True)
-    ]
-    scores = {
-        name: RougeScore(
-            precision=100 * fmean(pair[name].precision for pair in pairs),
-            recall=100 * fmean(pair[name].recall for pair in pairs),
-            fmeasure=100 * fmean(pair[name].fmeasure for pair in pairs),
-        )
-        for name in VARIANTS
-    }
-    return RougeReport(scores, len(pairs), _signature(stemmer=stemmer, split=split))
+    def ready(text: str) -> str:
+        return split_and_tokenize(text, split=split, tokenization=tokenization)
+
+    found = (
+        engine.score(ready(hypothesis), ready(reference))
+        for hypothesis, reference in zip(hypotheses, references, strict=True)
+    )
+    rows = [[100 * value for name in VARIANTS for value in pair[name]] for pair in found]
+    scores = {name: RougeScore(**means) for name, means in _named(_means(rows)).items()}
+    settings = {"split": split, "tok": tokenization, "lang": "ascii"}
+    return RougeReport(scores, len(rows), _signature(like, engine.signature, settings), rows)
 
 
-def _check(hypotheses: Sequence[str], references: Sequence[str], split: str) -> None:
-    if split not in SPLITTERS:
-        raise UserError(f"unknown split {split!r}; known: {', '.join(SPLITTERS)}")
+def _check(hypotheses: Sequence[str], references: Sequence[str]) -> None:
     if len(hypotheses) != len(references):
         raise UserError(
             f"{len(hypotheses)} hypotheses but {len(references)} references; "
@@ -126,17 +194,11 @@ def _check(hypotheses: Sequence[str], references: Sequence[str], split: str) -> 
         raise UserError("there is nothing to score: no hypotheses and no references")
     for number, reference in enumerate(references, start=1):
         if not reference.strip():
-            raise UserError(f"reference {number} is empty; remove it and hypothesis {number}")
+            raise UserError(f"line {number}: the reference is empty; remove it and its hypothesis")
 
 
-def _signature(*, stemmer: bool, split: str) -> str:
-    return "|".join(
-        (
-            "rouge",
-            "tool:rouge-score",
-            f"version:{metadata.version('rouge-score')}",
-            f"stemmer:{'porter' if stemmer else 'no'}",
-            f"split:{split}",
-            "lang:ascii",
-        )
-    )
+def _signature(like: str, stemming: Mapping[str, str], settings: Mapping[str, str]) -> str:
+    tool = {"tool": "rouge-score", "version": metadata.version("rouge-score"), "like": like}
+    versions = {"nltk": metadata.version("nltk"), "deltasam": __version__}
+    fields = {**tool, **stemming, **settings, **versions}
+    return "|".join(["rouge", *(f"{name}:{value}" for name, value in fields.items())])

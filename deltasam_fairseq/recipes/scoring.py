@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ def score_run(
     generated: Generated,
     split: str,
     *,
-    sentence_split: str = "newline",
+    rouge: Mapping[str, str] | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Score a model's summaries and two baselines on the same references.
@@ -31,13 +31,14 @@ def score_run(
         data: What the run was trained on.
         generated: What its model made of the split.
         split: Name of the split.
-        sentence_split: How ROUGE-Lsum tells sentences apart.
+        rouge: Settings of ``rouge_scores``: ``split``, ``tokenization``, ``like``.
         say: Told what happens, line by line.
 
     Returns:
         What is written to ``scores.json``: ``systems`` maps ``model`` and the
         names of the baselines to their ROUGE report.
     """
+    settings = rouge or {}
     sources, targets = data.texts(split, SOURCE), data.texts("train", TARGET)
     words = median_words(targets)
     systems = {
@@ -47,7 +48,13 @@ def score_run(
     }
     say(f"scoring {len(generated.references)} pairs, model and {len(systems) - 1} baselines …")
     reports = {
-        name: rouge_scores(texts, generated.references, split=sentence_split)
+        name: rouge_scores(
+            texts,
+            generated.references,
+            split=settings.get("split", "newline"),
+            tokenization=settings.get("tokenization", "none"),
+            like=settings.get("like", "rouge-score"),
+        )
         for name, texts in systems.items()
     }
     model = reports[MODEL]

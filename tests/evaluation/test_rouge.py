@@ -1,11 +1,15 @@
 import json
+from importlib import metadata
+from itertools import product
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import pytest
 
 from deltasam_fairseq.errors import UserError
-from deltasam_fairseq.evaluation.rouge import SPLITTERS, VARIANTS, rouge_scores
+from deltasam_fairseq.evaluation.resampling import Resampling
+from deltasam_fairseq.evaluation.rouge import MEASURES, SPLITTERS, VARIANTS, rouge_scores
 
 
 def fmeasures(hypothesis: str, reference: str, **settings: object) -> dict[str, float]:
@@ -58,18 +62,6 @@ def test_sentences_can_be_told_apart_within_a_line() -> None:
     assert fmeasures(hypothesis, reference, split="sentences")["rougeLsum"] == pytest.approx(1)
 
 
-@pytest.mark.parametrize(
-    ("text", "lines"),
-    [
-        ("One. Two! Three? Four", ["One.", "Two!", "Three?", "Four"]),
-        ("It is 3.5 m. now", ["It is 3.5 m.", "now"]),
-        ("None", ["None"]),
-    ],
-)
-def test_sentence_splitter(text: str, lines: list[str]) -> None:
-    assert SPLITTERS["sentences"](text).split("\n") == lines
-
-
 def test_the_mean_is_over_pairs_and_an_empty_hypothesis_counts() -> None:
     report = rouge_scores(["a b", "", "a"], ["a b", "a b", "a b"])
     assert report.n == 3
@@ -81,13 +73,58 @@ def test_the_report_is_one_flat_object_with_a_signature() -> None:
     assert set(found) == {*VARIANTS, "n", "signature"}
     assert set(found["rougeL"]) == {"precision", "recall", "fmeasure"}
     assert found["signature"].startswith("rouge|tool:rouge-score|version:0.")
-    assert "|stemmer:no|split:newline|" in found["signature"]
-    signatures = {
-        rouge_scores(["a"], ["a"], stemmer=stemmer, split=split).signature
-        for stemmer in (True, False)
-        for split in SPLITTERS
-    }
-    assert len(signatures) == 4
+    assert "|like:rouge-score|stemmer:no|split:newline|tok:none|lang:ascii|" in found["signature"]
+    for package in ("nltk", "rouge-score"):
+        assert f":{metadata.version(package)}|" in found["signature"]
+
+
+def test_every_setting_is_in_the_signature() -> None:
+    settings: list[dict[str, Any]] = [
+        {},
+        {"stemmer": False},
+        *({"split": split} for split in SPLITTERS if split not in {"newline", "nltk"}),
+        {"tokenization": "ptb"},
+        {"like": "rouge-1.5.5"},
+        {"like": "rouge-1.5.5", "stemmer": False},
+        {"like": "rouge-1.5.5", "exceptions": None},
+    ]
+    assert len({rouge_scores(["a"], ["a"], **one).signature for one in settings}) == len(settings)
+
+
+def test_the_pairs_are_there_and_their_mean_is_the_score() -> None:
+    report = rouge_scores(["a b", "", "a"], ["a b", "a b", "a b"])
+    examples = report.examples()
+    assert [example["rouge1"]["recall"] for example in examples] == [100, 0, 50]
+    for name, score in report.scores.items():
+        for measure in MEASURES:
+            assert getattr(score, measure) == fmean(one[name][measure] for one in examples)
+
+
+def test_an_interval_holds_the_mean_and_is_a_point_for_equal_pairs() -> None:
+    report = rouge_scores(["a b", "a", "c"] * 9, ["a b"] * 27)
+    for name, measures in report.intervals(Resampling(200)).items():
+        for measure, (low, high) in measures.items():
+            assert low <= getattr(report.scores[name], measure) <= high
+    assert report.intervals(Resampling(200))["rouge1"]["fmeasure"][0] < 60
+    same = rouge_scores(["a b"] * 3, ["a b c"] * 3)
+    low, high = same.intervals(Resampling(10))["rouge1"]["recall"]
+    assert low == pytest.approx(high) == pytest.approx(200 / 3)
+
+
+def test_two_systems_are_compared_pair_by_pair() -> None:
+    references = ["a b c d"] * 12
+    good, bad = (rouge_scores([text] * 12, references) for text in ("a b c d", "a x c y"))
+    found = good.compare(bad, Resampling(500))["rouge1"]["fmeasure"]
+    assert found["difference"] == pytest.approx(50)
+    assert found["p"] < 0.01
+    assert good.compare(good, Resampling(50))["rougeL"]["recall"] == {"difference": 0, "p": 1}
+
+
+def test_reports_that_cannot_be_compared() -> None:
+    one = rouge_scores(["a"], ["a"])
+    for other in (rouge_scores(["a"], ["a"], stemmer=False), rouge_scores(["a"] * 2, ["a"] * 2)):
+        with pytest.raises(UserError, match="not comparable: 1 pairs, rouge"):
+            one.compare(other, Resampling(10))
 
 
 @pytest.mark.parametrize(
@@ -95,8 +132,13 @@ def test_the_report_is_one_flat_object_with_a_signature() -> None:
     [
         (["a"], ["a", "b"], "newline", "^1 hypotheses but 2 references; line n"),
         ([], [], "newline", "nothing to score"),
-        (["a", "b"], ["a", " "], "newline", "reference 2 is empty; remove it and hypothesis 2"),
-        (["a"], ["a"], "ptb", "unknown split 'ptb'; known: newline, sentences"),
+        (
+            ["a", "b"],
+            ["a", " "],
+            "newline",
+            "^line 2: the reference is empty; remove it and its hyp",
+        ),
+        (["a"], ["a"], "perl", "unknown split 'perl'; known: newline, sentences"),
     ],
 )
 def test_input_that_cannot_be_scored(
@@ -106,21 +148,27 @@ def test_input_that_cannot_be_scored(
         rouge_scores(hypotheses, references, split=split)
 
 
-def test_against_the_original_perl_program(data_folder: Path) -> None:
+@pytest.mark.parametrize("like", ["rouge-1.5.5", "rouge-score"])
+def test_against_published_scores_of_the_perl_program(data_folder: Path, like: str) -> None:
     lines = (data_folder / "realsumm" / "rouge155_scored.jsonl").read_text().splitlines()
-    entries = [json.loads(line) for line in lines[:100]]
-    found = [
-        fmeasures("\n".join(entry["hyp_sents"]), "\n".join(entry["ref_sents"])) for entry in entries
-    ]
-    # ROUGE-1.5.5 knows irregular forms ("men", "won") from WordNet and so scores a little higher.
-    for ours, perl, slack in (
-        ("rouge1", "rouge_1_f_score", 0.005),
-        ("rouge2", "rouge_2_f_score", 0.001),
-        ("rougeLsum", "rouge_l_f_score", 0.005),
+    entries = [json.loads(line) for line in lines]
+    assert len(entries) == 376
+    report = rouge_scores(
+        ["\n".join(entry["hyp_sents"]) for entry in entries],
+        ["\n".join(entry["ref_sents"]) for entry in entries],
+        like=like,
+    )
+    largest: dict[str, float] = {}
+    for (ours, perl), (measure, suffix) in product(
+        (("rouge1", "rouge_1"), ("rouge2", "rouge_2"), ("rougeLsum", "rouge_l")),
+        (("precision", "precision"), ("recall", "recall"), ("fmeasure", "f_score")),
     ):
-        differences = [
-            entry["published"][perl] - scores[ours]
-            for entry, scores in zip(entries, found, strict=True)
-        ]
-        assert sum(abs(difference) < 1e-5 for difference in differences) >= 70, ours
-        assert abs(fmean(differences)) < slack, ours
+        largest[f"{ours}.{measure}"] = max(
+            abs(example[ours][measure] / 100 - entry["published"][f"{perl}_{suffix}"])
+            for example, entry in zip(report.examples(), entries, strict=True)
+        )
+    assert len(largest) == 9
+    if like == "rouge-1.5.5":
+        assert max(largest.values()) < 1e-9  # five decimals each, and the same five
+    else:
+        assert min(largest.values()) > 1e-3  # the test can tell the two programs apart

@@ -1,0 +1,175 @@
+"""The metrics of each GLUE task; the one that the paper reports comes first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+from deltasam_fairseq import __version__
+from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.evaluation.metrics import CLASS_METRICS, NUMBER_METRICS
+
+
+@dataclass(frozen=True)
+class GlueTask:
+    """How a task is scored.
+
+    Args:
+        name: As GLUE spells it.
+        metrics: Names of metrics; the first is the one of the paper's tables.
+        classes: As GLUE's files have them; both files may have numbers from 0 in their place.
+            Empty for a regression. Where F1 or Matthews' coefficient is asked for, "1" is the
+            positive one.
+    """
+
+    name: str
+    metrics: tuple[str, ...]
+    classes: tuple[str, ...] = ()
+
+
+_NLI = ("entailment", "neutral", "contradiction")
+_ENTAILMENT = ("not_entailment", "entailment")
+_TWO = ("0", "1")
+
+TASKS = {
+    task.name.lower(): task
+    for task in (
+        GlueTask("CoLA", ("matthews", "accuracy"), _TWO),
+        GlueTask("SST-2", ("accuracy",), _TWO),
+        GlueTask("MRPC", ("accuracy", "f1"), _TWO),
+        GlueTask("QQP", ("accuracy", "f1"), _TWO),
+        GlueTask("STS-B", ("pearson", "spearman")),
+        GlueTask("MNLI", ("accuracy",), _NLI),
+        GlueTask("MNLI-mm", ("accuracy",), _NLI),
+        GlueTask("QNLI", ("accuracy",), _ENTAILMENT),
+        GlueTask("RTE", ("accuracy",), _ENTAILMENT),
+        GlueTask("WNLI", ("accuracy",), _TWO),
+    )
+}
+
+
+@dataclass(frozen=True)
+class GlueReport:
+    """Scores of one task.
+
+    Args:
+        task: The task.
+        scores: By metric, in percent.
+        n: Number of examples.
+    """
+
+    task: GlueTask
+    scores: dict[str, float]
+    n: int
+
+    @property
+    def signature(self) -> str:
+        """Task, metrics and version in one line."""
+        metrics = ",".join(self.scores)
+        return (
+            f"glue|task:{self.task.name}|metrics:{metrics}|paper:{self.task.metrics[0]}"
+            f"|version:{__version__}"
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the report as one flat object for JSON; ``paper_metric`` names the paper's."""
+        return {
+            **self.scores,
+            "paper_metric": self.task.metrics[0],
+            "n": self.n,
+            "signature": self.signature,
+        }
+
+
+def glue_scores(task: str, predictions: Sequence[str], labels: Sequence[str]) -> GlueReport:
+    """Score predictions for a GLUE task.
+
+    Args:
+        task: Name of the task, in any case.
+        predictions: One line each: a class, by name or number, or a score for STS-B. If all
+            are of one class, the metrics are defined; if all scores are equal, it is an error.
+        labels: The true ones, in the same order and the same way.
+
+    Returns:
+        All metrics of the task.
+
+    Raises:
+        UserError: If the task is unknown or a line cannot be scored; the message says which.
+
+    Example:
+        >>> glue_scores("mrpc", ["1", "1", "0", "1"], ["1", "0", "0", "1"]).scores
+        {'accuracy': 75.0, 'f1': 80.0}
+    """
+    found = TASKS.get(task.lower())
+    if found is None:
+        names = ", ".join(one.name for one in TASKS.values())
+        raise UserError(f"unknown GLUE task {task!r}; known: {names}")
+    check_lengths(predictions, labels, "predictions", "labels")
+    if not found.classes:
+        numbers = read_numbers(predictions, "prediction"), read_numbers(labels, "label")
+        scores = {name: 100 * NUMBER_METRICS[name](*numbers) for name in found.metrics}
+        return GlueReport(found, scores, len(labels))
+    _check_classes(predictions, labels, found)
+    scores = {name: 100 * CLASS_METRICS[name](predictions, labels) for name in found.metrics}
+    return GlueReport(found, scores, len(labels))
+
+
+def check_lengths(first: Sequence[str], second: Sequence[str], name: str, other: str) -> None:
+    """Refuse files whose lines do not belong together.
+
+    Args:
+        first: Lines of one file.
+        second: Lines of the other.
+        name: What the first holds, in the plural.
+        other: What the second holds.
+
+    Raises:
+        UserError: If the numbers differ or are zero.
+    """
+    if len(first) != len(second):
+        raise UserError(
+            f"{len(first)} {name} but {len(second)} {other}; "
+            "line n of one must belong to line n of the other"
+        )
+    if not first:
+        raise UserError(f"there is nothing to score: no {name} and no {other}")
+
+
+def read_numbers(lines: Sequence[str], what: str) -> list[float]:
+    """Read one number per line.
+
+    Args:
+        lines: As in the file.
+        what: What a line holds, in the singular; for the message.
+
+    Returns:
+        The numbers.
+
+    Raises:
+        UserError: If a line holds something else than one finite number.
+    """
+    numbers = []
+    for row, line in enumerate(lines, start=1):
+        try:
+            number = float(line)
+        except ValueError:
+            number = float("nan")
+        if not isfinite(number):
+            raise UserError(f"line {row}: the {what} is {line!r}, not a finite number")
+        numbers.append(number)
+    return numbers
+
+
+def _check_classes(predictions: Sequence[str], labels: Sequence[str], task: GlueTask) -> None:
+    """Refuse unknown classes, and names beside numbers: programs number them differently."""
+    numbers = [str(number) for number in range(len(task.classes))]
+    known = numbers if labels[0] in numbers else list(task.classes)
+    for what, lines in (("label", labels), ("prediction", predictions)):
+        for row, line in enumerate(lines, start=1):
+            if line not in known:
+                raise UserError(
+                    f"line {row}: the {what} is {line!r}; {task.name} has the classes "
+                    f"{', '.join(task.classes)} or, in both files, 0 to {len(task.classes) - 1}"
+                )
