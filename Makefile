@@ -14,9 +14,9 @@ PYTHON310 ?= $(or \
 
 BIN := $(VENV)/bin
 PYTEST = $(BIN)/python -m pytest
-FAST := -m "not slow and not gpu"
+FAST := -m "not slow and not faults and not gpu"
 
-.PHONY: help demo test check all test-upstream environment format clean
+.PHONY: help demo cnndm-small test check all test-upstream environment format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,16 +24,19 @@ help: ## this list
 	@echo "  PYTHON=python3.12   which Python the environment is made with"
 	@echo "  VENV=folder         where the environment is, to have several"
 	@echo "  TORCH=2.4.1         exact version of torch, for an older driver say"
-	@echo "  METHOD=sam          what the demo trains with: none, sam, delta_sam, per_instance"
+	@echo "  METHOD=sam          what demo and cnndm-small train with: none, sam, delta_sam, per_instance"
 	@echo "  CONTINUE=1          go on with an unfinished demo; RESTART=1 starts it over"
 	@echo "  WORKERS=4           test processes, of one thread each"
-	@echo "  DELTASAM_DATA=dir   downloaded data: turns on the tests that read it"
+	@echo "  DELTASAM_DATA=dir   downloaded data: for cnndm-small and the tests that read it"
 	@echo "  PYTHON310=path      the Python 3.10 of test-upstream"
 
 demo: environment ## train, decode and score a summarizer of docstrings: 10 minutes (METHOD=sam …)
 	DELTASAM_BIN="$(abspath $(BIN))" scripts/demo.sh --method $(METHOD)
 
-test: environment ## the test suite, without the tests marked slow or gpu
+cnndm-small: environment ## CNN/DailyMail's commands on 1,000 pairs and a small BART (DELTASAM_DATA=dir)
+	DELTASAM_BIN="$(abspath $(BIN))" METHOD=$(METHOD) scripts/cnndm.sh small
+
+test: environment ## the test suite, without the tests marked slow, faults or gpu
 	$(PYTEST) -n $(WORKERS) $(FAST)
 
 check: environment ## format, lint, types, import arrows, doctests and README blocks

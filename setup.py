@@ -12,7 +12,7 @@ VERSION = re.search(
     r'^__version__ = "(.+)"$', (HERE / "deltasam_fairseq" / "__init__.py").read_text(), re.MULTILINE
 ).group(1)
 
-TEST = ["hypothesis", "pytest>=8.2", "pytest-xdist"]
+TEST = ["hypothesis", "pytest>=8.2", "pytest-xdist", "safetensors"]
 
 setup(
     name="deltasam_fairseq",
@@ -26,12 +26,16 @@ setup(
     packages=find_packages(include=["deltasam_fairseq", "deltasam_fairseq.*"]),
     # plugin_dir is the folder that `deltasam user-dir` prints. fairseq puts it on
     # sys.path, so it must not be a package itself, and find_packages skips it.
-    package_data={"deltasam_fairseq": ["py.typed", "plugin_dir/deltasam_user_dir/*.py"]},
+    package_data={
+        "deltasam_fairseq": ["py.typed", "plugin_dir/deltasam_user_dir/*.py"],
+        "deltasam_fairseq.evaluation": ["wordnet_exceptions/*"],
+    },
     # fairseq is an extra: two distributions install the same module `fairseq`,
     # and one must not overwrite the other that a user already has.
-    install_requires=["torch>=2.0", "numpy", "sacrebleu", "rouge-score", "sentencepiece"],
+    install_requires=["torch>=2.1", "numpy", "sacrebleu", "rouge-score", "nltk", "sentencepiece"],
     extras_require={
         "fairseq": ["fairseq-fixed==0.12.3.1"],
+        "huggingface": ["safetensors"],
         "plots": ["matplotlib"],
         "test": TEST,
         # The linters' minor versions are fixed: a new one brings new complaints.

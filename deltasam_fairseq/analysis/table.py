@@ -16,8 +16,10 @@ from deltasam_fairseq.recipes.scoring import MODEL, read_scores
 NOT_RUN = "not run"
 NONE = "-"
 
-_VARIANTS = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
-_HEADER = ("system", "seed", *_VARIANTS.values(), "training")
+#: What papers call ROUGE-L takes sentence by sentence; where each text is one sentence
+#: (``split:newline``) it is rouge-score's ``rougeL``.
+VARIANTS = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeLsum": "ROUGE-L"}
+_HEADER = ("system", "seed", *VARIANTS.values(), "training")
 _TEXT_COLUMNS = 1
 
 
@@ -53,7 +55,7 @@ def build_table(runs: Sequence[Path], split: str) -> Table:
     if not any(run.is_dir() for run in runs):
         raise UserError(f"no such run: {', '.join(map(str, runs))}")
     found = {run: scores for run in runs if (scores := read_scores(run, split))}
-    _require_comparable(found)
+    require_comparable(found)
     rows = [_run_row(run, found.get(run)) for run in runs]
     if not found:
         return Table(_HEADER, rows, f"no {split} scores yet; make them with: deltasam evaluate RUN")
@@ -103,7 +105,15 @@ FORMATS: dict[str, Callable[[Table], str]] = {
 }
 
 
-def _require_comparable(found: dict[Path, dict[str, Any]]) -> None:
+def require_comparable(found: dict[Path, dict[str, Any]]) -> None:
+    """Make sure that scores were made from the same data in the same way.
+
+    Args:
+        found: Scores by run.
+
+    Raises:
+        UserError: If they were not.
+    """
     for what in ("data_sha256", "signature"):
         values = {run: scores[what] for run, scores in found.items()}
         if len(set(values.values())) > 1:
@@ -124,8 +134,8 @@ def _run_row(run: Path, scores: dict[str, Any] | None) -> tuple[str, ...]:
 
 def _cells(report: dict[str, Any] | None) -> tuple[str, ...]:
     if report is None:
-        return (NOT_RUN,) * len(_VARIANTS)
-    return tuple(f"{report[name]['fmeasure']:.2f}" for name in _VARIANTS)
+        return (NOT_RUN,) * len(VARIANTS)
+    return tuple(f"{report[name]['fmeasure']:.2f}" for name in VARIANTS)
 
 
 def _training(record: dict[str, Any]) -> str:

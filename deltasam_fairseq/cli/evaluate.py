@@ -14,9 +14,10 @@ from deltasam_fairseq.analysis.table import as_text, build_table
 from deltasam_fairseq.cli.options import whole_number
 from deltasam_fairseq.data.prepared import PreparedData
 from deltasam_fairseq.errors import UserError
-from deltasam_fairseq.evaluation.rouge import SPLITTERS
+from deltasam_fairseq.evaluation.rouge import PROGRAMS, SPLITTERS, TOKENIZATIONS
+from deltasam_fairseq.recipes.base import PRECISIONS
 from deltasam_fairseq.recipes.catalogue import RECIPES
-from deltasam_fairseq.recipes.generation import generate
+from deltasam_fairseq.recipes.generation import DECODE_BOS, Decoding, generate
 from deltasam_fairseq.recipes.run_folder import RunFolder
 from deltasam_fairseq.recipes.scoring import score_run
 
@@ -33,11 +34,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", type=Path, metavar="DIR", help="where the data folder is now, if it was moved"
     )
+    for flag, choices, text in (
+        ("--sentence-split", SPLITTERS, "how ROUGE-Lsum tells sentences apart"),
+        ("--tokenization", TOKENIZATIONS, "how ROUGE cuts sentences into words"),
+        ("--like", PROGRAMS, "whose ROUGE"),
+    ):
+        parser.add_argument(flag, choices=tuple(choices), help=f"{text}; default: the recipe's")
     parser.add_argument(
-        "--sentence-split",
-        choices=tuple(SPLITTERS),
-        default="newline",
-        help="how ROUGE-Lsum tells sentences apart (%(default)s)",
+        "--decode-bos",
+        choices=tuple(DECODE_BOS),
+        default="train_consistent",
+        help="whether the model meets <s> as in training (not at all), or as in bart.sample of "
+        "fairseq's hub: before the source and before the summary (%(default)s)",
+    )
+    parser.add_argument("--precision", choices=PRECISIONS, help="default: the recipe's")
+    parser.add_argument(
+        "--processes",
+        type=whole_number,
+        default=1,
+        metavar="N",
+        help="decode so many parts at a time, each on a GPU of its own if there are GPUs "
+        "(%(default)s); the result does not depend on it",
     )
     parser.add_argument(
         "--force", action="store_true", help="replace results of another checkpoint"
@@ -64,10 +81,21 @@ def run(args: argparse.Namespace) -> int:
             f"{data.path} is not what {folder.path} was trained on: its content has changed; "
             "give the old one with --data, or train again"
         )
-    overrides = [*(["--beam", str(args.beam)] if args.beam else []), *args.extra]
     recipe = RECIPES.get(record["recipe"])
-    generated = generate(recipe, data, folder, args.split, overrides=overrides, force=args.force)
-    score_run(data, generated, args.split, sentence_split=args.sentence_split)
+    decoding = Decoding(
+        overrides=[*(["--beam", str(args.beam)] if args.beam else []), *args.extra],
+        decode_bos=args.decode_bos,
+        precision=args.precision,
+        processes=args.processes,
+    )
+    generated = generate(recipe, data, folder, args.split, decoding, force=args.force)
+    given = {
+        "split": args.sentence_split,
+        "tokenization": args.tokenization,
+        "like": args.like,
+    }
+    rouge = {**recipe.rouge, **{name: value for name, value in given.items() if value}}
+    score_run(data, generated, args.split, rouge=rouge)
     print()
     print(as_text(build_table([folder.path], args.split)))
     return 0

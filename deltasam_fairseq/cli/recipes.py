@@ -46,9 +46,11 @@ def describe(recipe: Recipe) -> str:
     parts = [
         f"{recipe.name}, version {recipe.version}: {recipe.description}",
         f"data:    {recipe.prepare}",
-        f"train:   deltasam train {recipe.name} --data DIR --save-dir RUN",
+        f"train:   deltasam train {recipe.name} --data DIR --save-dir RUN"
+        f"{' --bart DIR' if recipe.starts_from_bart else ''}",
         f"metric:  {recipe.metric}",
         f"flags of fairseq-train:\n{_listing(recipe.flags)}",
+        *([f"at the first start:\n{_listing(recipe.start)}"] if recipe.start else []),
         *(f"with --method {name}:\n{_listing(flags)}" for name, flags in recipe.methods.items()),
         f"flags of fairseq-generate:\n{_listing(recipe.generation)}",
     ]
@@ -59,4 +61,5 @@ def _listing(flags: Flags) -> str:
     return "\n".join(
         f"  --{name}" if value is True else f"  --{name} {shlex.quote(str(value))}"
         for name, value in flags.items()
+        if value is not False
     )

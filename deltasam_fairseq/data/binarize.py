@@ -2,34 +2,52 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 from deltasam_fairseq.data.prepared import SOURCE, SPLITS, TARGET
 from deltasam_fairseq.data.process import failure, fairseq_program, run_logged
 from deltasam_fairseq.errors import UserError
 
+_FINISHED = re.compile(r"\] (\S+): (\d+ sents, \d+ tokens, [\d.]+% replaced)")
 
-def preprocess_command(pieces: Path, destination: Path, *, workers: int) -> list[str]:
+
+def preprocess_command(
+    pieces: Path, destination: Path, *, workers: int, dictionary: Path | None = None
+) -> list[str]:
     """Build the command that turns pieces into fairseq's binary files.
 
     Args:
         pieces: Folder with ``train.source``, ``train.target`` and so on.
         destination: Folder for dictionaries and binary files.
         workers: Number of processes.
+        dictionary: Of both sides; none is the one of all pieces.
 
     Returns:
         Program and arguments. Source and target share one dictionary.
     """
+    words = ["--joined-dictionary"]
+    if dictionary is not None:
+        words = ["--srcdict", str(dictionary), "--tgtdict", str(dictionary)]
     prefixes = [part for name in SPLITS for part in (f"--{name}pref", str(pieces / name))]
     return [
         *fairseq_program("preprocess"),
         *("--source-lang", SOURCE, "--target-lang", TARGET),
         *prefixes,
-        *("--destdir", str(destination), "--joined-dictionary", "--workers", str(workers)),
+        *("--destdir", str(destination), *words, "--workers", str(workers)),
     ]
 
 
-def binarize(pieces: Path, destination: Path, *, workers: int, log: Path) -> None:
+def binarize(
+    pieces: Path,
+    destination: Path,
+    *,
+    workers: int,
+    log: Path,
+    dictionary: Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> None:
     """Run fairseq-preprocess.
 
     Args:
@@ -37,10 +55,18 @@ def binarize(pieces: Path, destination: Path, *, workers: int, log: Path) -> Non
         destination: As for :func:`preprocess_command`.
         workers: As for :func:`preprocess_command`.
         log: File for what the program says.
+        dictionary: As for :func:`preprocess_command`.
+        say: Told about every file that is finished.
 
     Raises:
         UserError: If it fails; the message quotes the end of the log.
     """
-    status = run_logged(preprocess_command(pieces, destination, workers=workers), log)
+
+    def report(line: str) -> None:
+        if found := _FINISHED.search(line):
+            say(f"  {Path(found.group(1)).name}: {found.group(2)}")
+
+    command = preprocess_command(pieces, destination, workers=workers, dictionary=dictionary)
+    status = run_logged(command, log, on_line=report)
     if status:
         raise UserError(failure("fairseq-preprocess", status, log))

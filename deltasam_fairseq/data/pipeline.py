@@ -6,36 +6,20 @@ import hashlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from deltasam_fairseq import __version__
-from deltasam_fairseq.data import pieces
 from deltasam_fairseq.data.aligned import Aligned
 from deltasam_fairseq.data.binarize import binarize
 from deltasam_fairseq.data.prepared import MARKER, SOURCE, SPLITS, TARGET, PreparedData
 from deltasam_fairseq.data.process import require_fairseq
+from deltasam_fairseq.data.tokens import Tokens, sides, write_lines
 from deltasam_fairseq.errors import UserError
-
-
-@dataclass(frozen=True)
-class TokenSettings:
-    """How text becomes tokens.
-
-    Args:
-        vocab_size: Pieces of the joint sentencepiece model.
-        max_source_tokens: Sources are cut here, in pieces.
-        max_target_tokens: Targets are cut here, in pieces; references for scoring are not.
-    """
-
-    vocab_size: int = 8000
-    max_source_tokens: int = 512
-    max_target_tokens: int = 128
 
 
 @dataclass(frozen=True)
@@ -43,7 +27,7 @@ class Origin:
     """What a data folder is made from, compared before it is made again.
 
     Args:
-        kind: ``text`` or ``docstrings``.
+        kind: ``text``, ``docstrings`` or ``cnndm``.
         inputs: What the text depends on, in JSON's types.
         load: Reads or builds the splits, given the growing folder, where it may leave files
             of its own; called only if the folder has to be made.
@@ -57,7 +41,7 @@ class Origin:
 def prepare(
     out: Path,
     origin: Origin,
-    tokens: TokenSettings,
+    tokens: Tokens,
     *,
     workers: int = 1,
     force: bool = False,
@@ -73,7 +57,7 @@ def prepare(
     Args:
         out: The folder to make.
         origin: What it is made from.
-        tokens: Piece model and lengths.
+        tokens: How text becomes tokens.
         workers: Number of processes or threads for encoding; the result does not depend on it.
         force: Whether to make it in any case, in the place of one that is there.
         say: Told what happens, line by line.
@@ -81,7 +65,7 @@ def prepare(
     Returns:
         The finished folder.
     """
-    wanted = {"kind": origin.kind, "inputs": origin.inputs, "settings": asdict(tokens)}
+    wanted = {"kind": origin.kind, "inputs": origin.inputs, "settings": tokens.settings()}
     if _is_made(out, wanted, force=force):
         say(f"{out}: finished before from the same inputs; nothing to do")
         return PreparedData.load(out)
@@ -89,14 +73,20 @@ def prepare(
     with _work_folder(out) as work:
         splits = origin.load(work)
         data = PreparedData(work, dict(wanted))
-        _write_texts(data, splits)
-        size = _train_pieces(data, splits["train"], tokens, say)
-        _write_pieces(data, splits, tokens, workers)
+        for name, side, lines in sides(splits):
+            write_lines(data.raw(name, side), lines)
+        data.facts.update(tokens.write(data, splits, workers=workers, say=say))
         say("binarizing with fairseq-preprocess …")
-        binarize(work / "pieces", data.binary, workers=workers, log=work / "preprocess.log")
+        binarize(
+            work / "pieces",
+            data.binary,
+            dictionary=tokens.dictionary(data),
+            workers=workers,
+            log=work / "preprocess.log",
+            say=say,
+        )
         data.facts["pairs"] = {name: len(splits[name]) for name in SPLITS}
-        data.facts["pieces"] = size
-        data.facts["sha256"] = _digest(data)
+        data.facts["sha256"] = _digest(data, tokens)
         data.facts["versions"] = {
             "deltasam_fairseq": __version__,
             "sentencepiece": metadata.version("sentencepiece"),
@@ -106,7 +96,7 @@ def prepare(
             shutil.rmtree(out)
         work.rename(out)
     counts = ", ".join(f"{number} {name}" for name, number in data.facts["pairs"].items())
-    say(f"{out}: finished; pairs: {counts}; {size} pieces")
+    say(f"{out}: finished; pairs: {counts}; {data.facts['pieces']} pieces")
     return PreparedData.load(out)
 
 
@@ -151,51 +141,11 @@ def _work_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _sides(
-    data: PreparedData, splits: Mapping[str, Aligned]
-) -> Iterator[tuple[str, str, list[str]]]:
-    for name in SPLITS:
-        yield name, SOURCE, splits[name].sources
-        yield name, TARGET, splits[name].targets
-
-
-def _write_texts(data: PreparedData, splits: Mapping[str, Aligned]) -> None:
-    for name, side, lines in _sides(data, splits):
-        _write_lines(data.raw(name, side), lines)
-
-
-def _train_pieces(
-    data: PreparedData, train: Aligned, tokens: TokenSettings, say: Callable[[str], None]
-) -> int:
-    # A word is at least one piece: what lies behind so many words is cut off anyway.
-    sources = [" ".join(text.split()[: tokens.max_source_tokens]) for text in train.sources]
-    say(f"training sentencepiece on {len(train)} training pairs …")
-    began = time.monotonic()
-    size = pieces.train_model([*sources, *train.targets], data.model, vocab_size=tokens.vocab_size)
-    wish = "" if size == tokens.vocab_size else f" (of {tokens.vocab_size}: the text gives no more)"
-    say(f"sentencepiece: {size} pieces{wish}, {time.monotonic() - began:.0f} s")
-    return size
-
-
-def _write_pieces(
-    data: PreparedData, splits: Mapping[str, Aligned], tokens: TokenSettings, workers: int
-) -> None:
-    limits = {SOURCE: tokens.max_source_tokens, TARGET: tokens.max_target_tokens}
-    for name, side, lines in _sides(data, splits):
-        encoded = pieces.encode(lines, data.model, max_tokens=limits[side], workers=workers)
-        _write_lines(data.pieces(name, side), encoded)
-
-
-def _write_lines(path: Path, lines: list[str]) -> None:
-    path.parent.mkdir(exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(f"{line}\n" for line in lines)
-
-
-def _digest(data: PreparedData) -> str:
+def _digest(data: PreparedData, tokens: Tokens) -> str:
     total = hashlib.sha256()
     for name in SPLITS:
         for side in (SOURCE, TARGET):
             total.update(data.raw(name, side).read_bytes())
-    total.update(data.model.read_bytes())
+    for path in tokens.model_files(data):
+        total.update(path.read_bytes())
     return total.hexdigest()

@@ -21,7 +21,7 @@ class PreparedData:
 
     =====================  ====================================================
     ``raw/``               the checked text, ``train.source``, ``train.target``, …
-    ``sentencepiece.*``    the piece model
+    ``sentencepiece.*``    the piece model, or ``gpt2/``: GPT-2's BPE and dictionary
     ``pieces/``            the text in pieces, cut to length
     ``bin/``               what fairseq reads
     ``prepared.json``      how it was made; written last
@@ -30,7 +30,7 @@ class PreparedData:
     Args:
         path: The folder.
         facts: Content of ``prepared.json``: ``kind``, ``inputs``, ``settings``,
-            ``pairs``, ``pieces``, ``sha256``, ``versions``.
+            ``pairs``, ``pieces``, ``sha256``, ``versions``, and ``bpe`` if that is ``gpt2``.
     """
 
     path: Path
@@ -69,8 +69,17 @@ class PreparedData:
         return self.path / "sentencepiece.model"
 
     @property
+    def is_gpt2(self) -> bool:
+        """Whether the pieces are those of GPT-2's BPE, not of a sentencepiece model."""
+        return self.facts.get("bpe") == "gpt2"
+
+    def gpt2(self, name: str) -> Path:
+        """Return a file of GPT-2's BPE: ``encoder.json``, ``vocab.bpe`` or ``dict.txt``."""
+        return self.path / "gpt2" / name
+
+    @property
     def sha256(self) -> str:
-        """Hash over the text of all splits and the piece model."""
+        """Hash over the text of all splits and what cut it into pieces."""
         return str(self.facts["sha256"])
 
     def raw(self, split: str, side: str) -> Path:

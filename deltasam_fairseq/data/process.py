@@ -6,7 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from deltasam_fairseq.errors import UserError
@@ -42,6 +42,7 @@ def run_logged(
     log: Path,
     *,
     append: bool = False,
+    environment: Mapping[str, str] | None = None,
     on_line: Callable[[str], None] = lambda line: None,
 ) -> int:
     """Run a program and write all it says to a file while it says it.
@@ -50,19 +51,20 @@ def run_logged(
         command: Program and arguments.
         log: File for its output and its errors, interleaved.
         append: Whether to keep what the file holds.
+        environment: Variables beside those of this process.
         on_line: Called with every line, without the newline.
 
     Returns:
         The exit status.
     """
-    environment = dict(os.environ, PYTHONUNBUFFERED="1")
+    variables = {**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})}
     with (
         log.open("a" if append else "w", encoding="utf-8") as file,
         subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=environment,
+            env=variables,
             text=True,
             encoding="utf-8",
             errors="replace",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from deltasam_fairseq.data.aligned import Aligned, hold_out, read_aligned
+from deltasam_fairseq.data.files import file_sha256
 from deltasam_fairseq.data.pipeline import Origin
-from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.data.prepared import SOURCE, TARGET
 
 _SHARE = 20
 _MOST = 1000
@@ -45,24 +46,43 @@ def text_origin(files: TextFiles, *, held_out: int | None = None) -> Origin:
 
     Returns:
         What :func:`~deltasam_fairseq.data.pipeline.prepare` takes.
-
-    Raises:
-        UserError: If a file is missing.
     """
-    hashes: dict[str, str | int | None] = {"hold_out": held_out}
-    for name, pair in files.given().items():
-        for side, path in zip(("source", "target"), pair, strict=True):
-            try:
-                hashes[f"{name}.{side}"] = sha256(path.read_bytes()).hexdigest()
-            except FileNotFoundError:
-                raise UserError(f"{path}: no such file") from None
+    inputs: dict[str, Any] = {"hold_out": held_out, **text_inputs(files)}
 
     def load(folder: Path) -> Mapping[str, Aligned]:
         splits = {name: read_aligned(*pair) for name, pair in files.given().items()}
-        size = held_out or min(_MOST, max(1, len(splits["train"]) // _SHARE))
+        size = held_out or default_hold_out(len(splits["train"]))
         for name in ("test", "valid"):
             if name not in splits:
                 splits["train"], splits[name] = hold_out(splits["train"], size)
         return splits
 
-    return Origin("text", hashes, load)
+    return Origin("text", inputs, load)
+
+
+def text_inputs(files: TextFiles) -> dict[str, str]:
+    """Hash the files of a corpus.
+
+    Args:
+        files: The files.
+
+    Returns:
+        Hashes by split and side.
+    """
+    return {
+        f"{name}.{side}": file_sha256(path)
+        for name, pair in files.given().items()
+        for side, path in zip((SOURCE, TARGET), pair, strict=True)
+    }
+
+
+def default_hold_out(pairs: int) -> int:
+    """Return how many of so many training pairs to hold out for a split.
+
+    Args:
+        pairs: Number of training pairs.
+
+    Returns:
+        One in twenty, 1,000 at most.
+    """
+    return min(_MOST, max(1, pairs // _SHARE))

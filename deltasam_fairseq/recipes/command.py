@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from deltasam_fairseq.data.process import fairseq_program
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.plugin_path import plugin_dir
-from deltasam_fairseq.recipes.base import METHODS, Flags, FlagValue, Recipe
+from deltasam_fairseq.recipes.base import METHODS, PRECISIONS, Flags, FlagValue, Recipe
+from deltasam_fairseq.recipes.launch import Launch, update_freq
+
+#: Flags that training and decoding must agree on: what the model sees follows from them.
+_TASK = (
+    "task",
+    "source-lang",
+    "target-lang",
+    "truncate-source",
+    "max-source-positions",
+    "max-target-positions",
+)
 
 
 def train_command(
@@ -19,6 +31,9 @@ def train_command(
     method: str,
     seed: int,
     overrides: Sequence[str] = (),
+    start: Flags | None = None,
+    precision: str | None = None,
+    launch: Launch | None = None,
 ) -> list[str]:
     """Build the call of fairseq-train.
 
@@ -29,12 +44,15 @@ def train_command(
         method: How the weights are perturbed, one of ``METHODS``.
         seed: Seed of weights, order and dropout.
         overrides: Further flags of fairseq, as typed; they replace the recipe's.
+        start: Flags of a first start, such as ``restore-file``.
+        precision: One of ``PRECISIONS``; none is the recipe's own.
+        launch: On how many GPUs, and who starts it; none leaves both to fairseq.
 
     Returns:
         Program and arguments, each flag once.
 
     Raises:
-        UserError: If the method is unknown.
+        UserError: If the method or the precision is unknown.
 
     Example:
         >>> recipe = Recipe("r", 1, "", "", {"lr": 0.1, "fp16": True})
@@ -51,22 +69,33 @@ def train_command(
     """
     if method not in METHODS:
         raise UserError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
+    launch = launch or Launch()
     own: Flags = {"sam-method": method, "seed": seed, "save-dir": str(save_dir)}
-    flags = merge_flags({**recipe.flags, **recipe.methods.get(method, {}), **own}, overrides)
-    return [*fairseq_program("train"), str(data), "--user-dir", str(plugin_dir()), *flags]
+    flags = {**recipe.flags, **precision_flags(precision), **recipe.methods.get(method, {})}
+    flags |= {**_launch_flags(recipe, flags, launch, overrides), **(start or {}), **own}
+    arguments = merge_flags(flags, overrides)
+    program = [*launch.prefix(), *fairseq_program("train")]
+    return [*program, str(data), "--user-dir", str(plugin_dir()), *arguments]
 
 
 def generate_command(
-    recipe: Recipe, *, data: Path, checkpoint: Path, split: str, overrides: Sequence[str] = ()
+    recipe: Recipe,
+    *,
+    data: Path,
+    checkpoint: Path,
+    split: str,
+    flags: Flags | None = None,
+    overrides: Sequence[str] = (),
 ) -> list[str]:
-    """Build the call of fairseq-generate.
+    """Build the call of fairseq-generate, through our module that mends it.
 
     Args:
         recipe: How to decode.
         data: Folder of binary files.
         checkpoint: Model to decode with.
         split: Subset to decode, ``test`` or ``valid``.
-        overrides: Further flags of fairseq, as typed; they replace the recipe's.
+        flags: Further flags; they replace the recipe's.
+        overrides: Further flags of fairseq, as typed; they replace all others.
 
     Returns:
         Program and arguments, each flag once.
@@ -77,9 +106,48 @@ def generate_command(
         "gen-subset": split,
         "required-batch-size-multiple": 1,
     }
-    task = {name: recipe.flags[name] for name in ("task", "source-lang", "target-lang")}
-    flags = merge_flags({**task, **recipe.generation, **own}, overrides)
-    return [*fairseq_program("generate"), str(data), "--user-dir", str(plugin_dir()), *flags]
+    task = {name: recipe.flags[name] for name in _TASK if name in recipe.flags}
+    arguments = merge_flags({**task, **recipe.generation, **own, **(flags or {})}, overrides)
+    program = [sys.executable, "-m", "deltasam_fairseq.decoding"]
+    return [*program, str(data), "--user-dir", str(plugin_dir()), *arguments]
+
+
+def precision_flags(precision: str | None) -> Flags:
+    """Write a precision as flags of fairseq.
+
+    Args:
+        precision: One of ``PRECISIONS``, or none.
+
+    Returns:
+        Flags that replace those of a recipe.
+
+    Raises:
+        UserError: If it is unknown.
+
+    Example:
+        >>> precision_flags("bf16")
+        {'fp16': False, 'bf16': True}
+    """
+    if precision is None:
+        return {}
+    if precision not in PRECISIONS:
+        raise UserError(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
+    return {name: name == precision for name in PRECISIONS if name != "fp32"}
+
+
+def _launch_flags(recipe: Recipe, flags: Flags, launch: Launch, overrides: Sequence[str]) -> Flags:
+    if recipe.tokens_per_update is None:
+        return {} if launch.gpus is None else {"distributed-world-size": launch.gpus}
+    gpus = launch.gpus or 1
+    typed = _group(overrides)
+    found: Flags = {"distributed-world-size": gpus}
+    if "update-freq" in typed:
+        return found
+    max_tokens = (typed.get("max-tokens") or [str(flags["max-tokens"])])[0]
+    if not max_tokens.isdecimal():
+        raise UserError(f"--max-tokens {max_tokens}: not a whole number")
+    freq = update_freq(recipe.tokens_per_update, gpus=gpus, max_tokens=int(max_tokens))
+    return {**found, "update-freq": freq}
 
 
 def merge_flags(flags: Flags, overrides: Sequence[str]) -> list[str]:
@@ -105,6 +173,23 @@ def merge_flags(flags: Flags, overrides: Sequence[str]) -> list[str]:
         if values is not None
         for part in (f"--{name}", *values)
     ]
+
+
+def flag_values(arguments: Sequence[str]) -> dict[str, str]:
+    """Read arguments back.
+
+    Args:
+        arguments: Of :func:`merge_flags`, or a whole command.
+
+    Returns:
+        Values by name, without dashes; empty for a flag without one.
+
+    Example:
+        >>> flag_values(["prog", "data", "--lr", "0.1", "--fp16"])
+        {'lr': '0.1', 'fp16': ''}
+    """
+    first = next((i for i, part in enumerate(arguments) if part.startswith("--")), len(arguments))
+    return {name: " ".join(values or ()) for name, values in _group(arguments[first:]).items()}
 
 
 def _values(value: FlagValue) -> list[str] | None:

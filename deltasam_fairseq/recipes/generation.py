@@ -2,29 +2,56 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deltasam_fairseq.data.pieces import decode
+from deltasam_fairseq.data.files import file_sha256
 from deltasam_fairseq.data.prepared import TARGET, PreparedData
-from deltasam_fairseq.data.process import failure, require_fairseq, run_logged
+from deltasam_fairseq.data.process import require_fairseq
 from deltasam_fairseq.errors import UserError
-from deltasam_fairseq.recipes.base import Recipe
-from deltasam_fairseq.recipes.command import generate_command, merge_flags
+from deltasam_fairseq.recipes.base import Flags, Recipe
+from deltasam_fairseq.recipes.command import generate_command, merge_flags, precision_flags
+from deltasam_fairseq.recipes.hypotheses import GPT2, SENTENCEPIECE, in_order
 from deltasam_fairseq.recipes.run_folder import RunFolder
+from deltasam_fairseq.recipes.shards import Shards
 
 MARKER = "generated.json"
 HYPOTHESES = "hypotheses.txt"
 REFERENCES = "references.txt"
 
-_HYPOTHESIS = re.compile(r"^H-(\d+)\t[^\t]*\t(.*)$")
-_STEPS = 10
+#: Values of ``--decode-bos``, and the flags of fairseq that each stands for.
+DECODE_BOS: dict[str, Flags] = {
+    # What the decoder sees is what it saw in training: no <s> on either side.
+    "train_consistent": {},
+    # What bart.sample of fairseq's hub does: <s> before the source and before the hypothesis.
+    "hub": {"task": "deltasam_translation_bos"},
+}
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How to decode, beyond the recipe.
+
+    Args:
+        overrides: Further flags of fairseq-generate.
+        decode_bos: A key of ``DECODE_BOS``.
+        precision: One of ``PRECISIONS``; none is the recipe's own.
+        processes: How many parts are decoded at a time, each on a GPU of its own
+            if there are GPUs.
+    """
+
+    overrides: Sequence[str] = ()
+    decode_bos: str = "train_consistent"
+    precision: str | None = None
+    processes: int = 1
+
+    def flags(self) -> Flags:
+        """Return the flags of fairseq that the choices stand for."""
+        return {**precision_flags(self.precision), **DECODE_BOS[self.decode_bos]}
 
 
 @dataclass(frozen=True)
@@ -32,7 +59,7 @@ class Generated:
     """What a checkpoint made of a split.
 
     Args:
-        folder: Holds ``hypotheses.txt``, ``references.txt``, ``generate.log`` and
+        folder: Holds ``hypotheses.txt``, ``references.txt``, the logs and
             ``generated.json``, which is written last.
         hypotheses: Plain text, in the order of the split.
         references: Plain text.
@@ -50,19 +77,21 @@ def generate(
     data: PreparedData,
     run: RunFolder,
     split: str,
+    decoding: Decoding | None = None,
     *,
-    overrides: Sequence[str] = (),
     force: bool = False,
     say: Callable[[str], None] = print,
 ) -> Generated:
     """Decode a split with a run's best checkpoint, or find that it is done already.
+
+    Parts that a broken-off call has finished are kept.
 
     Args:
         recipe: How to decode.
         data: What the run was trained on.
         run: The run.
         split: ``test`` or ``valid``.
-        overrides: Further flags of fairseq-generate.
+        decoding: How to decode, beyond the recipe.
         force: Whether to replace results of another checkpoint or of other flags.
         say: Told what happens, line by line.
 
@@ -73,6 +102,7 @@ def generate(
         UserError: If there is no checkpoint, if there are other results and
             ``force`` is not given, or if fairseq-generate fails.
     """
+    decoding = decoding or Decoding()
     checkpoint = run.best_checkpoint
     if not checkpoint.is_file():
         raise UserError(
@@ -80,71 +110,52 @@ def generate(
         )
     folder = run.results(split)
     references = data.texts(split, TARGET)
+    choices = decoding.flags()
+    bpe = _bpe_flags(data) if data.is_gpt2 else {}
     command = generate_command(
-        recipe, data=data.binary, checkpoint=checkpoint, split=split, overrides=overrides
+        recipe,
+        data=data.binary,
+        checkpoint=checkpoint,
+        split=split,
+        flags={**choices, **bpe},
+        overrides=decoding.overrides,
     )
     wanted = {
-        "checkpoint_sha256": sha256(checkpoint),
+        "checkpoint_sha256": file_sha256(checkpoint),
         "data_sha256": data.sha256,
-        "flags": merge_flags(recipe.generation, overrides),
+        "flags": merge_flags({**recipe.generation, **choices}, decoding.overrides),
     }
     facts = _finished(folder, wanted, force=force)
     if facts is not None:
         say(f"{folder}: generated before from the same checkpoint; reusing it")
         return Generated(folder, _read(folder / HYPOTHESES), references, facts)
     require_fairseq()
-    folder.mkdir(parents=True, exist_ok=True)
+    shards = Shards(
+        folder,
+        wanted,
+        len(references),
+        decoding.processes,
+        GPT2 if data.is_gpt2 else SENTENCEPIECE,
+        say,
+    )
     (folder / MARKER).unlink(missing_ok=True)
     say(f"decoding {len(references)} {split} sentences with {checkpoint} …")
-    log = folder / "generate.log"
     began = time.monotonic()
-    status = run_logged(command, log, on_line=_counter(len(references), say))
-    if status:
-        raise UserError(failure("fairseq-generate", status, log))
-    with log.open(encoding="utf-8") as lines:
-        hypotheses = in_order(lines, count=len(references))
+    hypotheses = in_order(shards.run(command), count=len(references))
     _write(folder / HYPOTHESES, hypotheses)
     _write(folder / REFERENCES, references)
     facts = {**wanted, "seconds": round(time.monotonic() - began, 1), "command": command}
     (folder / MARKER).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    shards.discard()
     return Generated(folder, hypotheses, references, facts)
 
 
-def in_order(lines: Iterable[str], *, count: int) -> list[str]:
-    """Pick the best hypotheses out of fairseq-generate's output, in the order of the data.
-
-    fairseq decodes by length; the numbers behind ``H-`` say what belongs where.
-
-    Args:
-        lines: The output.
-        count: Number of sentences there should be.
-
-    Returns:
-        Plain text, one entry per sentence.
-
-    Raises:
-        UserError: If a sentence is missing.
-    """
-    found: dict[int, str] = {}
-    for match in filter(None, map(_HYPOTHESIS.match, lines)):
-        found.setdefault(int(match.group(1)), decode(match.group(2)))
-    missing = sorted(set(range(count)).difference(found))
-    if missing:
-        raise UserError(
-            f"fairseq-generate left {len(missing)} of {count} sentences out, the first is number "
-            f"{missing[0] + 1}; they may be longer than the model's positions: prepare the data "
-            "with a smaller --max-source-tokens"
-        )
-    return [found[index] for index in range(count)]
-
-
-def sha256(path: Path) -> str:
-    """Return the hash of a file's content."""
-    total = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            total.update(block)
-    return total.hexdigest()
+def _bpe_flags(data: PreparedData) -> Flags:
+    return {
+        "bpe": "deltasam_gpt2",
+        "gpt2-encoder-json": str(data.gpt2("encoder.json")),
+        "gpt2-vocab-bpe": str(data.gpt2("vocab.bpe")),
+    }
 
 
 def _finished(folder: Path, wanted: dict[str, Any], *, force: bool) -> dict[str, Any] | None:
@@ -166,20 +177,6 @@ def _finished(folder: Path, wanted: dict[str, Any], *, force: bool) -> dict[str,
         f"{folder} holds results of {' and '.join(names[name] for name in different)}; "
         "pass --force to replace them"
     )
-
-
-def _counter(total: int, say: Callable[[str], None]) -> Callable[[str], None]:
-    """Return a function that reports every tenth of the hypotheses that go by."""
-    done = 0
-
-    def count(line: str) -> None:
-        nonlocal done
-        if _HYPOTHESIS.match(line):
-            done += 1
-            if done == total or done % max(1, total // _STEPS) == 0:
-                say(f"  {done} of {total}")
-
-    return count
 
 
 def _read(path: Path) -> list[str]:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from deltasam_fairseq.data.bart import PreparedBart
 from deltasam_fairseq.data.prepared import PreparedData
 from deltasam_fairseq.data.process import failure, require_fairseq, run_logged
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.recipes.base import Recipe
 from deltasam_fairseq.recipes.command import train_command
+from deltasam_fairseq.recipes.launch import Launch
 from deltasam_fairseq.recipes.run_folder import RunFolder
+from deltasam_fairseq.recipes.start import check_start, start_flags
 from deltasam_fairseq.recipes.surroundings import surroundings
 from deltasam_fairseq.recipes.train_log import UPDATES, LogLine, parse_line
 
@@ -34,6 +38,10 @@ class TrainRequest:
             continued, else ``delta_sam``.
         seed: None is the run's own if it is continued, else 1.
         overrides: Further flags of fairseq.
+        bart: What to fine-tune, if the recipe does that; not needed to continue.
+        gpus: None is the run's own if it is continued, else what the recipe needs.
+        precision: None is the run's own if it is continued, else the recipe's.
+        slurm: Whether SLURM starts it.
     """
 
     recipe: Recipe
@@ -42,6 +50,10 @@ class TrainRequest:
     method: str | None = None
     seed: int | None = None
     overrides: Sequence[str] = field(default=())
+    bart: PreparedBart | None = None
+    gpus: int | None = None
+    precision: str | None = None
+    slurm: bool = False
 
     def command(self, *, resume: bool = False) -> list[str]:
         """Build the call of fairseq-train.
@@ -54,14 +66,20 @@ class TrainRequest:
         """
         record = self.run.record() if resume else {}
         method, seed = self._choices(record)
-        return train_command(
+        bart = None if resume else self.bart
+        command = train_command(
             self.recipe,
             data=self.data.binary,
             save_dir=self.run.checkpoints,
             method=method,
             seed=seed,
             overrides=[*record.get("overrides", ()), *self.overrides],
+            start={} if resume else start_flags(self.recipe, bart),
+            precision=self.precision or record.get("precision"),
+            launch=Launch(self.gpus or record.get("gpus"), self.slurm),
         )
+        check_start(command, bart, self.data)
+        return command
 
     def facts(self) -> dict[str, Any]:
         """Return what identifies the run in its record."""
@@ -74,6 +92,9 @@ class TrainRequest:
             "overrides": list(self.overrides),
             "data": str(self.data.path.resolve()),
             "data_sha256": self.data.sha256,
+            "gpus": self.gpus,
+            "precision": self.precision,
+            "bart": self.bart and {**self.bart.facts, "path": str(self.bart.path.resolve())},
         }
 
     def require_same_run(self) -> None:
@@ -110,15 +131,21 @@ def train(
     run = request.run
     run.require_choice(resume=resume, restart=restart)
     require_fairseq()
+    if request.slurm and shutil.which("srun") is None:
+        raise UserError(
+            "--slurm needs srun, which is not on PATH; call it on a machine of the cluster, or add "
+            "--dry-run to see the command"
+        )
     if resume:
         request.require_same_run()
+    command = request.command(resume=resume)
+    if resume:
         record = run.record()
     else:
         moved = run.move_aside() if restart else None
         if moved:
             say(f"the earlier run is now {moved}")
         record = {**request.facts(), **surroundings(), "finished": False, "starts": []}
-    command = request.command(resume=resume)
     start: dict[str, Any] = {"command": command, "began": _now(), "ended": None, "status": None}
     record["starts"].append(start)
     run.write_record(record)

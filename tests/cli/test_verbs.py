@@ -18,7 +18,7 @@ def write(path: Path, *lines: str) -> str:
 def test_recipes_lists_and_shows(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes"]) == 0
     listed = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in listed] == ["docstrings", "text"]
+    assert [line.split()[0] for line in listed] == ["cnndm", "cnndm-small", "docstrings", "text"]
     assert main(["recipes", "docstrings"]) == 0
     shown = capsys.readouterr().out
     assert "deltasam train docstrings --data DIR" in shown

@@ -1,13 +1,15 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from deltasam_fairseq.data import pipeline
 from deltasam_fairseq.data.aligned import Aligned
-from deltasam_fairseq.data.pipeline import Origin, TokenSettings, prepare
+from deltasam_fairseq.data.pipeline import Origin, prepare
 from deltasam_fairseq.data.prepared import MARKER, PreparedData
+from deltasam_fairseq.data.tokens import TokenSettings
 from deltasam_fairseq.errors import UserError
 
 TOKENS = TokenSettings(vocab_size=40, max_source_tokens=6, max_target_tokens=4)
@@ -31,7 +33,7 @@ def fail(folder: Path) -> dict[str, Aligned]:
 def without_fairseq(monkeypatch: pytest.MonkeyPatch) -> None:
     """Write the hash of the pieces where fairseq-preprocess would write binary files."""
 
-    def binarize(pieces: Path, destination: Path, *, workers: int, log: Path) -> None:
+    def binarize(pieces: Path, destination: Path, *, log: Path, **settings: Any) -> None:
         destination.mkdir()
         log.write_text("done\n")
 

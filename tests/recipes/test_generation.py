@@ -7,7 +7,8 @@ from deltasam_fairseq.data.prepared import PreparedData
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.recipes import generation
 from deltasam_fairseq.recipes.catalogue import RECIPES
-from deltasam_fairseq.recipes.generation import Generated, generate, in_order
+from deltasam_fairseq.recipes.generation import Decoding, Generated, generate
+from deltasam_fairseq.recipes.hypotheses import GPT2, SENTENCEPIECE, in_order
 from deltasam_fairseq.recipes.run_folder import RunFolder
 from tests.support.prepared_data import GENERATED, TARGETS, finished_data, program
 
@@ -41,7 +42,9 @@ def decoded(run: RunFolder, said: list[str] | None = None, **wishes: Any) -> Gen
     path = run.path.parent / "data"
     data = finished_data(path) if not path.exists() else PreparedData.load(path)
     say = (lambda line: None) if said is None else said.append
-    return generate(RECIPES.get("docstrings"), data, run, "test", say=say, **wishes)
+    force = wishes.pop("force", False)
+    recipe = RECIPES.get("docstrings")
+    return generate(recipe, data, run, "test", Decoding(**wishes), force=force, say=say)
 
 
 def test_hypotheses_are_plain_text_in_the_order_of_the_references(
@@ -96,12 +99,19 @@ def test_without_a_checkpoint_there_is_nothing_to_decode(tmp_path: Path) -> None
 
 def test_a_missing_sentence_is_an_error() -> None:
     with pytest.raises(UserError, match="left 1 of 3 sentences out, the first is number 3"):
-        in_order(GENERATED.splitlines(), count=3)
+        in_order(SENTENCEPIECE.read(GENERATED.splitlines()), count=3)
 
 
 def test_of_several_hypotheses_the_best_counts() -> None:
-    assert in_order(["H-0\t-0.1\t▁best", "H-0\t-0.2\t▁second"], count=1) == ["best"]
+    assert SENTENCEPIECE.read(["H-0\t-0.1\t▁best", "H-0\t-0.2\t▁second"]) == {0: "best"}
 
 
 def test_an_empty_hypothesis_is_kept() -> None:
-    assert in_order(["H-0\t-0.1\t"], count=1) == [""]
+    assert SENTENCEPIECE.read(["H-0\t-0.1\t"]) == {0: ""}
+
+
+def test_text_of_gpt2_is_taken_as_the_decoding_process_put_it_together() -> None:
+    assert GPT2.read(["H-1\t-0.1\t31373", "D-1\t-0.1\thello there ", "D-2\t-1\t"]) == {
+        1: "hello there",
+        2: "",
+    }

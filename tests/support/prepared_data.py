@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
+from deltasam_fairseq.data.bart import ARCHITECTURES, BART_MARKER, PreparedBart
 from deltasam_fairseq.data.prepared import MARKER, SPLITS, PreparedData
 
 SOURCES = ["def get leaf (tree): Leaves have no children.", "def add (a, b): Both are numbers."]
 TARGETS = ["Get the leaf of a tree.", "Add two numbers."]
+
+#: Hash that stands for BART's dictionary.
+DICTIONARY = "b" * 64
 
 #: Decodes like fairseq-generate, longest first: the second sentence, then the first.
 GENERATED = """\
@@ -24,17 +29,21 @@ D-0\t-0.7\t▁Get ▁a ▁lea f .
 """
 
 
-def finished_data(folder: Path, *, sha256: str = "d" * 64) -> PreparedData:
+def finished_data(folder: Path, *, sha256: str = "d" * 64, gpt2: bool = False) -> PreparedData:
     """Write a data folder with two pairs in each split.
 
     Args:
         folder: The folder to make.
         sha256: Its recorded hash.
+        gpt2: Whether it says that its pieces are GPT-2's, in BART's dictionary.
 
     Returns:
         The folder.
     """
-    data = PreparedData(folder, {"kind": "text", "sha256": sha256})
+    facts: dict[str, Any] = {"kind": "text", "sha256": sha256}
+    if gpt2:
+        facts |= {"bpe": "gpt2", "pieces": 50260, "settings": {"dict.txt": DICTIONARY}}
+    data = PreparedData(folder, facts)
     data.binary.mkdir(parents=True)
     for split in SPLITS:
         for side, lines in (("source", SOURCES), ("target", TARGETS)):
@@ -43,6 +52,29 @@ def finished_data(folder: Path, *, sha256: str = "d" * 64) -> PreparedData:
             path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     (folder / MARKER).write_text(json.dumps(data.facts))
     return data
+
+
+def prepared_bart(folder: Path, architecture: str) -> PreparedBart:
+    """Write a folder as deltasam prepare bart does, with a checkpoint of four bytes.
+
+    Args:
+        folder: The folder to make.
+        architecture: A key of ``ARCHITECTURES``.
+
+    Returns:
+        The folder.
+    """
+    folder.mkdir()
+    (folder / "model.pt").write_bytes(b"BART")
+    facts = {
+        "kind": "fairseq",
+        "sizes": dict(ARCHITECTURES[architecture]),
+        "rows": 50265,
+        "dict_sha256": DICTIONARY,
+        "bytes": 4,
+    }
+    (folder / BART_MARKER).write_text(json.dumps(facts))
+    return PreparedBart.load(folder)
 
 
 def program(*statements: str) -> list[str]:

@@ -27,6 +27,8 @@ RANK = {
     "evaluation": 2,
     "data": 2,
     "recipes": 3,
+    "conversion": 3,
+    "decoding": 3,
     "fairseq_plugin": 3,
     "analysis": 4,
     "benchmarks": 4,
@@ -44,18 +46,23 @@ FORBIDDEN = {
     "evaluation": {"fairseq", "torch", f"{PACKAGE}.core"},
     "data": {"fairseq", "torch", f"{PACKAGE}.core"},
     "recipes": {"fairseq", "torch", f"{PACKAGE}.core", f"{PACKAGE}.objectives"},
+    "conversion": {"fairseq", "transformers", f"{PACKAGE}.core"},
+    "decoding": {f"{PACKAGE}.core", f"{PACKAGE}.evaluation"},
 }
 
 # Every third-party module that the package imports; each is a dependency or an
 # extra in setup.py, or comes with fairseq.
 THIRD_PARTY = {
     "fairseq",
+    "fairseq_cli",
     "hydra",
     "matplotlib",
+    "nltk",
     "numpy",
     "omegaconf",
     "rouge_score",
     "sacrebleu",
+    "safetensors",
     "sentencepiece",
     "torch",
 }
@@ -134,6 +141,9 @@ def test_every_layer_has_a_rank() -> None:
         ("core", "from deltasam_fairseq import objectives", "not downwards"),
         ("recipes", "from deltasam_fairseq.fairseq_plugin import config", "not downwards"),
         ("evaluation", "from deltasam_fairseq.data import text", "not downwards"),
+        ("conversion", "import fairseq", "does not belong into conversion"),
+        ("conversion", "from deltasam_fairseq.recipes import base", "not downwards"),
+        ("decoding", "from deltasam_fairseq.fairseq_plugin import config", "not downwards"),
         ("evaluation", "from deltasam_fairseq.core.noise import draw", "does not belong"),
         ("recipes", "def f():\n    import torch", "does not belong into recipes"),
         ("analysis", "import pandas", "neither a dependency nor the standard library"),
@@ -160,7 +170,10 @@ def test_the_rules_find_what_they_forbid(
         (f"{PACKAGE}.evaluation", {"torch", "fairseq"}),
         (f"{PACKAGE}.data", {"torch", "fairseq"}),
         (f"{PACKAGE}.recipes", {"torch", "fairseq"}),
+        (f"{PACKAGE}.conversion.prepare_bart", {"fairseq", "safetensors", "transformers"}),
         (f"{PACKAGE}.cli.main", {"torch", "fairseq"}),
+        (f"{PACKAGE}.cli.prepare", {"torch", "fairseq"}),
+        (f"{PACKAGE}.cli.train", {"torch", "fairseq"}),
     ],
 )
 def test_a_clean_interpreter_loads_no_more_than_it_should(module: str, absent: set[str]) -> None:

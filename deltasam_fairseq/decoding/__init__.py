@@ -1,0 +1,1 @@
+"""``fairseq-generate`` with what summarization needs of it; run as ``python -m``."""

@@ -1,0 +1,89 @@
+"""What a run starts from, checked before fairseq is called.
+
+fairseq itself only logs that there is no checkpoint where ``--restore-file``
+points, and then trains a model with random weights for as many updates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from deltasam_fairseq.data.bart import ARCHITECTURES, PreparedBart
+from deltasam_fairseq.data.prepared import PreparedData
+from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.recipes.base import Flags, Recipe
+from deltasam_fairseq.recipes.command import flag_values
+
+_FAIRSEQS_OWN = "checkpoint_last.pt"
+
+
+def start_flags(recipe: Recipe, bart: PreparedBart | None) -> Flags:
+    """Return the flags of a run's first start.
+
+    Args:
+        recipe: What to train.
+        bart: What to start from, or none for random weights.
+
+    Returns:
+        The recipe's own, and ``restore-file``.
+
+    Raises:
+        UserError: If the recipe needs a BART and there is none, or the other way round.
+    """
+    if recipe.starts_from_bart and bart is None:
+        raise UserError(
+            f"the recipe {recipe.name} fine-tunes BART: give --bart DIR, made by deltasam prepare "
+            "bart; without a checkpoint fairseq would train random weights"
+        )
+    if bart is not None and not recipe.starts_from_bart:
+        raise UserError(f"the recipe {recipe.name} trains from scratch; leave --bart out")
+    return {} if bart is None else {"restore-file": str(bart.checkpoint), **recipe.start}
+
+
+def check_start(command: Sequence[str], bart: PreparedBart | None, data: PreparedData) -> None:
+    """Check that a checkpoint exists and fits model and data.
+
+    Args:
+        command: The whole call of fairseq-train.
+        bart: What it starts from, or none.
+        data: What it trains on.
+
+    Raises:
+        UserError: If ``--restore-file`` is missing, if the checkpoint is another model's
+            or another dictionary's, or if micro-batches are shorter than articles.
+    """
+    flags = flag_values(command)
+    restored = flags.get("restore-file", _FAIRSEQS_OWN)
+    if restored != _FAIRSEQS_OWN and not Path(restored).is_file():
+        raise UserError(
+            f"--restore-file {restored}: no such file; fairseq would train from scratch"
+        )
+    if bart is None:
+        return
+    if restored != str(bart.checkpoint):
+        raise UserError(
+            f"--restore-file {restored} would replace the checkpoint of --bart {bart.path}; give "
+            "one of them: --bart, after deltasam prepare bart"
+        )
+    sizes = ARCHITECTURES.get(flags.get("arch", ""))
+    if sizes is None:
+        raise UserError(
+            f"--arch {flags.get('arch')} is no BART; known: "
+            f"{', '.join(name for name in ARCHITECTURES if name.startswith('bart'))}"
+        )
+    wanted = {name: flags.get(name, value) for name, value in sizes.items()}
+    bart.require_sizes(wanted)
+    positions = int(wanted["max-source-positions"])
+    if int(flags.get("max-tokens", positions)) < positions:
+        raise UserError(
+            f"--max-tokens {flags['max-tokens']} is less than the {positions} tokens of the "
+            "longest articles; fairseq would leave those out of the training. Use "
+            f"--max-tokens {positions} or more"
+        )
+    if not data.is_gpt2:
+        raise UserError(
+            f"{data.path} is not in GPT-2's BPE, which BART needs; make it with: deltasam prepare "
+            "cnndm"
+        )
+    bart.require_dictionary(data.facts["settings"]["dict.txt"], data.facts["pieces"])
