@@ -6,8 +6,8 @@ import logging
 from typing import Any
 
 from deltasam_fairseq.core.perturb import Realised
-from deltasam_fairseq.fairseq_plugin.ascent import Covered
 from deltasam_fairseq.fairseq_plugin.config import Sharpness
+from deltasam_fairseq.fairseq_plugin.covered import Covered
 from deltasam_fairseq.fairseq_plugin.model_weights import ModelWeights
 
 logger = logging.getLogger(__name__)

@@ -20,14 +20,7 @@ from fairseq.tasks import FairseqTask
 from deltasam_fairseq.core.noise import seed_for
 from deltasam_fairseq.core.perturb import Borrowed, Realised
 from deltasam_fairseq.core.randomness import RandomState
-from deltasam_fairseq.fairseq_plugin.ascent import (
-    Ascent,
-    OverflowingCriterion,
-    Pass,
-    Tally,
-    WeighingCriterion,
-    ascend,
-)
+from deltasam_fairseq.fairseq_plugin.ascent import Ascent, Pass, ascend
 from deltasam_fairseq.fairseq_plugin.meters import (
     AscentSums,
     Logging,
@@ -38,6 +31,8 @@ from deltasam_fairseq.fairseq_plugin.meters import (
 from deltasam_fairseq.fairseq_plugin.parallel import add_up, synchronise, without_sync
 from deltasam_fairseq.fairseq_plugin.run import Run
 from deltasam_fairseq.fairseq_plugin.samples import Sample, containers_copied, split_by_sentence
+from deltasam_fairseq.fairseq_plugin.stand_ins import OverflowingCriterion, WeighingCriterion
+from deltasam_fairseq.fairseq_plugin.tally import Tally
 
 Result = tuple[Any, Any, Logging]
 # A micro-batch with whether it only keeps a worker without data in step.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -61,6 +62,7 @@ def check_run(trainer: Any, settings: Sharpness) -> None:
             unknown criterion raises what
             :func:`~deltasam_fairseq.fairseq_plugin.sentence_losses.reader_for` says.
     """
+    _check_launch(trainer)
     if not settings.active:
         return
     for flag, given, reason in _SETTINGS:
@@ -88,3 +90,15 @@ def check_run(trainer: Any, settings: Sharpness) -> None:
             )
     if settings.method == "delta_sam":
         reader_for(trainer.get_criterion())
+
+
+def _check_launch(trainer: Any) -> None:
+    """Refuse processes that were meant to work together and do not know of each other."""
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if "TORCHELASTIC_RUN_ID" in os.environ and started > 1 == trainer.data_parallel_world_size:
+        raise ValueError(
+            f"torchrun started {started} processes, but fairseq ignores that without CUDA: each "
+            "would train by itself and overwrite the others' checkpoints. Pass "
+            "--distributed-world-size, --distributed-rank, --distributed-init-method env:// and "
+            "--distributed-no-spawn; the whole line is in docs/workers.md"
+        )

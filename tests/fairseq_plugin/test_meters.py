@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deltasam_fairseq.fairseq_plugin.ascent import Tally
+from deltasam_fairseq.fairseq_plugin.tally import Tally
 from deltasam_fairseq.fairseq_plugin.meters import AscentSums
 from tests.support import fairseq_toys as toys
 

@@ -1,0 +1,105 @@
+"""What is counted over the micro-batches and workers that share a perturbation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deltasam_fairseq.fairseq_plugin.meters import AscentSums
+
+
+@dataclass
+class Tally:
+    """Sums over the micro-batches that share a perturbation, and over workers.
+
+    Args:
+        sentences: Number of sentences.
+        weights: Sum of their weights.
+        squares: Sum of the squares of their weights.
+        floored: Number of weights with a floored denominator.
+        sample_size: Denominator of fairseq's gradient.
+        unit: The weight that counts as one in the gradients of this worker: the
+            largest mean weight of a batch so far. Eq. 5's weights may be 1e-6
+            or 1e3, and half-precision gradients have no room for either.
+    """
+
+    sentences: float = 0.0
+    weights: float = 0.0
+    squares: float = 0.0
+    floored: float = 0.0
+    sample_size: float = 0.0
+    unit: float | None = None
+
+    def numbers(self) -> list[float]:
+        """List the sums in the order of the constructor, without the unit."""
+        return [self.sentences, self.weights, self.squares, self.floored, self.sample_size]
+
+    def count(self, weights: Tensor, floored: Tensor) -> None:
+        """Count one batch's weights in."""
+        found = [weights.sum(), weights.square().sum(), floored.to(weights)]
+        total, squares, low = torch.stack(found).tolist()
+        self.sentences += weights.numel()
+        self.weights += total
+        self.squares += squares
+        self.floored += low
+
+    def count_uniform(self, sentences: float) -> None:
+        """Count sentences in whose weights are all one."""
+        self.sentences += sentences
+        self.weights += sentences
+        self.squares += sentences
+
+    @property
+    def scale(self) -> float:
+        """The unit, or 1 as long as there is none."""
+        return self.unit or 1.0
+
+    def raise_unit(self, weights: Tensor, params: Sequence[Tensor]) -> None:
+        """Let the unit be at least the mean of a batch's weights.
+
+        Args:
+            weights: Shape ``(N,)``; unusable ones change nothing.
+            params: The parameters; the gradients that they have so far are
+                brought to the new unit.
+        """
+        mean = weights.mean().item()
+        if not math.isfinite(mean) or mean <= (self.unit or 0.0):
+            return
+        gradients = [p.grad for p in params if p.grad is not None]
+        if self.unit is not None and gradients:
+            torch._foreach_mul_(gradients, self.unit / mean)
+        self.unit = mean
+
+    @property
+    def mean_weight(self) -> float:
+        """Mean of the weights; 1 where that would be no number to divide by."""
+        mean = self.weights / self.sentences if self.sentences else 1.0
+        return mean if math.isfinite(mean) and mean > 0 else 1.0
+
+    def clear(self) -> None:
+        """Forget what was counted."""
+        vars(self).update(vars(Tally()))
+
+    def sums(self, norm: float, fallbacks: int) -> AscentSums:
+        """Turn the tally into what is logged.
+
+        Args:
+            norm: Norm of the ascent gradient, of the sum of losses weighted by
+                weights with a mean of one.
+            fallbacks: How many fallbacks were taken.
+
+        Returns:
+            The record of one perturbation.
+        """
+        size = self.sample_size
+        return AscentSums(
+            perturbations=1.0,
+            sam_gnorm=norm / size if size and math.isfinite(norm) else 0.0,
+            sam_ess=self.weights**2 / self.squares if self.squares else 0.0,
+            sam_floored=self.floored / self.sentences if self.sentences else 0.0,
+            sam_fallback=float(fallbacks > 0),
+        )
