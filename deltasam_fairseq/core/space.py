@@ -53,6 +53,7 @@ class WeightSpace(Sequence[Tensor]):
         self.masters = masters
         self._factors = dict(factors or {})
         self._adaptive = frozenset(adaptive)
+        self._is_ball = not self._adaptive and all(f == 1 for f in self._factors.values())
 
     @classmethod
     def of(cls, params: Sequence[Tensor]) -> WeightSpace:
@@ -139,6 +140,8 @@ class WeightSpace(Sequence[Tensor]):
             finite if an entry is not.
         """
         direction: list[Tensor | None] = list(gradients)
+        if self._is_ball:
+            return direction, global_norm([g for g in gradients if g is not None]).item()
         norms = []
         for position, gradient in enumerate(gradients):
             once = None if gradient is None else self._stretched(position, gradient)

@@ -16,6 +16,7 @@ from typing import Any
 
 from fairseq.trainer import Trainer
 
+from deltasam_fairseq.fairseq_plugin import checkpoints, step_errors
 from deltasam_fairseq.fairseq_plugin.compat import allow_own_checkpoints, check_fairseq, versions
 from deltasam_fairseq.fairseq_plugin.optimizer import sharpness_of
 from deltasam_fairseq.fairseq_plugin.run import Run
@@ -58,3 +59,5 @@ def install() -> None:
     train_step.deltasam = True  # type: ignore[attr-defined]
     Trainer._build_optimizer = _build_optimizer
     Trainer.train_step = train_step
+    checkpoints.install()
+    step_errors.install()
