@@ -184,10 +184,11 @@ def _matched(
 
 
 def _added(sums: list[float], moved: Tensor, wanted: Tensor) -> list[float]:
-    """Add one tensor's squares and product to the running sums."""
-    products = [(moved, moved), (moved, wanted), (wanted, wanted)]
-    found = [(a.double() * b.double()).sum() for a, b in products]
-    return [s + f for s, f in zip(sums, torch.stack(found).tolist(), strict=True)]
+    """Add one tensor's squares and product to the running sums; uses ``moved`` up."""
+    squares = [torch.linalg.vector_norm(t, dtype=torch.float64).square() for t in (moved, wanted)]
+    product = moved.mul_(wanted).sum(dtype=torch.float64)
+    found = torch.stack([squares[0], product, squares[1]]).tolist()
+    return [s + f for s, f in zip(sums, found, strict=True)]
 
 
 def _compare(moved: float, product: float, wanted: float) -> Realised | None:

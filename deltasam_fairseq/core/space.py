@@ -131,7 +131,7 @@ class WeightSpace(Sequence[Tensor]):
         """Turn gradients into the direction of the steepest ascent.
 
         Args:
-            gradients: One per parameter, or ``None``; consumed where the
+            gradients: One per parameter, or ``None``; changed in place where the
                 neighbourhood is not a ball.
 
         Returns:
@@ -191,7 +191,7 @@ class WeightSpace(Sequence[Tensor]):
         return self._factors.get(id(self.params[position]), 1.0)
 
     def _stretched(self, position: int, tensor: Tensor) -> Tensor | None:
-        """Return T times a tensor; the tensor itself where T is one."""
+        """Return T times a tensor, in place unless that is of half precision."""
         factor = self._factor(position)
         if factor == 0:
             return None
@@ -200,7 +200,7 @@ class WeightSpace(Sequence[Tensor]):
             weight = param if self.masters is None else self.masters[position]
             full = torch.promote_types(weight.dtype, torch.float32)
             size = weight.detach().to(full).abs().add_(ADAPTIVE_OFFSET)
-            return tensor.to(full) * size.mul_(factor)
+            return tensor.to(full).mul_(size.mul_(factor))
         if factor == 1:
             return tensor
-        return tensor.to(torch.promote_types(tensor.dtype, torch.float32)) * factor
+        return tensor.to(torch.promote_types(tensor.dtype, torch.float32)).mul_(factor)

@@ -175,7 +175,7 @@ def delta_sam_step(
     fallbacks = 0
     with gradients_aside(params):
         losses = replayed()
-        weights, floored = weigh(losses)
+        weights, floored = weigh(losses.detach())
         if not usable(weights):
             weights, floored, fallbacks = *uniform_weights(losses), fallbacks + 1
         torch.autograd.backward(_weighted(losses, weights))

@@ -18,6 +18,7 @@ from deltasam_fairseq.core.graph import gradients_aside, take_gradients
 from deltasam_fairseq.core.randomness import RandomState
 from deltasam_fairseq.fairseq_plugin.meters import AscentSums
 from deltasam_fairseq.fairseq_plugin.model_weights import ModelWeights
+from deltasam_fairseq.fairseq_plugin.parallel import memory_needed
 from deltasam_fairseq.fairseq_plugin.stand_ins import WeighingCriterion
 from deltasam_fairseq.fairseq_plugin.tally import Tally
 
@@ -98,19 +99,20 @@ def ascend(
             gradients = take_gradients(space)
             unit = tally.scale
             if add_up is not None:
-                filled = [
-                    torch.zeros_like(p) if g is None else g
-                    for p, g in zip(space, gradients, strict=True)
-                ]
                 # Sums of weights times gradients, brought to a mean weight of one
                 # and divided by the number of workers, as DDP does: half
                 # precision has room for that if it had for the shares.
-                numbers = add_up(
-                    filled,
-                    tally.numbers(),
-                    factor=unit,
-                    divisor=lambda numbers: Tally(*numbers).mean_weight * workers,
-                )
+                with memory_needed():
+                    filled = [
+                        torch.zeros_like(p) if g is None else g
+                        for p, g in zip(space, gradients, strict=True)
+                    ]
+                    numbers = add_up(
+                        filled,
+                        tally.numbers(),
+                        factor=unit,
+                        divisor=lambda numbers: Tally(*numbers).mean_weight * workers,
+                    )
                 tally, gradients = Tally(*numbers), list(filled)
                 unit = tally.mean_weight * workers
             direction, norm = space.steepest(gradients)

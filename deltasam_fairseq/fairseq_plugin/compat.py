@@ -15,7 +15,7 @@ from fairseq.trainer import Trainer
 #   Trainer._prepare_sample(sample) -> (sample, is_dummy_batch)
 #   LegacyDistributedDataParallel.accumulate_grads
 #   FP16Optimizer.fp16_params, .fp32_params; ``scaler`` of the precision wrappers
-#   checkpoint_utils.torch_persistent_save / .PathManager / .load_checkpoint_to_cpu / .save_checkpoint
+#   checkpoint_utils.torch_persistent_save, .PathManager, .load_checkpoint_to_cpu, .save_checkpoint
 #   fairseq.distributed.utils.broadcast_object / ._TensorPlaceholder
 #   ``fp32_optimizer`` / ``wrapped_optimizer`` / ``_optimizer`` of fairseq's optimizer wrappers
 TESTED = ("0.12.2", "0.12.3.1")

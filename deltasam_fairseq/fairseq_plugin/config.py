@@ -162,6 +162,17 @@ class Sharpness:
         """Whether anything is perturbed at all."""
         return self.method != "none" and self.rho > 0
 
+    def perturbation(self, update: int) -> int:
+        """Return how many perturbed updates there were before one that is perturbed.
+
+        Args:
+            update: Number of updates before it.
+
+        Returns:
+            The number, the same on every worker and after a restart.
+        """
+        return (update - self.start_update) // self.interval
+
     def perturbs(self, update: int) -> bool:
         """Tell whether an update is perturbed.
 

@@ -41,7 +41,7 @@ class Covered:
         if id(model) not in self._found:
             with layer_drop_off(model), torch.enable_grad():
                 self._found[id(model)] = reached(losses().sum(), params)
-        return self._found[id(model)]
+        return [p for p in self._found[id(model)] if p.requires_grad]
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from deltasam_fairseq.core.precision import full_precision, is_full_precision, is_half
 from deltasam_fairseq.core.space import WeightSpace
 from deltasam_fairseq.fairseq_plugin.config import Sharpness
-from deltasam_fairseq.fairseq_plugin.radius_rules import factors_of
+from deltasam_fairseq.fairseq_plugin.radius_rules import RADIUS_RULES, factors_of
 
 Sample = dict[str, Any]
 
@@ -51,6 +51,11 @@ class ModelWeights:
         self.space = WeightSpace(
             held, masters=_masters(optimizer, held), factors=factors, adaptive=adaptive
         )
+        if not len(self.space.only(self.space)):
+            raise ValueError(
+                f"--sam-rule {settings.rule} leaves no parameter that trains to perturb; rules: "
+                f"{', '.join(RADIUS_RULES.names())}"
+            )
 
     @property
     def loss_scale(self) -> float:
@@ -130,8 +135,8 @@ def in_float(sample: Any) -> Any:
         return sample.float() if is_half(sample) else sample
     if isinstance(sample, dict):
         return {key: in_float(value) for key, value in sample.items()}
-    if isinstance(sample, list):
-        return [in_float(value) for value in sample]
+    if type(sample) in {list, tuple}:
+        return type(sample)(in_float(value) for value in sample)
     return sample
 
 

@@ -59,6 +59,38 @@ def synchronise(*models: Any) -> None:
             wrapper.accumulate_grads = False
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell an error that fairseq's trainer recovers from, by its own criterion."""
+    return isinstance(error, RuntimeError) and "out of memory" in str(error)
+
+
+@contextmanager
+def memory_needed() -> Generator[None, None, None]:
+    """Make an out-of-memory of a block final.
+
+    fairseq would skip the batch and go on to its next collective, while the
+    other workers wait in this one.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        RuntimeError: Instead of the out-of-memory; the message says what to do.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        size = BUCKET_ELEMENTS * 4 // 2**20
+        raise RuntimeError(
+            "this worker has no memory left to add up the ascent's gradient, which takes up to "
+            f"{size} MiB beside it, and it cannot skip the batch, because the others wait for it. "
+            "Take smaller micro-batches (--max-tokens, with a larger --update-freq), or "
+            "--sam-scope micro; training goes on from the last checkpoint"
+        ) from error
+
+
 def add_up(
     tensors: Sequence[Tensor],
     numbers: Sequence[float],

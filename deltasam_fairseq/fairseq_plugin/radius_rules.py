@@ -59,7 +59,7 @@ def factors_of(rule: str, *modules: Any) -> dict[int, float]:
         first module that holds it.
 
     Raises:
-        ValueError: If a radius is negative or not finite, or all are zero.
+        ValueError: If a radius is negative or not finite.
     """
     function = RADIUS_RULES.get(rule)
     factors: dict[int, float] = {}
@@ -74,11 +74,6 @@ def factors_of(rule: str, *modules: Any) -> dict[int, float]:
                         "it must be a finite number of at least 0"
                     )
                 factors.setdefault(id(param), factor)
-    if factors and not any(factors.values()):
-        raise ValueError(
-            f"--sam-rule {rule} leaves no parameter of {type(modules[0]).__name__} to perturb; "
-            f"rules: {', '.join(RADIUS_RULES.names())}"
-        )
     return factors
 
 

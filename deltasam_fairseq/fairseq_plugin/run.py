@@ -12,8 +12,8 @@ from deltasam_fairseq.fairseq_plugin.model_weights import ModelWeights
 
 logger = logging.getLogger(__name__)
 
-# What rounding leaves of a perturbation is measured in every update whose number
-# is a multiple of this. It costs a few passes over the weights.
+# What rounding leaves of a perturbation is measured for one perturbed update in so
+# many, the first included. It costs a few passes over the weights.
 MEASURE_EVERY = 100
 
 # Below these, most of what moves the weights is not the perturbation.
@@ -36,22 +36,32 @@ class Run:
         )
         self.covered = Covered()
         self._warned = False
+        if settings.method == "delta_sam" and not self.probes_in_full:
+            self._warn_of_coarse_weights()
 
     @property
     def probes_in_full(self) -> bool:
         """Whether the weights of Eq. 5 come from float32 passes."""
         return self.settings.probe_precision == "fp32" and self.weights.has_full_weights
 
+    def _warn_of_coarse_weights(self) -> None:
+        if self.settings.estimator == "finite_difference" and not self.weights.computes_in_full():
+            logger.warning(
+                "the sentence weights of Eq. 5 come from half-precision passes, where they are "
+                "mostly rounding (docs/precision.md). Train with --fp16, --bf16, --amp or in fp32 "
+                "and with --sam-probe-precision fp32, or with --sam-method sam"
+            )
+
     def measures(self, update: int) -> bool:
-        """Tell whether this update measures what rounding leaves of its perturbation.
+        """Tell whether a perturbed update measures what rounding leaves of its perturbation.
 
         Args:
             update: Number of updates before it.
 
         Returns:
-            True once in :data:`MEASURE_EVERY` updates.
+            True once in :data:`MEASURE_EVERY` perturbed updates.
         """
-        return update % MEASURE_EVERY == 0
+        return self.settings.perturbation(update) % MEASURE_EVERY == 0
 
     def note(self, realised: Realised | None) -> None:
         """Warn, once, if rounding leaves too little of the perturbation.

@@ -10,7 +10,7 @@ Sample = dict[str, Any]
 
 
 def containers_copied(sample: Any) -> Any:
-    """Copy dictionaries and lists, not tensors.
+    """Copy dictionaries, lists and tuples, not tensors.
 
     Some tasks add to or replace entries of the sample in ``train_step``; each
     pass of a step gets a copy, so that all of them start from the same batch.
@@ -24,8 +24,8 @@ def containers_copied(sample: Any) -> Any:
     if isinstance(sample, dict):
         # type(sample) would lose, say, a defaultdict's factory.
         return {key: containers_copied(value) for key, value in sample.items()}
-    if isinstance(sample, list):
-        return [containers_copied(value) for value in sample]
+    if type(sample) in {list, tuple}:
+        return type(sample)(containers_copied(value) for value in sample)
     return sample
 
 

@@ -11,8 +11,10 @@ To add one, in a module that your ``--user-dir`` imports::
         return SentenceLosses(losses, sample_size, logging_output)
 
 The contract, tested for every registered reader: the losses sum to the
-criterion's own loss, and those of a padded batch are those of its sentences
-alone.
+criterion's own loss, those of a padded batch are those of its sentences alone,
+and the logging output has the criterion's own keys, in their order, each a tensor
+or a plain number as there. (A worker without data logs the criterion's own, and
+fairseq reduces tensors and numbers in different buffers.)
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from fairseq import modules
+from fairseq import modules, utils
 from fairseq.criterions import FairseqCriterion
 from fairseq.criterions.adaptive_loss import AdaptiveLoss
 from fairseq.criterions.cross_entropy import CrossEntropyCriterion
@@ -120,8 +122,8 @@ def alignment_losses(criterion: Any, model: Any, sample: Sample) -> SentenceLoss
     nsentences = sample["target"].size(0)
     sample_size = nsentences if criterion.sentence_avg else sample["ntokens"]
     logging_output = {
-        "loss": losses.detach().sum(),
-        "nll_loss": nll.detach().sum(),
+        "loss": utils.item(losses.detach().sum()),
+        "nll_loss": utils.item(nll.detach().sum()),
         "ntokens": sample["ntokens"],
         "nsentences": nsentences,
         "sample_size": sample_size,
@@ -134,7 +136,7 @@ def alignment_losses(criterion: Any, model: Any, sample: Sample) -> SentenceLoss
         terms = terms * sample["align_weights"].float()
         owners = torch.div(rows, attention.size(1), rounding_mode="floor")
         aligned = losses.new_zeros(nsentences).index_add(0, owners, terms.to(losses.dtype))
-        logging_output["alignment_loss"] = aligned.detach().sum()
+        logging_output["alignment_loss"] = utils.item(aligned.detach().sum())
         losses = losses + criterion.alignment_lambda * aligned
     return SentenceLosses(losses, sample_size, logging_output)
 

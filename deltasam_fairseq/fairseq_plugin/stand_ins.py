@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deltasam_fairseq.core.estimators import ESTIMATORS, Weights
+from deltasam_fairseq.core.estimators import ESTIMATORS, Weights, uniform
 from deltasam_fairseq.core.randomness import RandomState
 from deltasam_fairseq.core.weights import usable
 from deltasam_fairseq.fairseq_plugin.config import Sharpness
@@ -110,7 +110,7 @@ class WeighingCriterion:
         weigh = self._prepare(model, sample, start)
         start.replay()
         read = self._read(self._criterion, model, sample)
-        weights, floored = weigh(read.losses)
+        weights, floored = weigh(read.losses.detach())
         if self._sole and not usable(weights):
             weights, floored = torch.ones_like(weights), torch.zeros_like(floored)
             self.fallbacks += 1
@@ -137,16 +137,16 @@ class WeighingCriterion:
             eta=self._settings.eta,
             seed=self._seed,
         )
-        if not self._in_full or self._weights.computes_in_full():
+        if not self._in_full or self._weights.computes_in_full() or self._estimator is uniform:
             return estimator(space.only(moving))
         sample = in_float(sample)
+        # The ascent's own losses are of another precision: a difference between
+        # the two would be rounding, not bend.
         with self._weights.in_full():
             weigh = estimator(space.only(moving, masters=True))
             with torch.no_grad():
-                at_weights = losses()
-        # The ascent's own losses are of another precision: a difference between
-        # the two would be rounding, not bend.
-        return lambda _: weigh(at_weights)
+                weights = weigh(losses())
+        return lambda _: weights
 
     def __getattr__(self, name: str) -> Any:
         """Ask the criterion itself."""

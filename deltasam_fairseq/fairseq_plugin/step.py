@@ -28,7 +28,12 @@ from deltasam_fairseq.fairseq_plugin.meters import (
     combined,
     reduce_and_log,
 )
-from deltasam_fairseq.fairseq_plugin.parallel import add_up, synchronise, without_sync
+from deltasam_fairseq.fairseq_plugin.parallel import (
+    add_up,
+    is_out_of_memory,
+    synchronise,
+    without_sync,
+)
 from deltasam_fairseq.fairseq_plugin.run import Run
 from deltasam_fairseq.fairseq_plugin.samples import Sample, containers_copied, split_by_sentence
 from deltasam_fairseq.fairseq_plugin.stand_ins import OverflowingCriterion, WeighingCriterion
@@ -195,7 +200,7 @@ class Update(ABC):
                         tally.count_uniform(float(utils.item(logging_output.get("nsentences", 0))))
                 passes.append(Pass(state, logging_output))
         except RuntimeError as error:
-            if not shared or "out of memory" not in str(error):
+            if not shared or not is_out_of_memory(error):
                 raise
             # The other workers wait in the reduction: join it without a share,
             # and let the descent meet the same fate under the trainer's eyes.
@@ -233,8 +238,12 @@ class Update(ABC):
             synchronise(model, criterion)
         try:
             return self.train_step(**arguments)
-        except BaseException:
-            self.give_back()
+        except BaseException as error:
+            # After an out-of-memory in one worker of several, fairseq goes on with
+            # the other micro-batches, which belong to the same perturbation.
+            going_on = is_out_of_memory(error) and self.position < len(self.samples) - 1
+            if not going_on:
+                self.give_back()
             raise
         finally:
             self.position += 1

@@ -47,7 +47,7 @@ def _explained(error: Exception, trainer: Trainer) -> Exception | None:
     update = trainer.get_num_updates() + 1
     cause = error if isinstance(error, FloatingPointError) else error.__context__
     if isinstance(cause, FloatingPointError) and not isinstance(error, OSError):
-        if "crash.pt" in str(cause):
+        if "crash.pt" in str(cause) or "loss scale" in str(cause):
             return None
         crash = os.path.join(trainer.cfg.checkpoint.save_dir, "crash.pt")
         search = "the log says which module made it"

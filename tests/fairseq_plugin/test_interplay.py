@@ -406,6 +406,14 @@ def test_bad_values_stop_before_the_first_update(
         _ = trainer.optimizer
 
 
+def test_a_rule_that_leaves_frozen_parameters_alone_is_refused(translation: Path) -> None:
+    trainer = toys.make_trainer(translation, *toys.TRANSLATION, "--sam-rule", "norm_only")
+    for name, param in trainer.get_model().named_parameters():
+        param.requires_grad_("layer_norm" not in name)
+    with pytest.raises(ValueError, match="norm_only leaves no parameter that trains"):
+        _ = trainer.optimizer
+
+
 @pytest.mark.parametrize("value", [-1.0, float("nan"), 0.0])
 def test_rules_that_make_no_sense_are_refused(
     translation: Path, monkeypatch: pytest.MonkeyPatch, value: float

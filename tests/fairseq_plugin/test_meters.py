@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from deltasam_fairseq.fairseq_plugin.tally import Tally
 from deltasam_fairseq.fairseq_plugin.meters import AscentSums
+from deltasam_fairseq.fairseq_plugin.tally import Tally
 from tests.support import fairseq_toys as toys
 
 OWN = {"sam_loss", "sharpness", "sam_gnorm", "sam_ess", "sam_floored", "sam_fallback"}

@@ -14,6 +14,7 @@ from fairseq.distributed import utils as distributed
 from fairseq.distributed.legacy_distributed_data_parallel import LegacyDistributedDataParallel
 from fairseq.distributed.module_proxy_wrapper import ModuleProxyWrapper
 from torch.distributed.algorithms.ddp_comm_hooks import DDPCommHookType, register_ddp_comm_hook
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from deltasam_fairseq.fairseq_plugin import parallel
@@ -84,7 +85,9 @@ RUNS += [(setting, "micro") for setting in MICRO]
 
 
 def flags_of(setting: str, method: str) -> tuple[str, ...]:
-    how = ("--sam-scope", "micro") if method == "micro" else ("--sam-method", method)
+    # SAM, because the random direction of a micro-batch depends on its number.
+    micro = method == "micro"
+    how = ["--sam-method", "sam" if micro else method, *(["--sam-scope", "micro"] if micro else [])]
     return (*how, *SETTINGS[setting].flags)
 
 
@@ -112,6 +115,8 @@ def _train_share(
     rank: int, count: int, data: Path, setting: Setting, flags: tuple[str, ...]
 ) -> dict[str, Any]:
     trainer = toys.make_trainer(data, *toys.PRECISE, *SGD, *flags, dtype=torch.float64)
+    collectives: list[int] = []
+    buckets: list[int] = []
     if setting.ddp:
         # As fairseq wraps for pytorch_ddp, but for device_ids, which a CPU has none of.
         model = DistributedDataParallel(
@@ -123,10 +128,16 @@ def _train_share(
         )
         if setting.comm_hook:
             register_ddp_comm_hook(DDPCommHookType.FP16_COMPRESS, model)
+        else:
+
+            def reduced(state, bucket):  # PyTorch wants its own annotations or none
+                buckets.append(1)
+                return allreduce_hook(state, bucket)
+
+            model.register_comm_hook(trainer.data_parallel_process_group, reduced)
         trainer._wrapped_model = ModuleProxyWrapper(model)
     dataset = trainer.task.dataset("train")
     trainer.reset_dummy_batch(dataset.collater([dataset[0]]))
-    collectives: list[int] = []
     reduce = torch.distributed.all_reduce
 
     def counted(*args: Any, **kwargs: Any) -> Any:
@@ -138,10 +149,16 @@ def _train_share(
         share = setting.shares(update, count)[rank]
         group = [dataset.collater([dataset[i] for i in part]) if part else {} for part in share]
         collectives.clear()
+        buckets.clear()
         torch.distributed.all_reduce = counted
         logs += toys.updates(trainer, [group])
         torch.distributed.all_reduce = reduce
-    return {"parameters": toys.parameters(trainer), "logs": logs, "collectives": len(collectives)}
+    return {
+        "parameters": toys.parameters(trainer),
+        "logs": logs,
+        "collectives": len(collectives),
+        "buckets": len(buckets),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -151,8 +168,7 @@ def workers(translation: Path, tmp_path_factory: pytest.TempPathFactory) -> list
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize(("setting", "method"), RUNS, ids=lambda value: value)
 def test_two_workers_equal_one_process(
     translation: Path, float64: torch.dtype, workers: Any, setting: str, method: str
 ) -> None:
@@ -160,9 +176,8 @@ def test_two_workers_equal_one_process(
     if "zero" in setting and not has_fairscale():
         pytest.skip("--zero-sharding needs fairscale, which is not installed")
     first = workers[0][setting, method]
-    trainer = toys.make_trainer(
-        translation, *toys.PRECISE, *SGD, "--sam-method", method, dtype=float64
-    )
+    flags = flags_of("pytorch_ddp", method)
+    trainer = toys.make_trainer(translation, *toys.PRECISE, *SGD, *flags, dtype=float64)
     dataset = trainer.task.dataset("train")
     logs = []
     for update in range(UPDATES):
@@ -194,8 +209,13 @@ def test_scope_update_needs_one_more_reduction_and_the_others_none(workers: Any)
             found = {m: worker[setting, m]["collectives"] - plain for m in METHODS[1:]}
             assert found == {"sam": 1, "delta_sam": 1, "per_instance": 0}
     for worker in workers:
-        plain = worker["legacy_ddp", "none"]["collectives"]
-        assert worker["legacy_ddp", "micro"]["collectives"] == plain
+        for setting in MICRO:
+            plain = worker[setting, "none"]["collectives"]
+            assert worker[setting, "micro"]["collectives"] == plain
+        # PyTorch's DDP reduces its buckets by itself, once for each update.
+        reduced = {m: worker["pytorch_ddp", m]["buckets"] for m in (*METHODS, "micro")}
+        assert reduced["none"] > 0
+        assert set(reduced.values()) == {reduced["none"]}
 
 
 def wrapped(model: torch.nn.Module) -> ModuleProxyWrapper:
@@ -252,3 +272,17 @@ def test_a_worker_that_is_gone_is_named_as_such(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(distributed, "all_reduce", all_reduce)
     with pytest.raises(RuntimeError, match="one of them has stopped.*Connection closed"):
         parallel.add_up([torch.ones(2)], [1.0], Namespace())
+
+
+def test_no_memory_for_the_reduction_is_final(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A skipped batch would send this worker on to another collective than the others."""
+    message = "CUDA out of memory. Tried to allocate 256.00 MiB"
+    assert parallel.is_out_of_memory(RuntimeError(message))
+    with (
+        pytest.raises(RuntimeError, match="no memory left to add up") as found,
+        parallel.memory_needed(),
+    ):
+        raise RuntimeError(message)
+    assert not parallel.is_out_of_memory(found.value)
+    with pytest.raises(RuntimeError, match="gone"), parallel.memory_needed():
+        raise RuntimeError("the network is gone")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from fairseq.trainer import Trainer
 
 from deltasam_fairseq.core.precision import is_full_precision
 from deltasam_fairseq.fairseq_plugin import hook, run
-from deltasam_fairseq.fairseq_plugin.model_weights import in_float
+from deltasam_fairseq.fairseq_plugin.config import Sharpness
+from deltasam_fairseq.fairseq_plugin.model_weights import ModelWeights, in_float
 from tests.support import fairseq_toys as toys
 from tests.support.precision import MODES, WITH_MASTERS, displacement
 
@@ -267,15 +269,48 @@ def test_weights_of_full_precision_probes_are_those_of_a_full_precision_run(
     assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 
+def test_everything_that_a_half_precision_model_computes_with_becomes_float32() -> None:
+    """Parameters by their masters, frozen ones and buffers by copies; all come back."""
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(3, 3)
+            self.frozen = torch.nn.Parameter(torch.randn(3, 3), requires_grad=False)
+            self.register_buffer("mixing", torch.randn(3, 3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x) @ self.frozen @ self.mixing
+
+    model = Model().half()
+    params = list(model.layer.parameters())
+    masters = [p.detach().float() + 1e-5 for p in params]
+    optimizer = Namespace(fp16_params=params, fp32_params=masters)
+    weights = ModelWeights(optimizer, Sharpness("sam"), model, torch.nn.Module())
+    before = {name: t for name, t in [*model.named_parameters(), *model.named_buffers()]}
+    x = torch.randn(2, 3)
+    with weights.in_full():
+        found = model(x)
+    twin = x @ masters[0].T + masters[1]
+    twin = twin @ before["frozen"].float() @ before["mixing"].float()
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, twin)
+    after = {name: t for name, t in [*model.named_parameters(), *model.named_buffers()]}
+    assert all(after[name] is tensor for name, tensor in before.items())
+
+
 def test_sentences_in_half_precision_are_brought_to_float32() -> None:
     sample: Any = {
         "target": torch.ones(2, dtype=torch.bfloat16),
         "net_input": {"src_tokens": torch.ones(2, dtype=torch.int64), "x": [torch.ones(1).half()]},
+        "pair": (torch.ones(1).half(), 3),
         "id": None,
     }
     converted = in_float(sample)
     assert converted["target"].dtype == torch.float32
     assert converted["net_input"]["x"][0].dtype == torch.float32
+    assert converted["pair"][0].dtype == torch.float32
+    assert converted["pair"][1] == 3
     assert converted["net_input"]["src_tokens"] is sample["net_input"]["src_tokens"]
     assert sample["target"].dtype == torch.bfloat16
 
@@ -299,6 +334,49 @@ def test_what_rounding_leaves_is_logged_now_and_then_and_warned_about_once(
     (warning,) = [r.getMessage() for r in caplog.records if r.name == run.__name__]
     assert "too coarse for --sam-rho 0.0001" in warning
     assert "--amp or in fp32" in warning
+
+
+def test_the_first_perturbation_is_measured_whatever_the_schedule() -> None:
+    settings = Sharpness("sam", start_update=1, interval=2)
+    measured = [
+        u for u in range(600) if settings.perturbs(u) and settings.perturbation(u) % 100 == 0
+    ]
+    assert measured == [1, 201, 401]
+
+
+def test_estimators_run_no_passes_for_weights(
+    translation: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What they return gets detached losses, in every precision alike."""
+    from deltasam_fairseq.core.estimators import ESTIMATORS, Weights
+
+    seen: list[bool] = []
+
+    def looking(losses_function: Any, params: Any, **settings: Any) -> Callable[..., Weights]:
+        def weigh(losses: torch.Tensor) -> Weights:
+            seen.append(losses.requires_grad)
+            return Weights(torch.ones_like(losses, dtype=torch.float64), torch.zeros(()))
+
+        return weigh
+
+    monkeypatch.setitem(ESTIMATORS._entries, "looking", looking)
+    for mode in ("fp32", "fp16", "amp"):
+        trainer = trainer_of(translation, mode, "--sam-estimator", "looking")
+        trainer.train_step(toys.batches(trainer)[:1])
+    assert seen == [False] * 3
+
+
+@pytest.mark.parametrize("mode", ["fp32", "fp16", "memory-efficient bf16"])
+@pytest.mark.parametrize("asked", ["fp32", "model"])
+def test_weights_from_half_precision_are_warned_of(
+    translation: Path, caplog: pytest.LogCaptureFixture, mode: str, asked: str
+) -> None:
+    with caplog.at_level(logging.WARNING, logger=run.__name__):
+        _ = trainer_of(translation, mode, "--sam-probe-precision", asked).optimizer
+    coarse = mode.startswith("memory") or (mode == "fp16" and asked == "model")
+    found = [r.getMessage() for r in caplog.records if r.name == run.__name__]
+    assert len(found) == coarse
+    assert all("mostly rounding" in text for text in found)
 
 
 def test_single_precision_realises_the_whole_perturbation(

@@ -18,13 +18,25 @@ def test_the_gradient_is_that_of_single_precision(
     translation: Path, monkeypatch: pytest.MonkeyPatch, mode: str, method: str
 ) -> None:
     """From the same weights, as rounded, for three batches' worth of seeds."""
+    # A radius at which the perturbation turns the gradient by more than any bound.
+    rho = ("--sam-rho", "0.2")
     toys.precision_without_gpu(monkeypatch)
     bound = PRECISION_BOUNDS[mode][METHODS.index(method)]
+    if bound is None:
+        pytest.skip("the weights of Eq. 5 are those of half precision; see docs/precision.md")
     for seed in ("1", "2", "3"):
-        flags = ("--sam-method", method, "--seed", seed)
+        flags = ("--sam-method", method, "--seed", seed, *rho)
         begun, direction, norm = first_gradient(translation, *flags, *MODES[mode])
         _, expected, expected_norm = first_gradient(translation, *flags, start=begun)
         difference = (direction - expected).norm().item()
-        print(f"{mode}, {method}, seed {seed}: {difference:.4f}, norm {norm / expected_norm:.4f}")
+        plain = ("--sam-method", "none", "--seed", seed)
+        _, unmoved, _ = first_gradient(translation, *plain, start=begun)
+        turned = (unmoved - expected).norm().item()
+        print(
+            f"{mode}, {method}, seed {seed}: {difference:.4f} of {turned:.4f}, "
+            f"norm {norm / expected_norm:.4f}"
+        )
+        # The perturbation turned the gradient by much more than precision does.
+        assert method == "none" or difference < 0.5 * turned
         assert difference <= bound
         assert norm == pytest.approx(expected_norm, rel=bound)

@@ -115,6 +115,15 @@ PROBLEMS: dict[str, tuple[str, Callable[[Path], Problem]]] = {
         "regression",
         lambda d: problem(d, *toys.PREDICTION, "--regression-target", "--num-classes", "1"),
     ),
+    "deltasam_sentence_prediction, BERT": ("prediction", lambda d: problem(d, *toys.BERT)),
+    "deltasam_sentence_prediction, BERT, regression": (
+        "regression",
+        lambda d: problem(
+            d,
+            *toys.BERT,
+            *("--regression-target", "--num-classes", "1", "--sentence-metrics", "pearson"),
+        ),
+    ),
     "sentence_ranking": ("prediction", ranking_problem),
     "adaptive_loss": (
         "translation",
@@ -148,6 +157,10 @@ def test_losses_sum_to_the_criterions_own(found: Problem) -> None:
     assert read.losses.shape == (6,)
     torch.testing.assert_close(read.losses.sum().view(()), loss.view(()), rtol=1e-5, atol=1e-5)
     assert float(read.sample_size) == float(size)
+    # A worker without data logs the criterion's own output, and fairseq reduces
+    # tensors and numbers in different buffers, in the order of the keys.
+    kinds = [[(k, torch.is_tensor(v)) for k, v in log.items()] for log in (logging, read[2])]
+    assert kinds[0] == kinds[1]
     assert read.logging_output.keys() == logging.keys()
     for key, value in logging.items():
         assert float(read.logging_output[key]) == pytest.approx(float(value), rel=1e-5), key

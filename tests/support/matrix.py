@@ -14,13 +14,14 @@ METHODS = ("none", "sam", "delta_sam", "per_instance")
 # Mode of tests/support/precision.py: largest difference from a run in fp32 that
 # starts at the same (rounded) weights, of the gradient that the inner optimizer
 # gets, ‖g/‖g‖ − g₃₂/‖g₃₂‖‖, and of its norm, relatively; in the order of METHODS.
-PRECISION_BOUNDS: dict[str, tuple[float, float, float, float]] = {
+# None: Eq. 5's weights come from half-precision passes, and are others.
+PRECISION_BOUNDS: dict[str, tuple[float | None, ...]] = {
     "fp16": (0.01, 0.01, 0.01, 0.01),
     "fp16, flat": (0.01, 0.01, 0.01, 0.01),
     "bf16": (0.02, 0.05, 0.05, 0.05),
     "amp": (0.02, 0.02, 0.02, 0.02),
-    "memory-efficient fp16": (0.01, 0.01, 0.15, 0.01),
-    "memory-efficient bf16": (0.02, 0.05, 0.15, 0.05),
+    "memory-efficient fp16": (0.01, 0.01, None, 0.01),
+    "memory-efficient bf16": (0.02, 0.05, None, 0.05),
 }
 
 # Two workers against one process with two micro-batches, in float64: largest
@@ -85,7 +86,9 @@ def _all(text: str) -> tuple[str, ...]:
     return (text,) * len(METHODS)
 
 
-def _bound(value: float) -> str:
+def _bound(value: float | None) -> str:
+    if value is None:
+        return "other weights g, with a warning"
     return "equal" if value <= 1e-6 else f"≤ {100 * value:g} %"
 
 
