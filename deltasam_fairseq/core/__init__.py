@@ -2,6 +2,10 @@
 
 from deltasam_fairseq.core.estimators import ESTIMATORS
 from deltasam_fairseq.core.optimizer import DeltaSAM
+from deltasam_fairseq.core.per_instance import (
+    batched_per_instance_step,
+    per_sentence_gradient_norms,
+)
 from deltasam_fairseq.core.perturb import perturbed
 from deltasam_fairseq.core.steps import (
     StepReport,
@@ -16,9 +20,11 @@ __all__ = [
     "ESTIMATORS",
     "DeltaSAM",
     "StepReport",
+    "batched_per_instance_step",
     "delta_sam_step",
     "instance_weights",
     "per_instance_step",
+    "per_sentence_gradient_norms",
     "perturbed",
     "plain_step",
     "sam_step",

@@ -14,6 +14,7 @@ from fairseq.trainer import Trainer
 #   Trainer.train_step(samples, raise_oom), Trainer._build_optimizer(),
 #   Trainer._prepare_sample(sample) -> (sample, is_dummy_batch)
 #   LegacyDistributedDataParallel.accumulate_grads
+#   MultiheadAttention.skip_embed_dim_check
 #   FP16Optimizer.fp16_params, .fp32_params; ``scaler`` of the precision wrappers
 #   checkpoint_utils.torch_persistent_save, .PathManager, .load_checkpoint_to_cpu, .save_checkpoint
 #   fairseq.distributed.utils.broadcast_object / ._TensorPlaceholder

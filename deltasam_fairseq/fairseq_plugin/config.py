@@ -17,6 +17,7 @@ from deltasam_fairseq.fairseq_plugin.radius_rules import RADIUS_RULES
 
 SCOPES = ("update", "micro")
 PROBE_PRECISIONS = ("fp32", "model")
+ENGINES = ("auto", "batched", "loop")
 
 
 @dataclass
@@ -84,6 +85,13 @@ class SharpnessConfig(FairseqDataclass):
             "about ten times larger)"
         },
     )
+    sam_per_instance_engine: ChoiceEnum(list(ENGINES)) = field(  # type: ignore[valid-type]
+        default="loop",
+        metadata={
+            "help": "how per_instance perturbs: sentence by sentence, or all sentences of a batch "
+            "at once, exactly; auto falls back to the loop where that cannot be exact"
+        },
+    )
     lr: List[float] = II("optimization.lr")  # noqa: UP006  (OmegaConf 2.0 knows typing.List only)
     tpu: bool = II("common.tpu")
 
@@ -116,6 +124,7 @@ class Sharpness:
         interval: Every which update is perturbed.
         rule: Registered name of the radius rule.
         adaptive: Whether weights move in proportion to their size.
+        per_instance_engine: How ``per_instance`` perturbs.
     """
 
     method: str
@@ -128,6 +137,7 @@ class Sharpness:
     interval: int = 1
     rule: str = "all"
     adaptive: bool = False
+    per_instance_engine: str = "loop"
 
     @classmethod
     def from_config(cls, cfg: Any) -> "Sharpness":
@@ -155,6 +165,9 @@ class Sharpness:
             interval=int(positive(cfg.sam_interval, "--sam-interval")),
             rule=cfg.sam_rule,
             adaptive=bool(cfg.sam_adaptive),
+            per_instance_engine=_choice(
+                cfg.sam_per_instance_engine, "--sam-per-instance-engine", ENGINES
+            ),
         )
 
     @property

@@ -17,10 +17,10 @@ from typing import Any
 from fairseq.trainer import Trainer
 
 from deltasam_fairseq.fairseq_plugin import checkpoints, step_errors
+from deltasam_fairseq.fairseq_plugin.begin import begin
 from deltasam_fairseq.fairseq_plugin.compat import allow_own_checkpoints, check_fairseq, versions
 from deltasam_fairseq.fairseq_plugin.optimizer import sharpness_of
 from deltasam_fairseq.fairseq_plugin.run import Run
-from deltasam_fairseq.fairseq_plugin.step import begin
 from deltasam_fairseq.fairseq_plugin.support import check_run
 
 logger = logging.getLogger(__name__)

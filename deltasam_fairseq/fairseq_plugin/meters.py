@@ -31,6 +31,12 @@ _MEASURED = (
     ("sam_realised", 4, 414),
     ("sam_realised_cos", 4, 415),
 )
+_GROUPS = (
+    ("perturbations", _METERS),
+    ("measured", _MEASURED),
+    ("sentences", (("sam_inorm", 3, 416),)),
+    ("batches", (("sam_inorm_max", 3, 417),)),
+)
 
 
 class AscentSums(NamedTuple):
@@ -46,6 +52,10 @@ class AscentSums(NamedTuple):
         measured: Number of perturbations whose rounding was measured.
         sam_realised: Lengths of these, as rounded, in units of ρ.
         sam_realised_cos: Their cosines with what was asked for.
+        sentences: Number of sentences whose own gradient norms were found.
+        sam_inorm: Their sum.
+        batches: Number of micro-batches of such sentences.
+        sam_inorm_max: The largest norms of these, summed.
     """
 
     perturbations: float = 0.0
@@ -56,6 +66,10 @@ class AscentSums(NamedTuple):
     measured: float = 0.0
     sam_realised: float = 0.0
     sam_realised_cos: float = 0.0
+    sentences: float = 0.0
+    sam_inorm: float = 0.0
+    batches: float = 0.0
+    sam_inorm_max: float = 0.0
 
     def plus(self, other: AscentSums) -> AscentSums:
         """Return the sums of both."""
@@ -119,7 +133,7 @@ def reduce_and_log(
     if before is not None and after is not None:
         metrics.log_scalar("sam_loss", after, weight, priority=408, round=3)
         metrics.log_scalar("sharpness", after - before, weight, priority=409, round=5)
-    for count, meters in (("perturbations", _METERS), ("measured", _MEASURED)):
+    for count, meters in _GROUPS:
         number = float(sum(s.get(count, 0) for s in sums))
         for name, digits, priority in meters if number else ():
             value = float(sum(s[name] for s in sums)) / number

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from deltasam_fairseq.core.per_instance import Engine
 from deltasam_fairseq.core.perturb import Realised
 from deltasam_fairseq.fairseq_plugin.config import Sharpness
 from deltasam_fairseq.fairseq_plugin.covered import Covered
@@ -27,6 +28,10 @@ class Run:
     Args:
         trainer: fairseq's trainer, with its optimizer built.
         settings: The run's settings.
+
+    Attributes:
+        engine: The batched per-instance engine, once it was needed.
+        needs_loop: Whether it was found not to be exact for this run.
     """
 
     def __init__(self, trainer: Any, settings: Sharpness) -> None:
@@ -35,6 +40,8 @@ class Run:
             trainer.optimizer, settings, trainer.get_model(), trainer.get_criterion()
         )
         self.covered = Covered()
+        self.engine: Engine | None = None
+        self.needs_loop = False
         self._warned = False
         if settings.method == "delta_sam" and not self.probes_in_full:
             self._warn_of_coarse_weights()

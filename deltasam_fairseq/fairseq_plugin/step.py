@@ -336,22 +336,6 @@ class MicroScope(Update):
         return seed_for(update, self.position)
 
 
-def begin(trainer: Any, samples: Sequence[Any], run: Run) -> Update:
-    """Choose how an update is run.
-
-    Args:
-        trainer: fairseq's trainer.
-        samples: The micro-batches of this worker's update.
-        run: The run's settings and weights; it perturbs this update.
-
-    Returns:
-        The update. Every sentence has its own perturbation with
-        ``per_instance``, so there the scope makes no difference.
-    """
-    micro = run.settings.scope == "micro" or run.settings.method == "per_instance"
-    return (MicroScope if micro else UpdateScope)(trainer, samples, run)
-
-
 @contextmanager
 def _replaced(task: Any, name: str, method: Callable[..., Any]) -> Generator[None, None, None]:
     missing = object()

@@ -1,0 +1,222 @@
+"""Both passes of the exact per-instance perturbation, on whole batches.
+
+The derivation, line by line, is in ``docs/per_instance.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from deltasam_fairseq.core.checks import not_negative
+from deltasam_fairseq.core.per_instance.errors import Unsupported
+from deltasam_fairseq.core.per_instance.factors import Form
+from deltasam_fairseq.core.per_instance.first_pass import Attributed, Recording, attributed
+from deltasam_fairseq.core.per_instance.graph_check import refuse_unseen_uses
+from deltasam_fairseq.core.per_instance.layout import Layout
+from deltasam_fairseq.core.per_instance.norms import squared_norms
+from deltasam_fairseq.core.per_instance.perturbation import Perturbation
+from deltasam_fairseq.core.per_instance.second_pass import Perturbing
+from deltasam_fairseq.core.per_instance.sites import Recorded, Sites
+from deltasam_fairseq.core.per_instance.strategy import Plan
+from deltasam_fairseq.core.precision import full_precision
+from deltasam_fairseq.core.space import WeightSpace
+
+
+class Ascent:
+    """Every sentence's perturbation, not formed: what the first pass found.
+
+    Args:
+        losses: ``l_i(w)``, shape ``(N,)``, detached.
+        norms: ``|T grad l_i(w)|``, shape ``(N,)``, float64; T is the identity
+            unless a parameter group has a factor.
+        rho: Norm of each perturbation.
+        records: The calls of the first pass.
+        layouts: Where the sentences are in each.
+        forms: Gradients of each parameter, by ``id``.
+        engine: The engine.
+        loss_scale: Factor that the gradients carry.
+
+    Attributes:
+        usable: Which sentences are perturbed, shape ``(N,)``: those whose norm is
+            finite and not zero.
+    """
+
+    def __init__(
+        self,
+        losses: Tensor,
+        norms: Tensor,
+        *,
+        rho: float,
+        records: Sequence[Recorded],
+        layouts: Sequence[Layout | None],
+        forms: Mapping[int, list[Form]],
+        engine: Engine,
+        loss_scale: float,
+    ) -> None:
+        self.losses = losses
+        self.norms = norms
+        self.usable = torch.isfinite(norms) & (norms > 0)
+        self._rho = rho
+        self._records = records
+        self._layouts = layouts
+        self._engine = engine
+        self._loss_scale = loss_scale
+        self._forms = dict(forms)
+        if not self.usable.all():
+            # Zero times a gradient that is not finite would not be zero.
+            self._forms = {
+                key: [f.without(~self.usable) for f in own] for key, own in forms.items()
+            }
+
+    def leave_alone(self, sentences: Tensor) -> None:
+        """Perturb some sentences no longer.
+
+        Args:
+            sentences: Boolean, shape ``(N,)``.
+        """
+        self.usable = self.usable & ~sentences
+
+    @contextmanager
+    def perturbed(self) -> Iterator[None]:
+        """Let each sentence of a forward pass see its own perturbed parameters.
+
+        The pass must repeat the first one: same batch, same random state. Its
+        backward pass, which belongs after the block, gives ordinary gradients of
+        the parameters, summed over the sentences.
+
+        Yields:
+            Nothing.
+
+        Refusals:
+            ``Unsupported`` if the pass differs from the first one.
+        """
+        engine = self._engine
+        with Perturbing(engine.names, self._records, self._layouts, self._moved()) as watch:
+            yield
+        watch.finish()
+
+    def _moved(self) -> dict[int, Perturbation]:
+        scale = self._rho / (self.norms * self._loss_scale)
+        scale = torch.where(self.usable, scale, 0.0)
+        moved = {}
+        for param in self._engine.space if self._rho else ():
+            forms = self._forms.get(id(param))
+            if forms:
+                kind = torch.promote_types(param.dtype, torch.float32)
+                own = (scale * self._engine.factor(param) ** 2).to(param.device, kind)
+                moved[id(param)] = Perturbation(param.shape, forms, own, self._engine.plan)
+        return moved
+
+
+class Engine:
+    """The batched engine for one model; keep it, it learns the model's layouts.
+
+    Args:
+        model: The model.
+        params: The parameters that are perturbed, or their
+            :class:`~deltasam_fairseq.core.space.WeightSpace`; all that train when
+            left out.
+        plan: Memory limit and constants of the choice among products.
+
+    Raises:
+        Unsupported: If the neighbourhood is adaptive.
+    """
+
+    def __init__(
+        self, model: nn.Module, params: Sequence[Tensor] | None = None, *, plan: Plan | None = None
+    ) -> None:
+        every = [p for p in model.parameters() if p.requires_grad] if params is None else params
+        self.space = WeightSpace.of(every)
+        self.plan = plan or Plan()
+        self.sites = Sites()
+        if self.space._adaptive:
+            raise Unsupported("adaptive neighbourhoods have no batched perturbation")
+        self._factors = {id(p): self.space._factor(n) for n, p in enumerate(self.space)}
+        called = {id(p): name for name, p in model.named_parameters()}
+        self.names = {
+            id(p): called.get(id(p), f"parameter {n}")
+            for n, p in enumerate(self.space)
+            if self._factors[id(p)] and p.requires_grad
+        }
+
+    def factor(self, param: Tensor) -> float:
+        """Return a parameter's relative radius."""
+        return self._factors[id(param)]
+
+    def ascend(
+        self, losses_function: Callable[[], Tensor], *, rho: float, loss_scale: float = 1.0
+    ) -> Ascent:
+        """Run the first pass: losses, norms and perturbations of all sentences.
+
+        Args:
+            losses_function: One forward pass of the batch, shape ``(N,)``.
+            rho: L2 norm of each sentence's perturbation, at least 0.
+            loss_scale: Factor on the losses in the backward pass, for gradients of
+                half precision.
+
+        Returns:
+            The ascent; no ``.grad`` was touched.
+
+        Raises:
+            ValueError: If the losses are not a vector.
+
+        Refusals:
+            ``Unsupported`` if the perturbation would not be exact.
+
+        Cost:
+            1 forward pass and 1 backward pass without weight gradients; on the
+            first batches 1 more, to find out which rows are whose.
+        """
+        rho = not_negative(rho, "rho")
+        with torch.enable_grad(), Recording(self.names) as watch:
+            losses = losses_function()
+        if losses.dim() != 1:
+            raise ValueError(
+                "the losses function must return one loss per sentence, a vector of shape (N,); "
+                f"got shape {tuple(losses.shape)}"
+            )
+        refuse_unseen_uses(losses, watch.stand_ins.values(), self.names)
+        watch.stand_ins.clear()
+        none: dict[int, list[Form]] = {}
+        found = attributed(losses, watch, self.sites, loss_scale=loss_scale) if len(losses) else []
+        if found is None:
+            squares, forms = torch.full_like(losses, torch.nan, dtype=torch.float64), none
+        else:
+            squares, forms = self._measured(watch.records, found, losses)
+        return Ascent(
+            losses.detach(),
+            squares.sqrt() / loss_scale,
+            rho=rho,
+            records=watch.records,
+            layouts=[layout for _, layout in found or ()],
+            forms=forms,
+            engine=self,
+            loss_scale=loss_scale,
+        )
+
+    @torch.no_grad()
+    def _measured(
+        self, records: Sequence[Recorded], found: Sequence[Attributed], losses: Tensor
+    ) -> tuple[Tensor, dict[int, list[Form]]]:
+        """Collect each parameter's gradients, and add their squared norms up."""
+        squares = torch.zeros_like(losses, dtype=torch.float64)
+        forms: dict[int, list[Form]] = {}
+        with full_precision(self.space):
+            for record, (delta, layout) in zip(records, found, strict=False):
+                record.edge = None
+                if delta is None or layout is None:
+                    continue
+                gradients = record.call.rule.gradients(record.call, delta, layout)
+                for role, form in gradients.items():
+                    param = record.call.params.get(role)
+                    if param is not None and id(param) in self.names:
+                        forms.setdefault(id(param), []).append(form)
+            for param in self.space:
+                if id(param) in forms:
+                    norm = squared_norms(param.shape, forms[id(param)], self.plan)
+                    squares += norm.to(squares.device) * self.factor(param) ** 2
+        return squares, forms

@@ -1,0 +1,199 @@
+"""The pass at w: uses are recorded, and their gradients given to sentences.
+
+Parameters keep ``requires_grad``, so that the graph shows every path to them,
+but only the gradients at the layers' outputs are asked for: autograd then
+computes no weight gradient.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
+
+from deltasam_fairseq.core.per_instance.errors import Unsupported
+from deltasam_fairseq.core.per_instance.layout import Layout, Strided
+from deltasam_fairseq.core.per_instance.probe import Probe, factors
+from deltasam_fairseq.core.per_instance.rules.base import Call
+from deltasam_fairseq.core.per_instance.sites import Recorded, Site, Sites
+from deltasam_fairseq.core.per_instance.watch import Watch
+
+
+class Recording(Watch):
+    """A forward pass that keeps what each use of a parameter acted on.
+
+    Args:
+        names: Names of the covered parameters by ``id``.
+    """
+
+    def __init__(self, names: Mapping[int, str]) -> None:
+        super().__init__(names)
+        self.records: list[Recorded] = []
+        self._uses: Counter[Site] = Counter()
+
+    def use(self, call: Call, *, spreads: int | None = None) -> tuple[Tensor, int]:  # noqa: D102
+        params = {role: self.stand_in(param) for role, param in call.params.items()}
+        output = _owned(call.rule.forward(call, params))
+        names = tuple(self.names.get(id(p)) for p in call.params.values())
+        place: Site = (type(call.rule), names, output.dim())
+        number = len(self.records)
+        self._uses[place] += 1
+        call.input = call.input.detach()
+        call.options.pop("source", None)
+        self.records.append(
+            Recorded(
+                call,
+                site=(*place, self._uses[place]),
+                edge=get_gradient_edge(output),
+                shape=output.shape,
+                stride=output.stride(),
+                dtype=output.dtype,
+                version=call.input._version,
+            )
+        )
+        if spreads is not None:
+            self.records[spreads].spread.append(number)
+        return output, number
+
+    def describe(self, record: Recorded) -> str:
+        """Name a call by its parameters."""
+        params = [p for p in record.call.params.values() if self.covered(p)]
+        return " and ".join(map(self.name, params))
+
+
+def _owned(output: Tensor) -> Tensor:
+    """Return a result as a tensor of its own in the eyes of autograd, without a copy.
+
+    A linear layer's result is a view. Changing a view in place, as fairseq scales
+    its queries, rewrites the graph behind it, and the edge that was noted would
+    no longer be on the path to the losses.
+    """
+    own: Tensor = torch.ops.aten._unsafe_view.default(output, output.shape)
+    return own
+
+
+class Attributed(NamedTuple):
+    """The gradient at one call's output, and whose it is.
+
+    Args:
+        delta: Of the sum of losses; ``None`` if they do not depend on it or if
+            other calls take its place.
+        layout: Where the sentences are; ``None`` if nothing tells and there is
+            no gradient.
+    """
+
+    delta: Tensor | None
+    layout: Layout | None
+
+
+def attributed(
+    losses: Tensor, watch: Recording, sites: Sites, *, loss_scale: float
+) -> list[Attributed] | None:
+    """Run the backward pass of the sum of losses, and find out whose rows are whose.
+
+    Args:
+        losses: Shape ``(N,)``, N > 0, with their graph, which is used up.
+        watch: Their forward pass.
+        sites: What is known from earlier batches; learns from this one.
+        loss_scale: Factor on the losses, to keep half-precision gradients in range.
+
+    Returns:
+        One for each record; ``None`` if the loss scale left nothing but infinities.
+
+    Raises:
+        Unsupported: If rows cannot be given to sentences.
+    """
+    records = watch.records
+    for record in records:
+        if record.call.input._version != record.version:
+            raise Unsupported(
+                f"the input of {watch.describe(record)} was overwritten in place afterwards"
+            )
+    count = losses.numel()
+    known = [sites.settled(record, count) for record in records]
+    asked = [n for n, layout in enumerate(known) if layout is None and not records[n].spread]
+    deltas = _gradients(losses.sum() * loss_scale, records, keep=bool(asked))
+    probed: dict[int, Probe] = {}
+    if asked:
+        weights = factors(count, losses.detach())
+        again = _gradients((losses * weights).sum() * loss_scale, [records[n] for n in asked])
+        norms = torch.stack([losses.new_zeros(())] + [g.norm() for g in again if g is not None])
+        largest = float(norms[torch.isfinite(norms)].max())
+        coarse = any(record.dtype.itemsize < 4 for record in records)
+        for number, gradient in zip(asked, again, strict=True):
+            delta = deltas[number]
+            if delta is not None and gradient is not None:
+                probed[number] = Probe(
+                    delta,
+                    gradient,
+                    weights,
+                    rows=records[number].rows,
+                    largest=largest,
+                    coarse=coarse,
+                )
+    found: list[Attributed] = []
+    for number, record in enumerate(records):
+        delta, layout = deltas[number], known[number]
+        if record.spread:
+            _check_spread(watch, record, delta, [deltas[n] for n in record.spread])
+            found.append(Attributed(None, None))
+        elif number in probed:
+            probe = probed.pop(number)
+            if _is_lost(probe, layouts := probe.layouts(), loss_scale):
+                return None
+            layout = _chosen(watch, record, layouts, sites, probe)
+            found.append(Attributed(None if layout is None else delta, layout))
+        else:
+            if delta is None and layout is None:
+                layout = _only_fitting(record, count)
+            found.append(Attributed(delta, layout))
+    return found
+
+
+def _gradients(
+    loss: Tensor, records: Sequence[Recorded], *, keep: bool = False
+) -> Sequence[Tensor | None]:
+    if not records or not loss.requires_grad:
+        return [None] * len(records)
+    return torch.autograd.grad(
+        loss, [record.edge for record in records], retain_graph=keep, allow_unused=True
+    )
+
+
+def _is_lost(probe: Probe, layouts: Sequence[Layout], loss_scale: float) -> bool:
+    return loss_scale != 1 and len(layouts) != 1 and not probe.finite
+
+
+def _chosen(
+    watch: Recording, record: Recorded, layouts: Sequence[Layout], sites: Sites, probe: Probe
+) -> Layout | None:
+    where = f"rows of {watch.describe(record)}'s output, of shape {tuple(record.shape)}"
+    if not layouts:
+        raise Unsupported(f"{where}, have no single sentence whose loss depends on them")
+    layout = sites.choose(record, layouts, decisive=probe.decisive)
+    if layout is None and bool(probe.delta.any()):
+        raise Unsupported(f"the batch does not tell which {where}, belong to which sentence")
+    return layout
+
+
+def _only_fitting(record: Recorded, count: int) -> Layout | None:
+    """Find the sentences in an output that no loss depends on, as after LayerDrop."""
+    dims = [dim for dim, size in enumerate(record.shape[: record.rows]) if size == count]
+    return Strided(dims[0], count) if len(dims) == 1 else None
+
+
+def _check_spread(
+    watch: Recording, record: Recorded, whole: Tensor | None, parts: Sequence[Tensor | None]
+) -> None:
+    """Make sure that rows which are shared by sentences are used in those sums only."""
+    if whole is None:
+        return
+    summed = sum((p.sum_to_size(whole.shape) for p in parts if p is not None), whole * 0)
+    if (whole - summed).norm() > 1e-2 * whole.norm():
+        raise Unsupported(
+            f"{watch.describe(record)}'s output is shared by sentences and used outside sums"
+        )

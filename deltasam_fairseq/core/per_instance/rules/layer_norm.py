@@ -1,0 +1,78 @@
+"""Layer normalisation's scale and shift."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from deltasam_fairseq.core.per_instance.factors import Dense, Form, wide
+from deltasam_fairseq.core.per_instance.layout import Layout, as_list
+from deltasam_fairseq.core.per_instance.perturbation import Perturbation
+from deltasam_fairseq.core.per_instance.rules.base import Call, LayerRule, layer_rule
+
+
+@layer_rule(F.layer_norm)
+class LayerNorm(LayerRule):
+    """``y_t = s * z_t + b`` with z the normalised input: ``dl_i/ds = sum_t delta_it * z_it``."""
+
+    def bind(  # noqa: D102, PLR0917
+        self,
+        covered: Callable[[Any], bool],
+        input: Tensor,  # noqa: A002
+        normalized_shape: Sequence[int],
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        eps: float = 1e-5,
+    ) -> Call:
+        named = {"weight": weight, "bias": bias}
+        params = {role: p for role, p in named.items() if p is not None}
+        return Call(self, input, params, {"shape": list(normalized_shape), "eps": eps})
+
+    def forward(self, call: Call, params: Mapping[str, Tensor]) -> Tensor:  # noqa: D102
+        shape, eps = call.options["shape"], call.options["eps"]
+        return F.layer_norm(call.input, shape, params.get("weight"), params.get("bias"), eps)
+
+    def rows(self, call: Call, dims: int) -> int:  # noqa: D102
+        return dims - len(call.options["shape"])
+
+    def gradients(self, call: Call, delta: Tensor, layout: Layout) -> dict[str, Form]:  # noqa: D102
+        own = len(call.options["shape"])
+        shift = wide(as_list(layout.split(delta), own))
+        normal = as_list(layout.split(self._normalised(call).detach()), own)
+        return {"weight": Dense((shift * normal).sum(1)), "bias": Dense(shift.sum(1))}
+
+    def perturbed(  # noqa: D102
+        self,
+        call: Call,
+        params: Mapping[str, Tensor],
+        moved: Mapping[str, Perturbation],
+        layout: Layout,
+    ) -> Tensor:
+        parts = layout.split(self._normalised(call))
+        own = call.options["shape"]
+        ones = [1] * (parts.dim() - 1 - len(own))
+        scale, shift = (self._own(role, params, moved) for role in ("weight", "bias"))
+        if scale is not None:
+            parts = parts * scale.reshape(-1, *ones, *own)
+        if shift is not None:
+            parts = parts + shift.reshape(-1, *ones, *own)
+        return layout.join(parts)
+
+    @staticmethod
+    def _own(
+        role: str, params: Mapping[str, Tensor], moved: Mapping[str, Perturbation]
+    ) -> Tensor | None:
+        """Return the sentences' own parameters, shape ``(N or 1, ...)``."""
+        if role not in params:
+            return None
+        param = wide(params[role])[None]
+        return param + moved[role].dense() if role in moved else param
+
+    @staticmethod
+    def _normalised(call: Call) -> Tensor:
+        return F.layer_norm(
+            wide(call.input), call.options["shape"], None, None, call.options["eps"]
+        )

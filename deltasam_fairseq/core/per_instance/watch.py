@@ -1,0 +1,134 @@
+"""Every use of a parameter during a forward pass, seen through PyTorch's own door.
+
+A torch function mode is asked before each operation in Python. So a functional
+use of a weight is seen as well as a module's, and an operation that no rule
+knows cannot slip by.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from deltasam_fairseq.core.per_instance.errors import Unsupported
+from deltasam_fairseq.core.per_instance.rules.base import LAYER_RULES, Call, operation
+from deltasam_fairseq.core.per_instance.rules.embedding import PickedRows, Spread, broadcast
+
+# What asks a parameter for its shape, dtype or place and not for its values.
+METADATA = {
+    getattr(Tensor, name).__get__
+    for name in ("device", "dtype", "grad_fn", "is_cuda", "is_leaf", "is_sparse", "itemsize")
+    + ("layout", "nbytes", "ndim", "requires_grad", "shape")
+} | {
+    getattr(Tensor, name)
+    for name in ("__len__", "dim", "element_size", "get_device", "is_contiguous")
+    + ("is_floating_point", "ndimension", "nelement", "numel", "size", "stride")
+    + ("new_empty", "new_full", "new_ones", "new_tensor", "new_zeros")
+}
+SUMS = {torch.add, Tensor.add, Tensor.add_}
+
+
+class Watch(TorchFunctionMode):
+    """A forward pass whose uses of parameters go through :meth:`use`.
+
+    Args:
+        names: Names of the covered parameters by ``id``.
+    """
+
+    def __init__(self, names: Mapping[int, str]) -> None:
+        super().__init__()
+        self.names = names
+        self.stand_ins: dict[int, Tensor] = {}
+        self._picked: dict[int, tuple[Tensor, int, Call, int]] = {}
+
+    @abstractmethod
+    def use(self, call: Call, *, spreads: int | None = None) -> tuple[Tensor, int]:
+        """Run one call.
+
+        Args:
+            call: The call.
+            spreads: Number of the call whose rows it spreads over sentences.
+
+        Returns:
+            Its result and its number.
+        """
+
+    def covered(self, value: Any) -> bool:
+        """Tell whether a value is a covered parameter."""
+        return id(value) in self.names
+
+    def name(self, param: Tensor) -> str:
+        """Name a covered parameter."""
+        return self.names[id(param)]
+
+    def stand_in(self, param: Tensor) -> Tensor:
+        """Return a view of a covered parameter; another tensor stands for itself."""
+        if not self.covered(param):
+            return param
+        if id(param) not in self.stand_ins:
+            self.stand_ins[id(param)] = param.view_as(param)
+        return self.stand_ins[id(param)]
+
+    def __torch_function__(  # noqa: D105
+        self,
+        func: Any,
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        used = [t for t in _tensors((*args, *kwargs.values())) if self.covered(t)]
+        if not used:
+            if self._picked and func in SUMS:
+                args = self._spread(args)
+            return func(*args, **kwargs)
+        if func in METADATA:
+            return func(*args, **kwargs)
+        unique = dict.fromkeys(map(self.name, used))
+        names = f"{' and '.join(unique)} {'is' if len(unique) == 1 else 'are'} used"
+        path = operation(func)
+        if path not in LAYER_RULES:
+            raise Unsupported(f"{names} in {path}, which has no layer rule")
+        if not torch.is_grad_enabled():
+            raise Unsupported(
+                f"{names} in {path} without a graph, as activation checkpointing does"
+            )
+        try:
+            call = LAYER_RULES.get(path).bind(self.covered, *args, **kwargs)
+        except Unsupported as refusal:
+            raise Unsupported(f"{names} in {path}: {refusal}") from None
+        if len(used) > sum(map(self.covered, call.params.values())):
+            raise Unsupported(f"{names} in {path} as an input")
+        output, number = self.use(call)
+        if isinstance(call.rule, PickedRows):
+            self._picked[id(output)] = (output, output._version, call, number)
+        return output
+
+    def _spread(self, args: Sequence[Any]) -> Sequence[Any]:
+        """Let rows that are about to be broadcast in a sum be recorded spread out."""
+        args = list(args)
+        for place, value in enumerate(args[:2]):
+            other = args[1 - place] if len(args) > 1 else None
+            if id(value) not in self._picked or not isinstance(other, Tensor):
+                continue
+            source, version, call, number = self._picked[id(value)]
+            grows = broadcast(source.shape, other.shape) != source.shape
+            if grows and source._version == version:
+                spread = Spread().bind(self.covered, call, source, other)
+                args[place], _ = self.use(spread, spreads=number)
+        return args
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)
+        elif isinstance(value, dict):
+            yield from _tensors(value.values())

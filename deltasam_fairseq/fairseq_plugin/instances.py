@@ -1,0 +1,96 @@
+"""Per-instance perturbation with the batched engine, one micro-batch at a time."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from fairseq.optim.amp_optimizer import AMPOptimizer
+from fairseq.tasks import FairseqTask
+
+from deltasam_fairseq.core.per_instance import Engine, Unsupported
+from deltasam_fairseq.fairseq_plugin.batched import BatchedResult, batched_per_instance
+from deltasam_fairseq.fairseq_plugin.meters import AscentSums, combined
+from deltasam_fairseq.fairseq_plugin.samples import Sample
+from deltasam_fairseq.fairseq_plugin.sentence_losses import reader_for
+from deltasam_fairseq.fairseq_plugin.step import MicroScope, Result
+from deltasam_fairseq.registry import UnknownName
+
+logger = logging.getLogger(__name__)
+
+
+class BatchedInstances(MicroScope):
+    """Every sentence's own perturbation in two passes over the batch, where that is exact.
+
+    Where it is not, ``--sam-per-instance-engine auto`` takes the loop for the
+    rest of the run and says so once, and ``batched`` stops.
+    """
+
+    def train_step(self, sample: Sample, model: Any, ignore_grad: bool, **kwargs: Any) -> Result:  # noqa: D102
+        if ignore_grad or self.run.needs_loop:
+            return super().train_step(sample, model, ignore_grad, **kwargs)
+        try:
+            result = self._batched(sample, model, **kwargs)
+        except Unsupported as reason:
+            if self.settings.per_instance_engine == "batched":
+                raise
+            self.run.needs_loop = True
+            logger.warning(
+                "the batched engine cannot run this model or task exactly, so per_instance goes "
+                "sentence by sentence: %s",
+                reason,
+            )
+            return super().train_step(sample, model, ignore_grad, **kwargs)
+        output = combined(result.at_weights, result.moved, _sums(result))
+        return result.loss, result.sample_size, output
+
+    def _batched(self, sample: Sample, model: Any, **kwargs: Any) -> BatchedResult:
+        task, criterion = self.trainer.task, self.trainer.get_criterion()
+        if type(task).train_step is not FairseqTask.train_step:
+            raise Unsupported(f"{type(task).__name__} has a train_step of its own")
+        try:
+            reader = reader_for(criterion)
+        except UnknownName as error:
+            raise Unsupported(str(error)) from error
+        plain = self.trainer.get_model()
+        if self.run.engine is None:
+            self.run.engine = Engine(plain, self.space)
+        optimizer = kwargs["optimizer"]
+        # What FairseqTask.train_step does around a forward pass; on a CPU its autocast,
+        # which is CUDA's, is nothing.
+        autocasts = isinstance(optimizer, AMPOptimizer) and self.trainer.cuda
+        model.train()
+        model.set_num_updates(kwargs["update_num"])
+        return batched_per_instance(
+            self.run.engine,
+            model,
+            criterion,
+            reader,
+            sample,
+            rho=self.settings.rho,
+            plain_model=plain,
+            loss_scale=self.run.weights.loss_scale,
+            backward=optimizer.backward,
+            within=partial(torch.autocast, "cuda") if autocasts else nullcontext,
+        )
+
+
+def _sums(result: BatchedResult) -> AscentSums:
+    """Turn a micro-batch's result into what is logged."""
+    norms = result.norms.nan_to_num(0.0, 0.0, 0.0)
+    count = float(norms.numel())
+    total, largest = norms.sum().item(), norms.max().item()
+    size = float(result.sample_size) / count
+    return AscentSums(
+        perturbations=count,
+        sam_gnorm=total / size if size else 0.0,
+        sam_ess=count,
+        sam_fallback=float(result.fallbacks),
+        sentences=count,
+        sam_inorm=total,
+        batches=1.0,
+        sam_inorm_max=largest,
+    )

@@ -1,0 +1,87 @@
+"""``--sam-per-instance-engine``: the batched engine in the trainer, against the loop."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from deltasam_fairseq.core.per_instance import Unsupported
+from deltasam_fairseq.fairseq_plugin import hook, instances
+from tests.support import fairseq_toys as toys
+from tests.support.compare import assert_close, assert_same_bits
+from tests.support.precision import MODES
+
+FLAGS = ("--sam-method", "per_instance", "--dropout", "0", "--sam-inner", "sgd", "--lr", "0.05")
+
+
+@pytest.mark.parametrize("freq", [1, 2])
+@pytest.mark.parametrize("scope", ["update", "micro"])
+def test_the_batched_engine_is_the_loop(
+    translation: Path, float64: torch.dtype, freq: int, scope: str
+) -> None:
+    ends, logs = [], []
+    for engine in ("loop", "batched"):
+        flags = (*FLAGS, "--sam-per-instance-engine", engine, "--sam-scope", scope)
+        trainer = toys.make_trainer(translation, *toys.PRECISE, *flags, dtype=float64)
+        samples = toys.batches(trainer)
+        logs.append(toys.updates(trainer, [samples[i : i + freq] for i in range(0, 6, freq)]))
+        ends.append(toys.parameters(trainer))
+    assert_close(ends[1], ends[0], rtol=1e-8, atol=1e-10)
+    for ours, theirs in zip(logs[1], logs[0], strict=True):
+        for meter in ("loss", "sam_loss", "sharpness"):
+            assert ours[meter] == pytest.approx(theirs[meter], rel=1e-6), meter
+        assert ours["sam_inorm_max"] >= ours["sam_inorm"] > 0
+        assert ours["sam_ess"] == theirs["sam_ess"] == 1
+
+
+def test_two_passes_for_all_sentences(translation: Path) -> None:
+    flags = (*FLAGS, "--sam-per-instance-engine", "batched")
+    trainer = toys.make_trainer(translation, *toys.TRANSLATION, *flags)
+    samples = toys.batches(trainer)
+    toys.updates(trainer, [[s] for s in samples[:3]])
+    calls: list[int] = []
+    trainer.get_model().register_forward_hook(lambda *_: calls.append(1))
+    trainer.train_step(samples[3:4])
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("mode", ["fp16", "bf16", "amp"])
+def test_half_precision_comes_close_to_the_loop(
+    translation: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    toys.precision_without_gpu(monkeypatch)
+    logs = []
+    for engine in ("loop", "batched"):
+        flags = (*FLAGS, "--sam-inner", "adam", "--sam-per-instance-engine", engine, *MODES[mode])
+        trainer = toys.make_trainer(translation, *toys.TRANSLATION, *flags)
+        logs.append(toys.updates(trainer, [toys.batches(trainer)[:1]])[0])
+    for meter in ("loss", "sam_loss", "gnorm"):
+        assert logs[1][meter] == pytest.approx(logs[0][meter], rel=0.02), meter
+
+
+def test_what_the_engine_does_not_know_falls_back_or_stops(
+    translation: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for engine in ("auto", "batched", "loop"):
+        flags = (*FLAGS, "--sam-per-instance-engine", engine)
+        trainer = toys.make_trainer(translation, *toys.TRANSLATION, *flags)
+        layer = trainer.get_model().encoder.layers[0]
+        layer.fc1 = torch.nn.utils.parametrizations.weight_norm(layer.fc1)
+        trainer.reinitialize()
+        before = toys.parameters(trainer)
+        samples = toys.batches(trainer)[:2]
+        if engine == "batched":
+            trainer.save_checkpoint = lambda *a, **k: None  # no crash.pt
+            with pytest.raises(Unsupported):
+                trainer.train_step(samples[:1])
+            assert_same_bits(toys.parameters(trainer), before)
+            continue
+        with caplog.at_level(logging.WARNING, logger=instances.__name__):
+            toys.updates(trainer, [[s] for s in samples])
+        assert hook._runs[trainer].needs_loop == (engine == "auto")
+        found = [r.getMessage() for r in caplog.records if r.name == instances.__name__]
+        assert len(found) == 1
+        assert "sentence by sentence" in found[0]
