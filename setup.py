@@ -12,7 +12,7 @@ VERSION = re.search(
     r'^__version__ = "(.+)"$', (HERE / "deltasam_fairseq" / "__init__.py").read_text(), re.MULTILINE
 ).group(1)
 
-TEST = ["hypothesis", "pytest>=8.2", "pytest-xdist", "safetensors"]
+TEST = ["hypothesis", "pytest>=8.2", "pytest-xdist", "safetensors", "tokenizers"]
 
 setup(
     name="deltasam_fairseq",
@@ -36,6 +36,7 @@ setup(
     extras_require={
         "fairseq": ["fairseq-fixed==0.12.3.1"],
         "huggingface": ["safetensors"],
+        "bert": ["safetensors", "tokenizers"],
         "plots": ["matplotlib"],
         "test": TEST,
         # The linters' minor versions are fixed: a new one brings new complaints.

@@ -7,7 +7,7 @@ per-sentence losses, weight estimators, layer rules and recipes.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -97,9 +97,27 @@ class Registry(Generic[T]):
         return name in self._entries
 
     def _unknown(self, name: str) -> str:
-        near = difflib.get_close_matches(str(name), self._entries, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        return f"unknown {self.kind} {name!r}{hint} Known: {', '.join(self.names()) or 'none'}"
+        return f"unknown {self.kind} {name!r}{nearest(name, self._entries)}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Help somebody who mistyped a name.
+
+    Args:
+        name: What was typed.
+        known: The names there are.
+
+    Returns:
+        The end of a message: the nearest name, if one is near, and all of them.
+
+    Example:
+        >>> nearest("rad", ["red", "blue"])
+        "; did you mean 'red'? Known: blue, red"
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(str(name), names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    return f"{hint} Known: {', '.join(names) or 'none'}"
 
 
 class UnknownName(KeyError):

@@ -1,8 +1,12 @@
-"""Decode a split with a run's best checkpoint and score it with ROUGE.
+"""Run a run's best checkpoint over a split and score it with the metric of its recipe.
 
-Writes RUN/generate-SPLIT/{hypotheses,references}.txt and scores.json, which
-also holds two baselines that need no training. Any further flag goes to
+Summaries: writes RUN/generate-SPLIT/{hypotheses,references}.txt and scores.json,
+which also holds two baselines that need no training. Any further flag goes to
 fairseq-generate and replaces the recipe's.
+
+Tasks on sentences: writes RUN/predict-SPLIT/predictions.txt and scores.json with all
+metrics of the task over the whole split; for a split without labels, the file that
+GLUE's server takes.
 """
 
 from __future__ import annotations
@@ -13,10 +17,13 @@ from pathlib import Path
 from deltasam_fairseq.analysis.table import as_text, build_table
 from deltasam_fairseq.cli.options import whole_number
 from deltasam_fairseq.data.prepared import PreparedData
+from deltasam_fairseq.data.prepared_sentences import PreparedSentences
+from deltasam_fairseq.data.sentence_task import SentenceTask
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.evaluation.rouge import PROGRAMS, SPLITTERS, TOKENIZATIONS
 from deltasam_fairseq.recipes.base import PRECISIONS
-from deltasam_fairseq.recipes.catalogue import RECIPES
+from deltasam_fairseq.recipes.catalogue import find_recipe
+from deltasam_fairseq.recipes.classification import classify
 from deltasam_fairseq.recipes.generation import DECODE_BOS, Decoding, generate
 from deltasam_fairseq.recipes.run_folder import RunFolder
 from deltasam_fairseq.recipes.scoring import score_run
@@ -29,7 +36,12 @@ PASSES_ON = True
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add run, split and how to decode and score."""
     parser.add_argument("run_dir", type=Path, metavar="RUN", help="folder of deltasam train")
-    parser.add_argument("--split", choices=("test", "valid"), default="test", help="(%(default)s)")
+    parser.add_argument(
+        "--split",
+        choices=("test", "valid", "test1", "valid1"),
+        help="default: test, and valid for tasks on sentences; test1 and valid1 are MNLI's second",
+    )
+    parser.add_argument("--cpu", action="store_true", help="tasks on sentences: leave a GPU alone")
     parser.add_argument("--beam", type=whole_number, metavar="N", help="default: the recipe's")
     parser.add_argument(
         "--data", type=Path, metavar="DIR", help="where the data folder is now, if it was moved"
@@ -69,19 +81,16 @@ def run(args: argparse.Namespace) -> int:
 
     Returns:
         Zero.
-
-    Raises:
-        UserError: If the data folder is not the one that the run was trained on.
     """
     folder = RunFolder(args.run_dir)
     record = folder.record()
+    file = args.recipe_file or record.get("recipe_file")
+    recipe = find_recipe(record["recipe"], Path(file) if file else None)
+    if recipe.sentences is not None:
+        return _classify(recipe.sentences, folder, args)
+    args.split = args.split or "test"
     data = PreparedData.load(args.data or Path(record["data"]))
-    if data.sha256 != record["data_sha256"]:
-        raise UserError(
-            f"{data.path} is not what {folder.path} was trained on: its content has changed; "
-            "give the old one with --data, or train again"
-        )
-    recipe = RECIPES.get(record["recipe"])
+    _require_same_data(data, folder)
     decoding = Decoding(
         overrides=[*(["--beam", str(args.beam)] if args.beam else []), *args.extra],
         decode_bos=args.decode_bos,
@@ -99,3 +108,27 @@ def run(args: argparse.Namespace) -> int:
     print()
     print(as_text(build_table([folder.path], args.split)))
     return 0
+
+
+def _classify(task: SentenceTask, folder: RunFolder, args: argparse.Namespace) -> int:
+    if args.extra:
+        raise UserError(f"unrecognized arguments: {' '.join(args.extra)}")
+    record = folder.record()
+    data = PreparedSentences.load(args.data or Path(record["data"]))
+    _require_same_data(data, folder)
+    found = classify(task, data, folder, args.split or "valid", cpu=args.cpu)
+    if found.scores is None:
+        print(f"{found.submission}: {len(found.predictions)} predictions, without labels to score")
+        return 0
+    for name in task.metrics:
+        mark = "   the paper's" if name == task.metrics[0] else ""
+        print(f"{name:9} {found.scores[name]:7.2f}{mark}")
+    return 0
+
+
+def _require_same_data(data: PreparedData | PreparedSentences, folder: RunFolder) -> None:
+    if data.sha256 != folder.record()["data_sha256"]:
+        raise UserError(
+            f"{data.path} is not what {folder.path} was trained on: its content has changed; "
+            "give the old one with --data, or train again"
+        )

@@ -6,6 +6,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 
 from deltasam_fairseq import __version__
@@ -18,6 +19,7 @@ VERBS = (
     "prepare",
     "train",
     "evaluate",
+    "sweep",
     "score",
     "table",
     "analyse",
@@ -25,6 +27,8 @@ VERBS = (
     "flags",
     "user-dir",
 )
+
+RECIPE_FILE = "--recipe-file"
 
 _USAGE_ERROR = 2
 _INTERRUPTED = 130
@@ -43,12 +47,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         OSError: If the operating system refuses something that is not a file of the user's.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    typed = list(sys.argv[1:] if argv is None else argv)
+    arguments = list(typed)
+    try:
+        recipe_file = _take_recipe_file(arguments)
+    except UserError as error:
+        return _complain(str(error))
     parser = build_parser(arguments[0] if arguments else "")
     args, extra = parser.parse_known_args(arguments)
     if extra and not args.passes_on:
         parser.error(f"unrecognized arguments: {' '.join(extra)}")
-    args.extra = extra
+    args.extra, args.recipe_file, args.typed = extra, recipe_file, typed
     try:
         status: int = args.run(args)
     except (UserError, UnknownName) as error:
@@ -77,6 +86,11 @@ def build_parser(verb: str = "") -> argparse.ArgumentParser:
         prog="deltasam", description="Sharpness-aware training with fairseq, from text to table."
     )
     parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument(
+        RECIPE_FILE,
+        metavar="FILE",
+        help="a Python file that registers recipes of yours; it may stand behind any verb",
+    )
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     for name in (verb,) if verb in VERBS else VERBS:
         module = _module(name)
@@ -94,6 +108,20 @@ def build_parser(verb: str = "") -> argparse.ArgumentParser:
 
 def _module(verb: str) -> ModuleType:
     return importlib.import_module(f"deltasam_fairseq.cli.{verb.replace('-', '_')}")
+
+
+def _take_recipe_file(arguments: list[str]) -> Path | None:
+    """Load the recipes of a file before the parser lists them; removes it from the arguments."""
+    for index, argument in enumerate(arguments):
+        flag, equals, value = argument.partition("=")
+        if flag == RECIPE_FILE:
+            if not equals and index + 1 == len(arguments):
+                raise UserError(f"{RECIPE_FILE} needs a file behind it")
+            path = Path(value if equals else arguments[index + 1])
+            del arguments[index : index + (1 if equals else 2)]
+            importlib.import_module("deltasam_fairseq.recipes.catalogue").load_file(path)
+            return path
+    return None
 
 
 def _complain(message: str) -> int:

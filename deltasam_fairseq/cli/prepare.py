@@ -1,4 +1,4 @@
-"""Make what training starts from: a data folder, or a BART checkpoint for fairseq.
+"""Make what training starts from: a data folder, or a checkpoint for fairseq.
 
 deltasam prepare docstrings --out DIR
     a summarization corpus out of the Python packages installed beside this one
@@ -8,6 +8,10 @@ deltasam prepare cnndm --stories DIR --url-lists DIR --gpt2 DIR --out DIR
     CNN/DailyMail, from the official stories or from aligned files
 deltasam prepare bart CHECKPOINT --gpt2 DIR --out DIR
     a BART model, from a checkpoint of fairseq or a folder of Hugging Face
+deltasam prepare encoder CHECKPOINT --out models/MODEL
+    a BERT or a RoBERTa, from a folder of Hugging Face or a checkpoint of fairseq
+deltasam prepare glue/rte --glue DIR --model MODEL
+    a task of GLUE in the vocabulary of that model; so every recipe with sentences
 """
 
 from __future__ import annotations
@@ -16,15 +20,23 @@ import argparse
 import os
 from pathlib import Path
 
-from deltasam_fairseq.cli import prepare_bart, prepare_cnndm
+from deltasam_fairseq.cli import (
+    prepare_bart,
+    prepare_cnndm,
+    prepare_encoder,
+    prepare_sentences,
+)
 from deltasam_fairseq.cli.options import add_number, add_text_files, both_files
 from deltasam_fairseq.data.docstring_origin import changed_packages, docstring_origin
 from deltasam_fairseq.data.docstrings import CorpusSettings
 from deltasam_fairseq.data.pipeline import prepare
 from deltasam_fairseq.data.text_origin import TextFiles, text_origin
 from deltasam_fairseq.data.tokens import TokenSettings
+from deltasam_fairseq.recipes.catalogue import RECIPES, load_packages
 
-HELP = "make a data folder, or a BART checkpoint to start from"
+HELP = "make a data folder, or a checkpoint to start from"
+
+_KINDS = {"cnndm": prepare_cnndm, "bart": prepare_bart, "encoder": prepare_encoder}
 
 _DOCSTRING_TOKENS = TokenSettings(vocab_size=3000, max_source_tokens=48, max_target_tokens=32)
 _TEXT_TOKENS = TokenSettings()
@@ -41,10 +53,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_text_files(text, required=True)
     _add_common_arguments(text, _TEXT_TOKENS)
     text.set_defaults(prepare=_prepare_text)
-    for name, module in (("cnndm", prepare_cnndm), ("bart", prepare_bart)):
+    for name, module in _KINDS.items():
         kind = kinds.add_parser(name, help=module.HELP, description=module.__doc__)
         module.add_arguments(kind)
         kind.set_defaults(prepare=module.run)
+    load_packages()
+    for name, recipe in RECIPES.items():
+        if recipe.sentences is not None:
+            kind = kinds.add_parser(
+                name, help=recipe.description, description=prepare_sentences.__doc__
+            )
+            prepare_sentences.add_arguments(kind, recipe)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from deltasam_fairseq.conversion.weights import POSITION_OFFSET, BartWeights, assemble
 from deltasam_fairseq.data.bart import ARCHITECTURES, SIZES
@@ -57,7 +58,7 @@ def read_checkpoint(path: Path) -> BartWeights:
     Raises:
         UserError: If it cannot be read, or is not a BART model.
     """
-    content = _load(path)
+    content = load(path)
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise UserError(f"{path} is not a checkpoint of fairseq: it has no 'model'")
     settings = _settings(content, path)
@@ -99,12 +100,26 @@ def write_checkpoint(weights: BartWeights, path: Path) -> None:
         **_BART,
         **settings,
     )
+    save(args, weights.state, path, criterion="LabelSmoothedCrossEntropyCriterion")
+
+
+def save(
+    args: argparse.Namespace, state: Mapping[str, Tensor], path: Path, *, criterion: str
+) -> None:
+    """Write a file that fairseq takes for a checkpoint of its own.
+
+    Args:
+        args: How the model is built.
+        state: Its weights.
+        path: The file, all of it or none.
+        criterion: Class of the criterion that it pretends to have been trained with.
+    """
     content = {
         "args": args,
-        "model": dict(weights.state),
+        "model": dict(state),
         "optimizer_history": [
             {
-                "criterion_name": "LabelSmoothedCrossEntropyCriterion",
+                "criterion_name": criterion,
                 "optimizer_name": "FairseqAdam",
                 "lr_scheduler_state": {"best": None},
                 "num_updates": 0,
@@ -118,7 +133,18 @@ def write_checkpoint(weights: BartWeights, path: Path) -> None:
     new.replace(path)
 
 
-def _load(path: Path) -> Any:
+def load(path: Path) -> Any:
+    """Read a checkpoint of fairseq without running code that it may hold.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its content.
+
+    Raises:
+        UserError: If it cannot be read, or holds objects that no checkpoint needs.
+    """
     if not hasattr(torch.serialization, "add_safe_globals"):
         raise UserError(f"reading {path} safely needs torch 2.4 or later, not {torch.__version__}")
     torch.serialization.add_safe_globals([argparse.Namespace, *_METERS])

@@ -58,7 +58,7 @@ def read_huggingface(folder: Path) -> BartWeights:
             the model is not one that fairseq's BART can hold.
     """
     config = _config(folder)
-    state = _load(folder / WEIGHTS)
+    state = load_safetensors(folder / WEIGHTS)
     state = {name.removeprefix("model."): value for name, value in state.items()}
     _require_no_bias(state.pop("final_logits_bias", None), folder)
     found = {n: v for n, v in state.items() if n not in {*_SHARED, "lm_head.weight"}}
@@ -70,7 +70,7 @@ def read_huggingface(folder: Path) -> BartWeights:
                 found[name] = state[name]
     if "lm_head.weight" in state:
         found["decoder.output_projection.weight"] = state["lm_head.weight"]
-    sizes = {flag: _entry(config, name, folder) for flag, name in _SIZES.items()}
+    sizes = {flag: entry(config, name, folder) for flag, name in _SIZES.items()}
     activation = config.get("activation_function", "gelu")
     if activation not in _ACTIVATIONS:
         raise UserError(
@@ -78,7 +78,7 @@ def read_huggingface(folder: Path) -> BartWeights:
             f"{', '.join(_ACTIVATIONS)}"
         )
     weights = assemble({**sizes, "activation-fn": _ACTIVATIONS[activation]}, found, str(folder))
-    if weights.rows != _entry(config, "vocab_size", folder):
+    if weights.rows != entry(config, "vocab_size", folder):
         raise UserError(
             f"{folder}: vocab_size is {config['vocab_size']}, but {WEIGHTS} embeds {weights.rows}"
         )
@@ -118,6 +118,27 @@ def require_same_order(folder: Path, dictionary: Path, encoder_json: Path) -> bo
 
 
 def _config(folder: Path) -> dict[str, Any]:
+    config = read_config(folder)
+    for name, value in _FIXED.items():
+        if config.get(name, value) != value:
+            raise UserError(
+                f"{folder / CONFIG}: {name} is {config[name]!r}; fairseq's BART needs {value!r}"
+            )
+    return config
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read how a model is built.
+
+    Args:
+        folder: Of Hugging Face.
+
+    Returns:
+        The content of ``config.json``.
+
+    Raises:
+        UserError: If it is missing or no JSON.
+    """
     path = folder / CONFIG
     try:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -127,20 +148,41 @@ def _config(folder: Path) -> dict[str, Any]:
         ) from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: not JSON ({error})") from None
-    for name, value in _FIXED.items():
-        if config.get(name, value) != value:
-            raise UserError(f"{path}: {name} is {config[name]!r}; fairseq's BART needs {value!r}")
     return config
 
 
-def _entry(config: Mapping[str, Any], name: str, folder: Path) -> int:
+def entry(config: Mapping[str, Any], name: str, folder: Path) -> int:
+    """Return a size out of a configuration.
+
+    Args:
+        config: Of :func:`read_config`.
+        name: Of the entry.
+        folder: For the message.
+
+    Returns:
+        The number.
+
+    Raises:
+        UserError: If it is no number of one or more.
+    """
     value = config.get(name)
     if not isinstance(value, int) or value < 1:
         raise UserError(f"{folder / CONFIG}: {name} is {value!r}, not a number of one or more")
     return value
 
 
-def _load(path: Path) -> dict[str, Tensor]:
+def load_safetensors(path: Path) -> dict[str, Tensor]:
+    """Read weights.
+
+    Args:
+        path: ``model.safetensors``.
+
+    Returns:
+        Weights by name.
+
+    Raises:
+        UserError: If it is missing or broken, or if safetensors is not installed.
+    """
     try:
         import safetensors.torch  # noqa: PLC0415  (an extra, needed here alone)
     except ImportError:

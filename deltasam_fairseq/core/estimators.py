@@ -62,6 +62,8 @@ class Estimator(Protocol):
 
         Returns:
             A function from the losses at ``w``, shape ``(N,)``, to the weights.
+            It gets detached losses and runs no passes of its own: those belong
+            before it returns, where the weights may be float32 copies.
         """
 
 
@@ -101,6 +103,30 @@ def uniform(
     """Equal weights: delta-SAM becomes SAM (Eq. 1)."""
     del losses_function, params, rho, eta, seed
     return uniform_weights
+
+
+@ESTIMATORS.register("random")
+def exponential(
+    losses_function: LossesFunction,
+    params: Sequence[Tensor],
+    *,
+    rho: float,
+    eta: float,
+    seed: int,
+) -> Callable[[Tensor], Weights]:
+    """Weights that know nothing, from an exponential distribution: a control for Eq. 5."""
+    # They depend on a sentence's place alone: the micro-batches and workers that share a
+    # perturbation have the same seed, and so the same weights at the same places.
+    del losses_function, params, rho, eta
+    generator = torch.Generator().manual_seed(seed)
+
+    def weigh(losses: Tensor) -> Weights:
+        values = torch.empty(losses.shape, dtype=torch.float64).exponential_(generator=generator)
+        return Weights(
+            values=values.to(losses.device), floored=torch.zeros((), device=losses.device)
+        )
+
+    return weigh
 
 
 @ESTIMATORS.register("exact")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from deltasam_fairseq.data.prepared import SOURCE, SPLITS, TARGET
@@ -68,5 +68,31 @@ def binarize(
 
     command = preprocess_command(pieces, destination, workers=workers, dictionary=dictionary)
     status = run_logged(command, log, on_line=report)
+    if status:
+        raise UserError(failure("fairseq-preprocess", status, log))
+
+
+def binarize_column(
+    files: Mapping[str, Path], destination: Path, *, dictionary: Path, workers: int, log: Path
+) -> None:
+    """Run fairseq-preprocess on one column of a task on sentences.
+
+    Args:
+        files: Tokens by split: ``train``, ``valid``, ``valid1``, ``test`` and so on.
+        destination: Folder for the binary files and a copy of the dictionary.
+        dictionary: The dictionary.
+        workers: Number of processes.
+        log: File for what the program says; added to.
+
+    Raises:
+        UserError: If it fails; the message quotes the end of the log.
+    """
+    command = [*fairseq_program("preprocess"), "--only-source", "--workers", str(workers)]
+    command += ["--srcdict", str(dictionary), "--destdir", str(destination)]
+    for flag in SPLITS:
+        chosen = [str(path) for name, path in files.items() if name.rstrip("0123456789") == flag]
+        if chosen:
+            command += [f"--{flag}pref", ",".join(chosen)]
+    status = run_logged(command, log, append=log.exists())
     if status:
         raise UserError(failure("fairseq-preprocess", status, log))

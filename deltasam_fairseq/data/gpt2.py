@@ -118,7 +118,7 @@ class Gpt2Bpe:
         self, data: PreparedData, split: str, pairs: int, *, workers: int, say: Say
     ) -> None:
         command = [
-            *(sys.executable, str(_program()), "--keep-empty", "--workers", str(workers)),
+            *(sys.executable, str(bpe_program()), "--keep-empty", "--workers", str(workers)),
             *("--encoder-json", str(data.gpt2("encoder.json"))),
             *("--vocab-bpe", str(data.gpt2("vocab.bpe"))),
             *("--inputs", *(str(data.raw(split, side)) for side in (SOURCE, TARGET))),
@@ -142,7 +142,15 @@ class Gpt2Bpe:
                 )
 
 
-def _program() -> Path:
+def bpe_program() -> Path:
+    """Return fairseq's program that encodes text in parallel.
+
+    Returns:
+        Its file.
+
+    Raises:
+        UserError: If this fairseq lacks it.
+    """
     spec = importlib.util.find_spec("fairseq")
     for folder in (spec and spec.submodule_search_locations) or ():
         if (path := Path(folder) / _PROGRAM).is_file():

@@ -66,11 +66,11 @@ def prepare(
         The finished folder.
     """
     wanted = {"kind": origin.kind, "inputs": origin.inputs, "settings": tokens.settings()}
-    if _is_made(out, wanted, force=force):
+    if is_made(out, wanted, force=force):
         say(f"{out}: finished before from the same inputs; nothing to do")
         return PreparedData.load(out)
     require_fairseq()
-    with _work_folder(out) as work:
+    with work_folder(out) as work:
         splits = origin.load(work)
         data = PreparedData(work, dict(wanted))
         for name, side, lines in sides(splits):
@@ -100,7 +100,20 @@ def prepare(
     return PreparedData.load(out)
 
 
-def _is_made(out: Path, wanted: Mapping[str, Any], *, force: bool) -> bool:
+def is_made(out: Path, wanted: Mapping[str, Any], *, force: bool) -> bool:
+    """Tell whether a data folder is there already.
+
+    Args:
+        out: The folder.
+        wanted: What it is to be made from.
+        force: Whether to make it in any case.
+
+    Returns:
+        Whether there is nothing to do.
+
+    Raises:
+        UserError: If it is something else, or was made from something else.
+    """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     if not (out / MARKER).is_file():
@@ -130,8 +143,15 @@ def _differences(facts: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterato
 
 
 @contextmanager
-def _work_folder(out: Path) -> Iterator[Path]:
-    """Make a folder beside ``out``; whatever is still there at the end is removed."""
+def work_folder(out: Path) -> Iterator[Path]:
+    """Make a folder beside ``out``; whatever is still there at the end is removed.
+
+    Args:
+        out: What it will be renamed to.
+
+    Yields:
+        The folder.
+    """
     work = out.with_name(f"{out.name}.unfinished-{os.getpid()}")
     shutil.rmtree(work, ignore_errors=True)  # of a killed process that had the same number
     work.mkdir(parents=True)

@@ -83,11 +83,13 @@ class GlueReport:
         }
 
 
-def glue_scores(task: str, predictions: Sequence[str], labels: Sequence[str]) -> GlueReport:
-    """Score predictions for a GLUE task.
+def glue_scores(
+    task: str | GlueTask, predictions: Sequence[str], labels: Sequence[str]
+) -> GlueReport:
+    """Score predictions for a GLUE task, or for one that is described like them.
 
     Args:
-        task: Name of the task, in any case.
+        task: Name of a GLUE task, in any case, or another task.
         predictions: One line each: a class, by name or number, or a score for STS-B. If all
             are of one class, the metrics are defined; if all scores are equal, it is an error.
         labels: The true ones, in the same order and the same way.
@@ -102,7 +104,7 @@ def glue_scores(task: str, predictions: Sequence[str], labels: Sequence[str]) ->
         >>> glue_scores("mrpc", ["1", "1", "0", "1"], ["1", "0", "0", "1"]).scores
         {'accuracy': 75.0, 'f1': 80.0}
     """
-    found = TASKS.get(task.lower())
+    found = task if isinstance(task, GlueTask) else TASKS.get(task.lower())
     if found is None:
         names = ", ".join(one.name for one in TASKS.values())
         raise UserError(f"unknown GLUE task {task!r}; known: {names}")

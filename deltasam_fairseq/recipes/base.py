@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+from deltasam_fairseq.data.sentence_task import SentenceTask
+from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.registry import nearest
 
 #: ``True`` is a flag without a value, ``False`` a flag left out.
 FlagValue = str | int | float | bool
@@ -12,8 +16,47 @@ Flags = Mapping[str, FlagValue]
 #: Values of ``--method``, passed on as ``--sam-method``.
 METHODS = ("none", "sam", "delta_sam", "per_instance")
 
+
+@dataclass(frozen=True)
+class Control:
+    """A method to compare with, made of another one.
+
+    Args:
+        method: The one of ``METHODS`` that it runs as, with that one's hyperparameters.
+        flags: What it changes.
+    """
+
+    method: str
+    flags: Flags
+
+
+#: Further values of ``--method``. With random weights delta_sam does all that it does but
+#: look at the sentences: the difference is what the weights know.
+CONTROLS: Mapping[str, Control] = {
+    "random": Control("delta_sam", {"sam-estimator": "random"}),
+}
+
 #: Values of ``--precision``; all but fp32 are flags of fairseq.
 PRECISIONS = ("fp32", "fp16", "bf16")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A pretrained model that a recipe fits, and what changes with it.
+
+    Args:
+        description: One line.
+        flags: Beside those of the recipe; they replace the recipe's.
+        methods: Beside those of the recipe, by method.
+        max_tokens: Longest input, in tokens with the special ones; longer ones are cut.
+        published: What papers print for it, by the name of the row, as printed.
+    """
+
+    description: str
+    flags: Flags
+    methods: Mapping[str, Flags] = field(default_factory=dict)
+    max_tokens: int = 512
+    published: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -36,6 +79,10 @@ class Recipe:
         starts_from_bart: Whether it fine-tunes a BART that has to be given.
         tokens_per_update: Most source tokens in one update, over all GPUs and
             micro-batches; none leaves ``--update-freq`` alone.
+        sentences: How its tables are read, if it classifies or scores sentences.
+        models: The pretrained models that it fits, by name.
+        grid: Values to search, by the name of the flag; the paper's.
+        notes: What a user should know, one line each.
         rouge: How summaries are scored if the user does not say: ``split``,
             ``tokenization`` and ``like`` of ``rouge_scores``.
     """
@@ -52,3 +99,42 @@ class Recipe:
     starts_from_bart: bool = False
     tokens_per_update: int | None = None
     rouge: Mapping[str, str] = field(default_factory=dict)
+    sentences: SentenceTask | None = None
+    models: Mapping[str, Model] = field(default_factory=dict)
+    grid: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def model(self, name: str) -> Model:
+        """Look one of its models up.
+
+        Args:
+            name: Its name.
+
+        Returns:
+            It.
+
+        Raises:
+            UserError: If the recipe does not fit it.
+        """
+        if name not in self.models:
+            raise UserError(
+                f"the recipe {self.name} has no model {name!r}{nearest(name, self.models)}"
+            )
+        return self.models[name]
+
+    def with_model(self, name: str) -> Recipe:
+        """Return the recipe for one of its models.
+
+        Args:
+            name: Its name.
+
+        Returns:
+            The recipe with the model's flags in the place of its own.
+        """
+        model = self.model(name)
+        methods = {
+            method: {**self.methods.get(method, {}), **model.methods.get(method, {})}
+            for method in METHODS
+            if method in self.methods or method in model.methods
+        }
+        return replace(self, flags={**self.flags, **model.flags}, methods=methods)

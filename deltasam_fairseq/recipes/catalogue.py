@@ -1,12 +1,116 @@
-"""The registry of recipes."""
+"""The registry of recipes: ours, those of installed packages, and those of a file."""
 
 from __future__ import annotations
 
-from deltasam_fairseq.recipes import cnndm, text
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.recipes import cnndm, glue, text
 from deltasam_fairseq.recipes.base import Recipe
 from deltasam_fairseq.registry import Registry
 
+#: Packages name modules with recipes under it, in their metadata.
+ENTRY_POINTS = "deltasam_fairseq.recipes"
+
 RECIPES: Registry[Recipe] = Registry("recipe")
 
-for _recipe in (text.DOCSTRINGS, text.TEXT, cnndm.CNNDM, cnndm.CNNDM_SMALL):
+
+def register_recipe(make: Callable[[], Recipe]) -> Callable[[], Recipe]:
+    """Register the recipe that a function returns; a decorator.
+
+    Args:
+        make: Called once, at once.
+
+    Returns:
+        It, unchanged.
+
+    Raises:
+        TypeError: If it returns something else than a recipe.
+    """
+    recipe = make()
+    if not isinstance(recipe, Recipe):
+        raise TypeError(f"{make.__name__} returned {recipe!r}, not a Recipe")
+    RECIPES.register(recipe.name, description=recipe.description)(recipe)
+    return make
+
+
+def load_file(path: Path) -> list[str]:
+    """Run a Python file that registers recipes; the same file a second time does nothing.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The names that it registered.
+
+    Raises:
+        UserError: If it is missing, fails, or registers nothing.
+    """
+    path = path.resolve()
+    name = f"deltasam_recipe_file_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    if name in sys.modules:
+        return list(sys.modules[name].__dict__["__registered__"])
+    spec = importlib.util.spec_from_file_location(name, path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise UserError(f"--recipe-file {path}: no such Python file")
+    before = set(RECIPES.names())
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f"--recipe-file {path}: {type(error).__name__}: {error}") from error
+    found = sorted(set(RECIPES.names()) - before)
+    if not found:
+        raise UserError(
+            f"--recipe-file {path} registers no recipe; put @register_recipe above a function "
+            "without arguments that returns a Recipe"
+        )
+    module.__dict__["__registered__"] = found
+    sys.modules[name] = module
+    return found
+
+
+def find_recipe(name: str, file: Path | None = None) -> Recipe:
+    """Look a recipe up.
+
+    Args:
+        name: Its name.
+        file: A Python file that registers it, or none.
+
+    Returns:
+        The recipe.
+    """
+    if file is not None:
+        load_file(file)
+    if name not in RECIPES:
+        load_packages()
+    return RECIPES.get(name)
+
+
+def load_packages() -> None:
+    """Import the modules that installed packages name under :data:`ENTRY_POINTS`.
+
+    Raises:
+        UserError: If one of them fails; the message names the package.
+    """
+    for point in metadata.entry_points(group=ENTRY_POINTS):
+        try:
+            point.load()
+        except Exception as error:
+            package = point.dist.name if point.dist else point.value
+            raise UserError(
+                f"the recipes of the package {package} ({point.value}) cannot be loaded: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+
+for _recipe in (
+    *(text.DOCSTRINGS, text.TEXT, cnndm.CNNDM, cnndm.CNNDM_SMALL),
+    *glue.RECIPES.values(),
+):
     RECIPES.register(_recipe.name, description=_recipe.description)(_recipe)

@@ -9,7 +9,15 @@ from pathlib import Path
 from deltasam_fairseq.data.process import fairseq_program
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.plugin_path import plugin_dir
-from deltasam_fairseq.recipes.base import METHODS, PRECISIONS, Flags, FlagValue, Recipe
+from deltasam_fairseq.recipes.base import (
+    CONTROLS,
+    METHODS,
+    PRECISIONS,
+    Control,
+    Flags,
+    FlagValue,
+    Recipe,
+)
 from deltasam_fairseq.recipes.launch import Launch, update_freq
 
 #: Flags that training and decoding must agree on: what the model sees follows from them.
@@ -41,7 +49,7 @@ def train_command(
         recipe: What to train.
         data: Folder of binary files.
         save_dir: Folder for checkpoints.
-        method: How the weights are perturbed, one of ``METHODS``.
+        method: How the weights are perturbed, one of ``METHODS`` or ``CONTROLS``.
         seed: Seed of weights, order and dropout.
         overrides: Further flags of fairseq, as typed; they replace the recipe's.
         start: Flags of a first start, such as ``restore-file``.
@@ -67,11 +75,13 @@ def train_command(
         >>> command[3], command[6:]
         ('d', ['--lr', '0.2', '--fp16', '--sam-method', 'sam', '--seed', '1', '--save-dir', 's'])
     """
-    if method not in METHODS:
-        raise UserError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
+    if method not in (*METHODS, *CONTROLS):
+        raise UserError(f"unknown method {method!r}; known: {', '.join((*METHODS, *CONTROLS))}")
+    control = CONTROLS.get(method, Control(method, {}))
     launch = launch or Launch()
-    own: Flags = {"sam-method": method, "seed": seed, "save-dir": str(save_dir)}
-    flags = {**recipe.flags, **precision_flags(precision), **recipe.methods.get(method, {})}
+    own: Flags = {"sam-method": control.method, "seed": seed, "save-dir": str(save_dir)}
+    flags = {**recipe.flags, **precision_flags(precision)}
+    flags |= {**recipe.methods.get(control.method, {}), **control.flags}
     flags |= {**_launch_flags(recipe, flags, launch, overrides), **(start or {}), **own}
     arguments = merge_flags(flags, overrides)
     program = [*launch.prefix(), *fairseq_program("train")]

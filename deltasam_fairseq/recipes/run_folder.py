@@ -21,7 +21,7 @@ class RunFolder:
     ``run.json``      what was run, where, when
     ``train.log``     all that fairseq-train said
     ``checkpoints/``  fairseq's checkpoints
-    ``generate-…/``   what ``deltasam evaluate`` made of a split
+    ``generate-…/``   what ``deltasam evaluate`` made of a split; ``predict-…/`` of labels
     ================  =========================================================
 
     Args:
@@ -42,12 +42,16 @@ class RunFolder:
 
     @property
     def best_checkpoint(self) -> Path:
-        """The checkpoint with the lowest validation loss."""
+        """The checkpoint that did best in validation, by ``--best-checkpoint-metric``."""
         return self.checkpoints / "checkpoint_best.pt"
 
     def results(self, split: str) -> Path:
         """Return the folder of what was generated for a split."""
         return self.path / f"generate-{split}"
+
+    def predictions(self, split: str) -> Path:
+        """Return the folder of what was predicted for a split."""
+        return self.path / f"predict-{split}"
 
     def has_checkpoints(self) -> bool:
         """Tell whether there is anything that a new run would lose."""

@@ -6,11 +6,13 @@ points, and then trains a model with random weights for as many updates.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from deltasam_fairseq.data.bart import ARCHITECTURES, PreparedBart
+from deltasam_fairseq.data.encoder import PreparedEncoder
 from deltasam_fairseq.data.prepared import PreparedData
+from deltasam_fairseq.data.prepared_sentences import PreparedSentences
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.recipes.base import Flags, Recipe
 from deltasam_fairseq.recipes.command import flag_values
@@ -18,12 +20,12 @@ from deltasam_fairseq.recipes.command import flag_values
 _FAIRSEQS_OWN = "checkpoint_last.pt"
 
 
-def start_flags(recipe: Recipe, bart: PreparedBart | None) -> Flags:
+def start_flags(recipe: Recipe, source: PreparedBart | PreparedEncoder | None) -> Flags:
     """Return the flags of a run's first start.
 
     Args:
         recipe: What to train.
-        bart: What to start from, or none for random weights.
+        source: What to start from, or none for random weights.
 
     Returns:
         The recipe's own, and ``restore-file``.
@@ -31,22 +33,33 @@ def start_flags(recipe: Recipe, bart: PreparedBart | None) -> Flags:
     Raises:
         UserError: If the recipe needs a BART and there is none, or the other way round.
     """
-    if recipe.starts_from_bart and bart is None:
+    if recipe.models:
+        if not isinstance(source, PreparedEncoder):
+            raise UserError(
+                f"the recipe {recipe.name} fine-tunes an encoder: give --model NAME, and --encoder "
+                "DIR if it is not in models/NAME"
+            )
+        return {"restore-file": str(source.checkpoint), **recipe.start}
+    if recipe.starts_from_bart and source is None:
         raise UserError(
             f"the recipe {recipe.name} fine-tunes BART: give --bart DIR, made by deltasam prepare "
             "bart; without a checkpoint fairseq would train random weights"
         )
-    if bart is not None and not recipe.starts_from_bart:
+    if source is not None and not recipe.starts_from_bart:
         raise UserError(f"the recipe {recipe.name} trains from scratch; leave --bart out")
-    return {} if bart is None else {"restore-file": str(bart.checkpoint), **recipe.start}
+    return {} if source is None else {"restore-file": str(source.checkpoint), **recipe.start}
 
 
-def check_start(command: Sequence[str], bart: PreparedBart | None, data: PreparedData) -> None:
+def check_start(
+    command: Sequence[str],
+    source: PreparedBart | PreparedEncoder | None,
+    data: PreparedData | PreparedSentences,
+) -> None:
     """Check that a checkpoint exists and fits model and data.
 
     Args:
         command: The whole call of fairseq-train.
-        bart: What it starts from, or none.
+        source: What it starts from, or none.
         data: What it trains on.
 
     Raises:
@@ -59,13 +72,34 @@ def check_start(command: Sequence[str], bart: PreparedBart | None, data: Prepare
         raise UserError(
             f"--restore-file {restored}: no such file; fairseq would train from scratch"
         )
-    if bart is None:
+    if source is None:
         return
-    if restored != str(bart.checkpoint):
+    if restored != str(source.checkpoint):
+        kind = "encoder" if isinstance(source, PreparedEncoder) else "bart"
         raise UserError(
-            f"--restore-file {restored} would replace the checkpoint of --bart {bart.path}; give "
-            "one of them: --bart, after deltasam prepare bart"
+            f"--restore-file {restored} would replace the checkpoint of --{kind} {source.path}; "
+            f"give one of them: --{kind}, after deltasam prepare {kind}"
         )
+    if isinstance(source, PreparedEncoder):
+        _check_encoder(source, data, flags)
+    else:
+        _check_bart(source, data, flags)
+
+
+def _check_encoder(
+    encoder: PreparedEncoder, data: PreparedData | PreparedSentences, flags: Mapping[str, str]
+) -> None:
+    encoder.require_architecture(flags.get("arch", ""), flags)
+    if data.facts["settings"].get("dict.txt") != encoder.facts["dict_sha256"]:
+        raise UserError(
+            f"{data.path} was prepared with another vocabulary than that of {encoder.path}; "
+            f"prepare it with: deltasam prepare RECIPE --encoder {encoder.path} …"
+        )
+
+
+def _check_bart(
+    bart: PreparedBart, data: PreparedData | PreparedSentences, flags: Mapping[str, str]
+) -> None:
     sizes = ARCHITECTURES.get(flags.get("arch", ""))
     if sizes is None:
         raise UserError(
@@ -81,7 +115,7 @@ def check_start(command: Sequence[str], bart: PreparedBart | None, data: Prepare
             "longest articles; fairseq would leave those out of the training. Use "
             f"--max-tokens {positions} or more"
         )
-    if not data.is_gpt2:
+    if isinstance(data, PreparedSentences) or not data.is_gpt2:
         raise UserError(
             f"{data.path} is not in GPT-2's BPE, which BART needs; make it with: deltasam prepare "
             "cnndm"

@@ -12,7 +12,10 @@ from typing import Any
 
 from deltasam_fairseq import __version__
 
-_DISTRIBUTIONS = ("torch", "fairseq", "fairseq-fixed", "numpy", "sentencepiece", "rouge-score")
+_DISTRIBUTIONS = (
+    *("torch", "fairseq", "fairseq-fixed", "numpy"),
+    *("sentencepiece", "rouge-score", "tokenizers"),
+)
 
 
 def surroundings() -> dict[str, Any]:

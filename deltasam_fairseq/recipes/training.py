@@ -6,10 +6,13 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from deltasam_fairseq.data.bart import PreparedBart
+from deltasam_fairseq.data.encoder import PreparedEncoder
 from deltasam_fairseq.data.prepared import PreparedData
+from deltasam_fairseq.data.prepared_sentences import PreparedSentences
 from deltasam_fairseq.data.process import failure, require_fairseq, run_logged
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.recipes.base import Recipe
@@ -42,10 +45,13 @@ class TrainRequest:
         gpus: None is the run's own if it is continued, else what the recipe needs.
         precision: None is the run's own if it is continued, else the recipe's.
         slurm: Whether SLURM starts it.
+        model: Name of the pretrained model, if the recipe fits several.
+        encoder: What to fine-tune, if the recipe does that; not needed to continue.
+        recipe_file: Where the recipe is from, if it is not one of an installed package.
     """
 
     recipe: Recipe
-    data: PreparedData
+    data: PreparedData | PreparedSentences
     run: RunFolder
     method: str | None = None
     seed: int | None = None
@@ -54,31 +60,37 @@ class TrainRequest:
     gpus: int | None = None
     precision: str | None = None
     slurm: bool = False
+    model: str | None = None
+    encoder: PreparedEncoder | None = None
+    recipe_file: Path | None = None
 
-    def command(self, *, resume: bool = False) -> list[str]:
+    def command(self, *, resume: bool = False, check: bool = True) -> list[str]:
         """Build the call of fairseq-train.
 
         Args:
             resume: Whether what is not asked for anew comes from the run's record.
+            check: Whether checkpoint and data must be there and fit.
 
         Returns:
             Program and arguments.
         """
         record = self.run.record() if resume else {}
         method, seed = self._choices(record)
-        bart = None if resume else self.bart
+        model = self.model or record.get("model")
+        source = None if resume else self.bart or self.encoder
         command = train_command(
-            self.recipe,
+            self.recipe.with_model(model) if model else self.recipe,
             data=self.data.binary,
             save_dir=self.run.checkpoints,
             method=method,
             seed=seed,
             overrides=[*record.get("overrides", ()), *self.overrides],
-            start={} if resume else start_flags(self.recipe, bart),
+            start={} if resume else start_flags(self.recipe, source),
             precision=self.precision or record.get("precision"),
             launch=Launch(self.gpus or record.get("gpus"), self.slurm),
         )
-        check_start(command, bart, self.data)
+        if check:
+            check_start(command, source, self.data)
         return command
 
     def facts(self) -> dict[str, Any]:
@@ -94,13 +106,17 @@ class TrainRequest:
             "data_sha256": self.data.sha256,
             "gpus": self.gpus,
             "precision": self.precision,
+            "model": self.model,
+            "encoder": self.encoder
+            and {**self.encoder.facts, "path": str(self.encoder.path.resolve())},
+            "recipe_file": self.recipe_file and str(self.recipe_file.resolve()),
             "bart": self.bart and {**self.bart.facts, "path": str(self.bart.path.resolve())},
         }
 
     def require_same_run(self) -> None:
         """Check that the run in the folder is the one asked for."""
         wanted: dict[str, object] = {"recipe": self.recipe.name, "data_sha256": self.data.sha256}
-        chosen = {"method": self.method, "seed": self.seed}
+        chosen = {"method": self.method, "seed": self.seed, "model": self.model}
         wanted.update({name: value for name, value in chosen.items() if value is not None})
         self.run.require_same(**wanted)
 

@@ -17,8 +17,11 @@ def write(path: Path, *lines: str) -> str:
 
 def test_recipes_lists_and_shows(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes"]) == 0
-    listed = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in listed] == ["cnndm", "cnndm-small", "docstrings", "text"]
+    header, _, *listed = capsys.readouterr().out.splitlines()
+    assert header.split() == ["recipe", "metric", "what", "it", "is", "models"]
+    names = [line.split()[0] for line in listed]
+    assert {"cnndm", "cnndm-small", "docstrings", "text", "glue/rte", "glue/sts-b"} <= set(names)
+    assert names == sorted(names)
     assert main(["recipes", "docstrings"]) == 0
     shown = capsys.readouterr().out
     assert "deltasam train docstrings --data DIR" in shown

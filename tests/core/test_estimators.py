@@ -15,6 +15,7 @@ from deltasam_fairseq.core.estimators import (
     Estimator,
     Weights,
     exact,
+    exponential,
     finite_difference,
     probe,
     uniform,
@@ -81,7 +82,8 @@ def test_contract_under_no_grad(name: str, make: Callable[[], Problem]) -> None:
         assert torch.equal(weigh(ESTIMATORS.get(name), problem).values, expected)
 
 
-@pytest.mark.parametrize("name", ESTIMATORS.names())
+# Random weights are those of a place in the batch, whatever the sentence.
+@pytest.mark.parametrize("name", sorted({*ESTIMATORS.names()} - {"random"}))
 def test_contract_of_the_ratios(name: str) -> None:
     """A sentence's weight is its own business: permuting the batch permutes the weights."""
     problem = mlp(sentences=5)
@@ -99,6 +101,26 @@ def test_finite_difference_is_eq_5(make: Callable[[], Problem], eta: float) -> N
     expected = reference.delta_sam_weights(problem.losses_at(), problem.params, noise, eta=eta)
     weights, _ = weigh(finite_difference, problem, eta=eta, seed=9)
     assert_close([weights], [expected], rtol=1e-9)
+
+
+def test_random_weights_are_exponential_and_know_nothing_of_the_sentences() -> None:
+    weights = exponential(lambda: torch.empty(0), [], rho=0.05, eta=1e-4, seed=3)
+    found = weights(torch.zeros(20_000))
+    assert found.floored == 0
+    assert found.values.dtype == torch.float64
+    # Mean and spread of the distribution are both 1: 20,000 draws come within 5 standard errors.
+    assert found.values.mean().item() == pytest.approx(1, abs=0.036)
+    assert found.values.std().item() == pytest.approx(1, abs=0.06)
+    again = exponential(lambda: torch.empty(0), [], rho=0.01, eta=1.0, seed=3)
+    assert torch.equal(again(torch.rand(20_000)).values, found.values)
+    other = exponential(lambda: torch.empty(0), [], rho=0.05, eta=1e-4, seed=4)
+    assert not torch.equal(other(torch.zeros(20_000)).values, found.values)
+
+
+def test_random_weights_leave_no_trace_in_the_global_generator() -> None:
+    before = torch.get_rng_state()
+    weigh(exponential, mlp())
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_finite_difference_ignores_the_sign_of_r() -> None:

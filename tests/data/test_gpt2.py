@@ -80,4 +80,4 @@ def test_the_real_files_are_known(data_folder: Path) -> None:
 def test_a_fairseq_without_its_examples_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="this fairseq lacks examples/roberta"):
-        gpt2._program()
+        gpt2.bpe_program()

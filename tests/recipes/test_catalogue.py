@@ -3,14 +3,23 @@ from pathlib import Path
 
 import pytest
 
-from deltasam_fairseq.recipes.base import METHODS
+from deltasam_fairseq.recipes.base import CONTROLS, METHODS, Recipe
 from deltasam_fairseq.recipes.catalogue import RECIPES
 from deltasam_fairseq.recipes.command import generate_command, train_command
 
+CASES: list[tuple[str, str | None]] = [
+    (name, model) for name, recipe in RECIPES.items() for model in tuple(recipe.models) or (None,)
+]
 
-@pytest.mark.parametrize("name", RECIPES.names())
-def test_every_recipe_is_complete(name: str) -> None:
+
+def recipe_for(name: str, model: str | None) -> Recipe:
     recipe = RECIPES.get(name)
+    return recipe.with_model(model) if model else recipe
+
+
+@pytest.mark.parametrize(("name", "model"), CASES)
+def test_every_recipe_is_complete(name: str, model: str | None) -> None:
+    recipe = recipe_for(name, model)
     assert recipe.name == name
     assert recipe.version >= 1
     assert RECIPES.describe(name) == recipe.description != ""
@@ -21,16 +30,20 @@ def test_every_recipe_is_complete(name: str) -> None:
 
 
 @pytest.mark.fairseq
-@pytest.mark.parametrize("name", RECIPES.names())
-def test_fairseq_knows_every_flag(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "model"), CASES)
+def test_fairseq_knows_every_flag(
+    name: str, model: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from fairseq import options, utils
 
     monkeypatch.setattr(utils, "import_user_module", lambda args: None)
     pytest.importorskip("deltasam_fairseq.fairseq_plugin.register")
-    recipe = RECIPES.get(name)
+    recipe = recipe_for(name, model)
     train = train_command(recipe, data=Path("d"), save_dir=Path("s"), method="sam", seed=1)
     args = options.parse_args_and_arch(options.get_training_parser(), train[3:])
     assert args.arch == recipe.flags["arch"]
+    if not recipe.generation:
+        return
     generate = generate_command(recipe, data=Path("d"), checkpoint=Path("c"), split="test")
     args = options.parse_args_and_arch(options.get_generation_parser(), generate[3:])
     assert args.beam == recipe.generation["beam"]
@@ -40,6 +53,15 @@ def test_the_methods_are_those_of_the_core() -> None:
     from deltasam_fairseq.core.checks import METHODS as CORE_METHODS
 
     assert METHODS == CORE_METHODS
+
+
+def test_controls_run_as_methods_with_estimators_of_the_core() -> None:
+    from deltasam_fairseq.core.estimators import ESTIMATORS
+
+    assert not CONTROLS.keys() & set(METHODS)
+    for control in CONTROLS.values():
+        assert control.method in METHODS
+        assert control.flags["sam-estimator"] in ESTIMATORS
 
 
 def test_an_unknown_recipe_names_the_nearest() -> None:

@@ -172,6 +172,11 @@ PREDICTION = (
     "--num-classes 2 --init-token 0 --separator-token 2 --max-positions 32"
 ).split() + ENCODER
 
+BERT = (
+    "--task sentence_prediction --arch deltasam_bert_base --max-positions 32 --num-classes 2 "
+    "--criterion deltasam_sentence_prediction --sentence-metrics matthews,accuracy --init-token 0"
+).split() + ENCODER
+
 COMMON = (
     "--cpu --optimizer delta_sam --lr 0.01 --batch-size 8 --max-epoch 2 --num-workers 0 "
     "--required-batch-size-multiple 1 --no-progress-bar --log-format json --log-interval 1 "

@@ -35,7 +35,9 @@ def first_gradient(
     clip = trainer.clip_grad_norm
 
     def look(norm: float) -> Any:
-        found.append(torch.cat([p.grad.double().flatten() for p in params]))
+        # fairseq 0.12.2 has parameters that training never uses.
+        used = [p.grad for p in params if p.grad is not None]
+        found.append(torch.cat([gradient.double().flatten() for gradient in used]))
         return clip(norm)
 
     trainer.clip_grad_norm = look

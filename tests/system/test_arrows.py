@@ -64,6 +64,7 @@ THIRD_PARTY = {
     "sacrebleu",
     "safetensors",
     "sentencepiece",
+    "tokenizers",
     "torch",
 }
 
@@ -171,7 +172,13 @@ def test_the_rules_find_what_they_forbid(
         (f"{PACKAGE}.data", {"torch", "fairseq"}),
         (f"{PACKAGE}.recipes", {"torch", "fairseq"}),
         (f"{PACKAGE}.conversion.prepare_bart", {"fairseq", "safetensors", "transformers"}),
+        (
+            f"{PACKAGE}.conversion.prepare_encoder",
+            {"fairseq", "safetensors", "tokenizers", "transformers"},
+        ),
         (f"{PACKAGE}.cli.main", {"torch", "fairseq"}),
+        (f"{PACKAGE}.cli.sweep", {"torch", "fairseq"}),
+        (f"{PACKAGE}.cli.recipes", {"torch", "fairseq", "numpy", "tokenizers"}),
         (f"{PACKAGE}.cli.prepare", {"torch", "fairseq"}),
         (f"{PACKAGE}.cli.train", {"torch", "fairseq"}),
     ],

@@ -1,0 +1,206 @@
+"""Tables 1 and 4 of the paper with our runs beside them, made from the records of sweeps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, median
+
+from deltasam_fairseq.analysis.sweep_cells import Group, Key, collect, describe_grid
+from deltasam_fairseq.analysis.table import NONE, NOT_RUN, Table
+from deltasam_fairseq.data.glue import GLUE
+from deltasam_fairseq.recipes.base import CONTROLS, METHODS
+from deltasam_fairseq.recipes.glue_published import (
+    BERT,
+    ROBERTA,
+    ROW_OF_METHOD,
+    TABLE_1,
+    TABLE_4,
+    TABLE_4_TASKS,
+    TASKS,
+)
+
+#: Our models that are those of a half of Table 1, and what that half is called here.
+_HALVES = {
+    BERT: ("BERT-base", ("bert_base_cased", "bert_base_uncased")),
+    ROBERTA: ("RoBERTa-large", ("roberta_large",)),
+}
+_METHOD_OF_ROW = {row: method for method, row in ROW_OF_METHOD.items()}
+_ORDER = (*METHODS, *CONTROLS)
+
+Groups = Mapping[Key, Group]
+
+
+def table_1(folders: Sequence[Path]) -> Table:
+    """Build Table 1: the GLUE tasks, the validation metric.
+
+    Args:
+        folders: With sweeps below them.
+
+    Returns:
+        The rows of the paper, each followed by ours: median, best of n, and the difference
+        of the best from the published number. Then the models that the paper has not.
+    """
+    groups = collect(folders)
+    header = ("system", "row", *(GLUE[task].name for task in TASKS), "average")
+    rows: list[tuple[str, ...]] = []
+    for half, (title, models) in _HALVES.items():
+        for name, cells in TABLE_1[half].items():
+            average, *numbers = cells
+            rows.append((f"{title}, {name}", "published", *numbers, average))
+            method = _METHOD_OF_ROW.get(name)
+            if method is None:
+                rows.append((f"{title}, {name}", "ours", *(NOT_RUN,) * len(numbers), NOT_RUN))
+                continue
+            ran = [model for model in models if _any(groups, model, method)] or models[:1]
+            for model in ran:
+                rows += _ours(groups, f"{title}, {name}", model, method, numbers)
+    rows += _others(groups)
+    return Table(header, rows, _note_1(groups))
+
+
+def table_4(folders: Sequence[Path]) -> Table:
+    """Build Table 4: adversarial risk, and median and best accuracy, on MRPC and RTE.
+
+    Args:
+        folders: With sweeps below them.
+
+    Returns:
+        Published and ours for BERT, then the models that the paper has not.
+    """
+    groups = collect(folders)
+    header = (
+        *("system", "row"),
+        *(f"{GLUE[task].name} {what}" for task in TABLE_4_TASKS for what in ("risk", "med/max")),
+    )
+    title, models = _HALVES[BERT]
+    rows: list[tuple[str, ...]] = []
+    for name in TABLE_4[TABLE_4_TASKS[0]]:
+        printed = [TABLE_4[task][name] for task in TABLE_4_TASKS]
+        cells = (cell for risk, mid, top in printed for cell in (risk, f"{mid}/{top}"))
+        rows.append((f"{title}, {name}", "published", *cells))
+        method = _METHOD_OF_ROW[name]
+        for model in [m for m in models if _any(groups, m, method)] or models[:1]:
+            rows += list(_risk_rows(groups, f"{title}, {name}", model, method, printed))
+    known = {model for _, names in _HALVES.values() for model in names}
+    for model, method in _pairs(groups):
+        recipes = [f"glue/{task}" for task in TABLE_4_TASKS]
+        if model not in known and any((recipe, model, method) in groups for recipe in recipes):
+            rows += list(_risk_rows(groups, f"{model}, {method}", model, method, None))
+    return Table(header, rows, _note_4(groups))
+
+
+def _any(groups: Groups, model: str, method: str) -> bool:
+    return any((f"glue/{task}", model, method) in groups for task in TASKS)
+
+
+def _pairs(groups: Groups) -> list[tuple[str, str]]:
+    """List model and method of all groups, methods in their usual order."""
+    found = {(model, method) for _, model, method in groups}
+    return sorted(found, key=lambda pair: (pair[0], _ORDER.index(pair[1])))
+
+
+def _ours(
+    groups: Groups, system: str, model: str, method: str, printed: Sequence[str] | None
+) -> Iterator[tuple[str, ...]]:
+    found = [groups.get((f"glue/{task}", model, method)) for task in TASKS]
+    name = f"ours, {model}"
+    if not any(found):
+        yield (system, name, *(NOT_RUN,) * len(TASKS), NOT_RUN)
+        return
+    for what, choose in (("median", median), ("best", max)):
+        values = [choose(group.scores) if group else None for group in found]
+        cells = [
+            NOT_RUN if group is None else f"{value:.2f} (n={len(group.records)})"
+            for group, value in zip(found, values, strict=True)
+        ]
+        there = [value for value in values if value is not None]
+        average = f"{fmean(there):.2f}" if len(there) == len(TASKS) else NONE
+        yield (system, f"{name}, {what}", *cells, average)
+    if printed is not None:
+        tops = [max(group.scores) if group else None for group in found]
+        cells = [_difference(top, cell) for top, cell in zip(tops, printed, strict=True)]
+        yield (system, f"{name}, best - published", *cells, NONE)
+
+
+def _others(groups: Groups) -> list[tuple[str, ...]]:
+    known = {model for _, models in _HALVES.values() for model in models}
+    return [
+        row
+        for model, method in _pairs(groups)
+        if model not in known
+        for row in _ours(groups, f"{model}, {method}", model, method, None)
+    ]
+
+
+def _difference(value: float | None, printed: str) -> str:
+    number = printed.rstrip("*")
+    return NONE if value is None or number == NONE else f"{value - float(number):+.2f}"
+
+
+def _risk_rows(
+    groups: Groups,
+    system: str,
+    model: str,
+    method: str,
+    printed: Sequence[tuple[str, str, str]] | None,
+) -> Iterator[tuple[str, ...]]:
+    found = [groups.get((f"glue/{task}", model, method)) for task in TABLE_4_TASKS]
+    cells: list[str] = []
+    differences: list[str] = []
+    for number, group in enumerate(found):
+        risk = fmean(group.risks) if group and group.risks else None
+        cells.append(
+            NOT_RUN if risk is None or group is None else f"{risk:.3f} (n={len(group.risks)})"
+        )
+        if group is None:
+            cells.append(NOT_RUN)
+        else:
+            both = f"{median(group.scores):.2f}/{max(group.scores):.2f}"
+            cells.append(f"{both} (n={len(group.records)})")
+        if printed is not None:
+            published_risk, mid, top = printed[number]
+            differences.append(_difference(risk, published_risk))
+            sides = ((median, mid), (max, top))
+            values = [
+                _difference(choose(group.scores) if group else None, p) for choose, p in sides
+            ]
+            differences.append(NONE if group is None else "/".join(values))
+    yield (system, f"ours, {model}", *cells)
+    if printed is not None and any(found):
+        yield (system, "ours - published", *differences)
+
+
+def _note_1(groups: Groups) -> str:
+    return (
+        "Metric of the paper on the validation set, in percent: accuracy (MNLI matched), CoLA "
+        "Matthews, STS-B Pearson. Published: best of 5 seeds for R-Drop, SAM and δ-SAM, of 10 "
+        "for R3F, of 3 for SMART, median of 5 for RoBERTa; * from a model trained on MNLI. "
+        f"{_ours_note(groups)}"
+    )
+
+
+def _note_4(groups: Groups) -> str:
+    radii = sorted(
+        {
+            (str(record["adversarial_risk"]["rho"]), record["adversarial_risk"]["split"])
+            for group in groups.values()
+            for record in group.records
+            if "adversarial_risk" in record
+        }
+    )
+    ours = "; ".join(f"rho {rho}, split {split}" for rho, split in radii) or NOT_RUN
+    return (
+        "Adversarial risk of Eq. 2 in nats, mean over seeds (the paper: rho 0.05, it does not say "
+        f"which split; ours: {ours}); accuracy as median/best. {_ours_note(groups)}"
+    )
+
+
+def _ours_note(groups: Groups) -> str:
+    if not groups:
+        return "Ours: no sweep has a finished run yet."
+    chosen = "; ".join(
+        f"{recipe} {model} {method}: {describe_grid(group)}"
+        for (recipe, model, method), group in sorted(groups.items())
+    )
+    return f"Ours: best is the highest of n seeds, of the point of the grid named here. {chosen}"

@@ -1,0 +1,40 @@
+"""Check a BERT or RoBERTa and write it as what deltasam train --encoder starts from.
+
+Takes a folder of Hugging Face with config.json, model.safetensors and vocab.txt
+(BERT), or model.pt of fairseq's roberta.large or roberta.base.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from pathlib import Path
+
+HELP = "a BERT or RoBERTa, from Hugging Face or fairseq"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add where the model is from and where it goes."""
+    parser.add_argument("checkpoint", type=Path, help="a folder, or model.pt of a RoBERTa")
+    parser.add_argument(
+        "--gpt2",
+        type=Path,
+        metavar="DIR",
+        help="for a RoBERTa: holds encoder.json, vocab.bpe and dict.txt",
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="the folder to make: models/MODEL"
+    )
+    parser.add_argument("--force", action="store_true", help="replace the folder that is there")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Convert the model.
+
+    Args:
+        args: Of :func:`add_arguments`.
+    """
+    # Imports torch, which the listing of verbs and kinds can do without.
+    module = importlib.import_module("deltasam_fairseq.conversion.prepare_encoder")
+    request = module.EncoderRequest(args.checkpoint, args.gpt2)
+    module.prepare_encoder(args.out, request, force=args.force)

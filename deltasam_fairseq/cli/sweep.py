@@ -1,0 +1,127 @@
+"""Run a recipe with several methods, seeds and hyperparameters; one record for each run.
+
+    deltasam sweep glue/rte --model minilm_l6 --methods none,sam --seeds 1-5 --grid rho=0.02,0.05
+
+Called again, it skips finished runs and goes on with one that was broken off; several
+calls at once share the runs. Any further flag goes to fairseq-train. The records are in
+OUT/records; deltasam table 1 and deltasam table 4 read them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from deltasam_fairseq.cli.options import whole_number
+from deltasam_fairseq.data.encoder import PreparedEncoder
+from deltasam_fairseq.data.prepared_sentences import PreparedSentences
+from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.recipes.base import CONTROLS, METHODS, PRECISIONS
+from deltasam_fairseq.recipes.catalogue import find_recipe
+from deltasam_fairseq.recipes.places import data_folder, encoder_folder, sweep_folder
+from deltasam_fairseq.recipes.slurm_array import array_script, submit
+from deltasam_fairseq.recipes.sweep import Sweep, run_sweep
+from deltasam_fairseq.recipes.sweep_folder import SweepFolder
+from deltasam_fairseq.recipes.sweep_plan import Cell, plan, read_grid, read_seeds
+
+HELP = "run a recipe over methods, seeds and a grid"
+#: Unknown arguments are no error but ``args.extra``: they are fairseq's.
+PASSES_ON = True
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add recipe, model, what to vary and how to run."""
+    parser.add_argument("recipe", help="see: deltasam recipes")
+    parser.add_argument("--model", required=True, help="see: deltasam recipes RECIPE")
+    parser.add_argument(
+        "--methods",
+        default="none,sam,delta_sam",
+        help=f"of {', '.join((*METHODS, *CONTROLS))}; separated by commas (%(default)s)",
+    )
+    parser.add_argument("--seeds", default="1-5", help="as in 1-5 or 1,2,7 (%(default)s)")
+    parser.add_argument(
+        "--grid",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUES",
+        help="rho=…, eta=… or a flag of fairseq; default: the recipe's values alone",
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: sweeps/RECIPE/MODEL")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="default: data/RECIPE/MODEL")
+    parser.add_argument("--encoder", type=Path, metavar="DIR", help="default: models/MODEL")
+    parser.add_argument("--precision", choices=PRECISIONS, help="default: the recipe's")
+    parser.add_argument("--gpus", type=whole_number, metavar="N", help="GPUs of one run")
+    parser.add_argument(
+        "--adversarial-risk",
+        type=float,
+        metavar="RHO",
+        help="measure Eq. 2 at this radius as well; the paper's is 0.05",
+    )
+    parser.add_argument("--discard-checkpoints", action="store_true", help="keep the records alone")
+    parser.add_argument("--list", action="store_true", help="list the runs and their state")
+    parser.add_argument("--cell", type=whole_number, metavar="N", help="run the n-th alone")
+    parser.add_argument("--slurm", action="store_true", help="hand the runs to sbatch, as an array")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the sweep, list it, or hand it to SLURM.
+
+    Args:
+        args: Of :func:`add_arguments`, and ``extra`` and ``typed``.
+
+    Returns:
+        Zero, or 1 if a run failed.
+
+    Raises:
+        UserError: If there is no run of that number.
+    """
+    cells = plan(args.methods.split(","), read_seeds(args.seeds), read_grid(args.grid))
+    recipe = find_recipe(args.recipe)
+    if recipe.sentences is None:
+        raise UserError(
+            f"the recipe {recipe.name} is no task on sentences; sweeps run those: "
+            "train it with deltasam train, once per method and seed"
+        )
+    recipe.model(args.model)
+    folder = SweepFolder(args.out or sweep_folder(recipe.name, args.model))
+    if args.list:
+        _list(folder, cells)
+        return 0
+    if args.slurm:
+        script = array_script(_own_call(args.typed), len(cells), folder.path, gpus=args.gpus or 1)
+        print(submit(script, folder.path))
+        return 0
+    if args.cell is not None:
+        if args.cell > len(cells):
+            raise UserError(f"--cell {args.cell}: there are {len(cells)} runs")
+        cells = [cells[args.cell - 1]]
+    sweep = Sweep(
+        recipe=recipe,
+        data=PreparedSentences.load(args.data or data_folder(recipe.name, args.model)),
+        model=args.model,
+        encoder=PreparedEncoder.load(args.encoder or encoder_folder(args.model)),
+        folder=folder,
+        overrides=args.extra,
+        precision=args.precision,
+        gpus=args.gpus,
+        risk=args.adversarial_risk,
+        keep=not args.discard_checkpoints,
+        recipe_file=args.recipe_file,
+    )
+    outcome = run_sweep(sweep, cells)
+    print(f"{folder.path}: {len(cells)} runs: {outcome.summary()}")
+    return 1 if outcome.failed else 0
+
+
+def _list(folder: SweepFolder, cells: list[Cell]) -> None:
+    width = max(len(cell.name) for cell in cells)
+    for cell in cells:
+        record = folder.record(cell.name)
+        state = "finished" if record else "begun" if folder.cell(cell.name).exists() else "not run"
+        print(f"{cell.name:{width}}  {state}")
+
+
+def _own_call(typed: list[str]) -> list[str]:
+    arguments = [argument for argument in typed if argument != "--slurm"]
+    return [sys.executable, "-m", "deltasam_fairseq.cli", *arguments]

@@ -1,0 +1,227 @@
+"""Making the folder that ``deltasam train … --encoder`` starts from: a BERT or a RoBERTa."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deltasam_fairseq.conversion.checkpoint import load, save
+from deltasam_fairseq.conversion.encoder_names import fold_segments, rename
+from deltasam_fairseq.conversion.encoder_shapes import EMBEDDING, complete
+from deltasam_fairseq.conversion.huggingface import (
+    CONFIG,
+    WEIGHTS,
+    entry,
+    load_safetensors,
+    read_config,
+    require_same_order,
+)
+from deltasam_fairseq.data.bart import SPECIAL_SYMBOLS
+from deltasam_fairseq.data.encoder import (
+    ARCHITECTURES,
+    BERT,
+    ENCODER_MARKER,
+    ROBERTA,
+    SIZES,
+    PreparedEncoder,
+)
+from deltasam_fairseq.data.files import count_lines, file_sha256
+from deltasam_fairseq.data.vocabulary import GPT2_FILES, is_lowercase, write_bert_dictionary
+from deltasam_fairseq.errors import UserError
+
+_CONFIG_SIZES = dict(
+    zip(
+        SIZES,
+        (
+            *("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads"),
+            "max_position_embeddings",
+        ),
+        strict=True,
+    )
+)
+#: What config.json must say, if it says anything.
+_FIXED: Mapping[str, Mapping[str, object]] = {
+    BERT: {
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-12,
+        "type_vocab_size": 2,
+        "position_embedding_type": "absolute",
+    },
+    ROBERTA: {
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-5,
+        "type_vocab_size": 1,
+        "position_embedding_type": "absolute",
+        "pad_token_id": 1,
+    },
+}
+_ROBERTA_OFFSET = 2
+_VERSION = "encoder.sentence_encoder.version"
+
+
+@dataclass(frozen=True)
+class EncoderRequest:
+    """Which encoder to prepare.
+
+    Args:
+        source: A folder of Hugging Face, or ``model.pt`` of fairseq's RoBERTa.
+        gpt2: For a RoBERTa: folder of ``encoder.json``, ``vocab.bpe`` and ``dict.txt``.
+    """
+
+    source: Path
+    gpt2: Path | None = None
+
+
+def prepare_encoder(
+    out: Path, request: EncoderRequest, *, force: bool = False, say: Callable[[str], None] = print
+) -> PreparedEncoder:
+    """Convert and check an encoder.
+
+    Args:
+        out: The folder to make; ``model.json`` is written last.
+        request: Which encoder.
+        force: Whether to replace a folder that was made before.
+        say: Told what happens, line by line.
+
+    Returns:
+        The finished folder.
+
+    Raises:
+        UserError: If ``out`` is something else or the source cannot be used.
+    """
+    if (out / ENCODER_MARKER).is_file() and not force:
+        found = PreparedEncoder.load(out)
+        if found.facts["source"] == str(request.source.resolve()):
+            say(f"{out}: finished before from the same checkpoint; nothing to do")
+            return found
+        raise UserError(
+            f"{out} was made from {found.facts['source']}; pass --force to replace it, or "
+            "another --out"
+        )
+    if out.exists() and any(out.iterdir()) and not (out / ENCODER_MARKER).is_file() and not force:
+        raise UserError(f"{out} exists and was not made by deltasam prepare encoder; give another")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / ENCODER_MARKER).unlink(missing_ok=True)
+    say(f"reading {request.source} …")
+    make = _from_huggingface if request.source.is_dir() else _from_fairseq
+    facts = make(out, request)
+    found = PreparedEncoder(out, {})
+    facts |= {
+        "source": str(request.source.resolve()),
+        "dict_sha256": file_sha256(found.dictionary),
+        "bytes": found.checkpoint.stat().st_size,
+        "sha256": file_sha256(found.checkpoint),
+    }
+    (out / ENCODER_MARKER).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    say(f"{found.checkpoint}: {facts['family']}, {facts['rows']:,} symbols")
+    return PreparedEncoder.load(out)
+
+
+def _from_huggingface(out: Path, request: EncoderRequest) -> dict[str, Any]:
+    folder = request.source
+    if not (folder / CONFIG).is_file() and (folder / "model.pt").is_file():
+        raise UserError(f"{folder} is the folder of a fairseq model; give {folder / 'model.pt'}")
+    config = read_config(folder)
+    family = str(config.get("model_type"))
+    if family not in _FIXED:
+        raise UserError(f"{folder / CONFIG}: model_type is {family!r}, not bert or roberta")
+    for name, value in _FIXED[family].items():
+        if config.get(name, value) != value:
+            raise UserError(
+                f"{folder / CONFIG}: {name} is {config[name]!r}; fairseq's {family} needs {value!r}"
+            )
+    original = load_safetensors(folder / WEIGHTS)
+    found = rename(original, family, str(folder))
+    sizes = {flag: entry(config, name, folder) for flag, name in _CONFIG_SIZES.items()}
+    facts: dict[str, Any] = {"family": family, "sizes": sizes}
+    if family == BERT:
+        order = _bert_vocabulary(folder, out)
+        facts["lowercase"] = is_lowercase(folder)
+        _require_rows(found, len(order), folder)
+        found[EMBEDDING] = found[EMBEDDING][order]
+    else:
+        sizes["max-positions"] -= _ROBERTA_OFFSET
+        fold_segments(found, original)
+        words = _gpt2_vocabulary(request, out)
+        require_same_order(folder, out / "dict.txt", out / "gpt2" / "encoder.json")
+        _require_rows(found, words + SPECIAL_SYMBOLS + 1, folder)
+    state = complete(found, sizes, family, str(folder))
+    _write(out, state, family, sizes)
+    return {**facts, "rows": int(state[EMBEDDING].size(0))}
+
+
+def _from_fairseq(out: Path, request: EncoderRequest) -> dict[str, Any]:
+    content = load(request.source)
+    args = content.get("args") if isinstance(content, dict) else None
+    arch = str(getattr(args, "arch", ""))
+    if not arch.startswith("roberta"):
+        raise UserError(
+            f"{request.source} holds a model of the architecture {arch or 'of unknown name'}, not "
+            "RoBERTa; a BERT is read from a folder of Hugging Face"
+        )
+    default = ARCHITECTURES.get(arch, ARCHITECTURES["roberta_base"])
+    sizes = {flag: getattr(args, flag.replace("-", "_"), default[flag]) for flag in SIZES}
+    rows = next(
+        value.size(0)
+        for name, value in content["model"].items()
+        if name.endswith("sentence_encoder.embed_tokens.weight")
+    )
+    words = _gpt2_vocabulary(request, out)
+    if rows not in (words + SPECIAL_SYMBOLS, words + SPECIAL_SYMBOLS + 1):
+        raise UserError(
+            f"{request.source} embeds {rows} symbols, but {out / 'dict.txt'} has {words} words"
+        )
+    shutil.copyfile(request.source, out / "model.pt")
+    return {"family": ROBERTA, "sizes": sizes, "rows": int(rows)}
+
+
+def _bert_vocabulary(folder: Path, out: Path) -> list[int]:
+    path = folder / "vocab.txt"
+    if not path.is_file():
+        raise UserError(
+            f"{path}: no such file; with transformers, BertTokenizer.save_vocabulary writes it"
+        )
+    shutil.copyfile(path, out / "vocab.txt")
+    return write_bert_dictionary(path, out / "dict.txt")
+
+
+def _gpt2_vocabulary(request: EncoderRequest, out: Path) -> int:
+    if request.gpt2 is None:
+        raise UserError(
+            "a RoBERTa needs --gpt2 DIR, which holds encoder.json, vocab.bpe and dict.txt"
+        )
+    (out / "gpt2").mkdir(exist_ok=True)
+    for name in (*GPT2_FILES, "dict.txt"):
+        if not (request.gpt2 / name).is_file():
+            raise UserError(f"{request.gpt2 / name}: no such file")
+        shutil.copyfile(request.gpt2 / name, out / ("" if name == "dict.txt" else "gpt2") / name)
+    return count_lines(out / "dict.txt")
+
+
+def _require_rows(found: Mapping[str, Tensor], rows: int, folder: Path) -> None:
+    embedded = found[EMBEDDING].size(0) if EMBEDDING in found else 0
+    if embedded != rows:
+        raise UserError(
+            f"{folder / WEIGHTS} embeds {embedded} tokens, but the vocabulary has {rows}; give the "
+            "one that the model was trained with"
+        )
+
+
+def _write(out: Path, state: dict[str, Tensor], family: str, sizes: Mapping[str, Any]) -> None:
+    args = argparse.Namespace(
+        arch="deltasam_bert_base" if family == BERT else "roberta_base",
+        task="sentence_prediction",
+        criterion="sentence_prediction",
+        **{flag.replace("-", "_"): value for flag, value in sizes.items()},
+    )
+    # What fairseq's encoder registers beside its weights.
+    whole = {**state, _VERSION: torch.tensor([3.0])}
+    save(args, whole, out / "model.pt", criterion="SentencePredictionCriterion")

@@ -1,0 +1,1 @@
+"""BERT for fairseq, and classification scored with the metrics of its task."""

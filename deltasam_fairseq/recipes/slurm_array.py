@@ -1,0 +1,68 @@
+"""A sweep as one array job of SLURM: a task per run."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from deltasam_fairseq.errors import UserError
+
+
+def array_script(command: Sequence[str], cells: int, folder: Path, *, gpus: int = 1) -> str:
+    """Write the script for ``sbatch``.
+
+    Args:
+        command: The sweep's own call, without ``--slurm``.
+        cells: Number of runs.
+        folder: Of the sweep; logs go there.
+        gpus: GPUs of one run.
+
+    Returns:
+        The script. Partition, time and account are SLURM's own variables:
+        ``SBATCH_PARTITION`` and so on.
+
+    Example:
+        >>> print(array_script(["deltasam", "sweep", "glue/rte"], 3, Path("out")).splitlines()[2])
+        #SBATCH --array=1-3
+    """
+    return "\n".join(
+        [
+            "#!/bin/bash",
+            "#SBATCH --job-name=deltasam-sweep",
+            f"#SBATCH --array=1-{cells}",
+            f"#SBATCH --nodes=1 --ntasks=1 --gpus-per-node={gpus} --cpus-per-task={4 * gpus}",
+            f"#SBATCH --output={folder / 'slurm-%A-%a.log'}",
+            f'{shlex.join(command)} --cell "$SLURM_ARRAY_TASK_ID"',
+            "",
+        ]
+    )
+
+
+def submit(script: str, folder: Path) -> str:
+    """Hand the script in.
+
+    Args:
+        script: Of :func:`array_script`.
+        folder: Where it is kept.
+
+    Returns:
+        What ``sbatch`` says.
+
+    Raises:
+        UserError: If there is no ``sbatch`` or it refuses.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "sweep.sbatch"
+    path.write_text(script, encoding="utf-8")
+    try:
+        done = subprocess.run(["sbatch", str(path)], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise UserError(
+            "--slurm needs sbatch, which is not on PATH; call it on a machine of the cluster, or "
+            f"look at {path}"
+        ) from None
+    if done.returncode:
+        raise UserError(f"sbatch {path}: {done.stderr.strip()}")
+    return done.stdout.strip()

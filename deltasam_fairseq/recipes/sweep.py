@@ -1,0 +1,245 @@
+"""Running the cells of a sweep: train, evaluate, record, one after another."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from deltasam_fairseq.data.encoder import PreparedEncoder
+from deltasam_fairseq.data.prepared_sentences import PreparedSentences
+from deltasam_fairseq.data.process import failure, run_logged
+from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.plugin_path import plugin_dir
+from deltasam_fairseq.recipes.base import Recipe
+from deltasam_fairseq.recipes.classification import classify
+from deltasam_fairseq.recipes.command import flag_values
+from deltasam_fairseq.recipes.run_folder import RunFolder
+from deltasam_fairseq.recipes.sweep_folder import SweepFolder
+from deltasam_fairseq.recipes.sweep_plan import Cell
+from deltasam_fairseq.recipes.train_log import read_curve
+from deltasam_fairseq.recipes.training import TrainRequest, train
+
+_FROM_RUN = (
+    *("recipe", "recipe_version", "model", "method", "seed", "data_sha256"),
+    *("versions", "commit", "hardware"),
+)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What the runs of a sweep have in common.
+
+    Args:
+        recipe: What to train.
+        data: On what.
+        model: Name of the pretrained model.
+        encoder: Its folder.
+        folder: Where to keep it all.
+        overrides: Further flags of fairseq, for every run.
+        precision: One of ``PRECISIONS``; none is the recipe's own.
+        gpus: None leaves it to the recipe.
+        risk: Radius of the adversarial risk to measure as well; none measures none.
+        keep: Whether the best checkpoints stay; the last ones go when a run is recorded.
+        recipe_file: Where the recipe is from, if it is not one of an installed package.
+    """
+
+    recipe: Recipe
+    data: PreparedSentences
+    model: str
+    encoder: PreparedEncoder
+    folder: SweepFolder
+    overrides: Sequence[str] = field(default=())
+    precision: str | None = None
+    gpus: int | None = None
+    risk: float | None = None
+    keep: bool = True
+    recipe_file: Path | None = None
+
+    def common(self) -> dict[str, Any]:
+        """Return what must be the same when the sweep is continued."""
+        return {
+            "recipe": self.recipe.name,
+            "recipe_version": self.recipe.version,
+            "model": self.model,
+            "data_sha256": self.data.sha256,
+            "encoder_sha256": self.encoder.facts["sha256"],
+            "overrides": list(self.overrides),
+            "precision": self.precision,
+        }
+
+    def request(self, cell: Cell) -> TrainRequest:
+        """Return what is asked of ``train`` for one run."""
+        return TrainRequest(
+            recipe=self.recipe,
+            data=self.data,
+            run=RunFolder(self.folder.cell(cell.name)),
+            method=cell.method,
+            seed=cell.seed,
+            overrides=[*self.overrides, *cell.overrides()],
+            gpus=self.gpus,
+            precision=self.precision,
+            model=self.model,
+            encoder=self.encoder,
+            recipe_file=self.recipe_file,
+        )
+
+
+@dataclass
+class Outcome:
+    """What became of the cells.
+
+    Args:
+        finished: Names of those that have a record now.
+        skipped: Of those that had one before.
+        elsewhere: Of those that another process works on.
+        failed: Messages by name.
+    """
+
+    finished: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    elsewhere: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def summary(self) -> str:
+        """Return one line."""
+        parts = {
+            "finished": self.finished,
+            "finished before": self.skipped,
+            "with another process": self.elsewhere,
+            "failed": self.failed,
+        }
+        return ", ".join(f"{len(names)} {what}" for what, names in parts.items() if names)
+
+
+def run_sweep(
+    sweep: Sweep, cells: Sequence[Cell], *, say: Callable[[str], None] = print
+) -> Outcome:
+    """Run the cells that are not finished.
+
+    A run that was broken off goes on from its last checkpoint. One that fails does not
+    keep the others from running.
+
+    Args:
+        sweep: What they have in common.
+        cells: The runs.
+        say: Told what happens, line by line.
+
+    Returns:
+        What became of them.
+    """
+    sweep.folder.claim(sweep.common())
+    outcome = Outcome()
+    for number, cell in enumerate(cells, start=1):
+        where = f"{number} of {len(cells)}, {cell.name}"
+        with sweep.folder.locked(cell.name) as free:
+            if not free:
+                say(f"{where}: another process works on it")
+                outcome.elsewhere.append(cell.name)
+            elif sweep.folder.record(cell.name) is not None:
+                outcome.skipped.append(cell.name)
+            else:
+                say(f"{where}: begins")
+                try:
+                    record = _run_cell(sweep, cell, say)
+                except UserError as error:
+                    say(f"{where}: failed: {error}")
+                    outcome.failed[cell.name] = str(error)
+                    continue
+                metric = sweep.recipe.metric
+                say(f"{where}: {metric} {record['metrics'][metric]:.2f}")
+                outcome.finished.append(cell.name)
+    return outcome
+
+
+def _run_cell(sweep: Sweep, cell: Cell, say: Callable[[str], None]) -> dict[str, Any]:
+    task = sweep.recipe.sentences
+    if task is None:
+        raise UserError(f"the recipe {sweep.recipe.name} is no task on sentences")
+    request = sweep.request(cell)
+    run = request.run
+    began = run.has_checkpoints()
+    if not (began and run.record()["finished"]):
+        train(request, resume=began, say=lambda line: say(f"  {line.strip()}"))
+    began_evaluation = time.monotonic()
+    scores = {
+        split: classify(task, sweep.data, run, split, cpu=_on_cpu(run), say=say).scores or {}
+        for split in sweep.data.facts["rows"]
+        if split.startswith("valid")
+    }
+    seconds = {"evaluate": round(time.monotonic() - began_evaluation, 2)}
+    found: dict[str, Any] = dict(scores.pop("valid"))
+    record = run.record()
+    result: dict[str, Any] = {
+        **{name: record[name] for name in _FROM_RUN},
+        "grid": dict(cell.grid),
+        "flags": flag_values(record["starts"][0]["command"]),
+        "encoder_sha256": sweep.encoder.facts["sha256"],
+        "metrics": {name: found[name] for name in task.metrics},
+        "other_splits": {
+            split: {name: found_there[name] for name in task.metrics}
+            for split, found_there in scores.items()
+        },
+        "n": found["n"],
+        "signature": found["signature"],
+        "checkpoint_sha256": found["checkpoint_sha256"],
+    }
+    if sweep.risk is not None:
+        began_risk = time.monotonic()
+        result["adversarial_risk"] = measure_risk(sweep.data, run, "valid", sweep.risk)
+        seconds["adversarial_risk"] = round(time.monotonic() - began_risk, 2)
+    ended = [start["seconds"] for start in record["starts"] if "seconds" in start]
+    result["seconds"] = {"train": round(sum(ended), 2), **seconds}
+    # The time of a start that was killed is known to nobody.
+    result["interruptions"] = len(record["starts"]) - 1
+    epochs = read_curve(run.log, "train")  # the other lines leave the last few updates out
+    result["updates"] = (epochs or read_curve(run.log))[-1]["num_updates"]
+    sweep.folder.write_record(cell.name, result)
+    for path in run.checkpoints.glob("*.pt"):
+        if path != run.best_checkpoint or not sweep.keep:
+            path.unlink()
+    return result
+
+
+def measure_risk(
+    data: PreparedSentences, run: RunFolder, split: str, rho: float, *, cpu: bool | None = None
+) -> dict[str, Any]:
+    """Measure the adversarial risk of a run's best checkpoint, in a process of its own.
+
+    Args:
+        data: What the run was trained on.
+        run: The run.
+        split: Over which sentences.
+        rho: Radius of the neighbourhood.
+        cpu: Whether to leave a GPU alone; none asks the run's own command.
+
+    Returns:
+        ``risk``, ``loss``, ``rho``, ``n``, ``split``.
+
+    Raises:
+        UserError: If there is no checkpoint, or the process fails.
+    """
+    if not run.best_checkpoint.is_file():
+        raise UserError(f"{run.best_checkpoint}: no such file; train first")
+    folder = run.predictions(split)
+    folder.mkdir(parents=True, exist_ok=True)
+    out, log = folder / "adversarial_risk.json", folder / "adversarial_risk.log"
+    on_cpu = _on_cpu(run) if cpu is None else cpu
+    command = [
+        *(sys.executable, "-m", "deltasam_fairseq.analysis.adversarial_risk", str(data.binary)),
+        *("--path", str(run.best_checkpoint), "--split", split, "--rho", repr(rho)),
+        *("--user-dir", str(plugin_dir()), "--out", str(out), *(("--cpu",) if on_cpu else ())),
+    ]
+    status = run_logged(command, log)
+    if status:
+        raise UserError(failure("the adversarial risk", status, log))
+    found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+    return found
+
+
+def _on_cpu(run: RunFolder) -> bool:
+    return "cpu" in flag_values(run.record()["starts"][0]["command"])

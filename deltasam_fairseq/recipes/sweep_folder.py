@@ -1,0 +1,130 @@
+"""The folder of a sweep: records that are never half written, locks, and what it is a sweep of."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deltasam_fairseq.errors import UserError
+
+PLAN = "sweep.json"
+RECORDS = "records"
+
+
+@dataclass(frozen=True)
+class SweepFolder:
+    """Where a sweep keeps its things.
+
+    =====================  ====================================================
+    ``sweep.json``         what every run of it has in common
+    ``cells/NAME/``        the run, as ``deltasam train`` leaves it
+    ``records/NAME.json``  its record, written when all of it is finished
+    ``locks/NAME``         held by the process that works on it
+    =====================  ====================================================
+
+    Args:
+        path: The folder.
+    """
+
+    path: Path
+
+    def cell(self, name: str) -> Path:
+        """Return the folder of a run."""
+        return self.path / "cells" / name
+
+    def record(self, name: str) -> dict[str, Any] | None:
+        """Read the record of a run.
+
+        Args:
+            name: Of the run.
+
+        Returns:
+            Its record, or none if it is not finished.
+        """
+        path = self.path / RECORDS / f"{name}.json"
+        if not path.is_file():
+            return None
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+
+    def write_record(self, name: str, record: dict[str, Any]) -> Path:
+        """Write the record of a run, all or nothing.
+
+        Args:
+            name: Of the run.
+            record: Its content.
+
+        Returns:
+            The file.
+        """
+        path = self.path / RECORDS / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = path.with_name(f".{name}.{os.getpid()}")
+        new.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        new.replace(path)
+        return path
+
+    def claim(self, wanted: dict[str, Any]) -> None:
+        """Say what the folder is a sweep of, or check that it is one of the same.
+
+        Args:
+            wanted: What every run has in common.
+
+        Raises:
+            UserError: If it is a sweep of something else.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        path = self.path / PLAN
+        new = self.path / f".{PLAN}.{os.getpid()}"
+        new.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+        try:
+            os.link(new, path)  # unlike a rename it fails if another sweep was faster
+        except FileExistsError:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            different = [name for name, value in wanted.items() if found.get(name) != value]
+            if different:
+                raise UserError(
+                    f"{self.path} is a sweep with {different[0]} {found.get(different[0])}, not "
+                    f"{wanted[different[0]]}; give another --out"
+                ) from None
+        finally:
+            new.unlink()
+
+    @contextmanager
+    def locked(self, name: str) -> Iterator[bool]:
+        """Hold the lock of a run; the operating system frees it when the process ends.
+
+        Args:
+            name: Of the run.
+
+        Yields:
+            Whether the lock was free.
+        """
+        path = self.path / "locks" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+
+
+def read_records(folder: Path) -> Iterator[dict[str, Any]]:
+    """Read all records below a folder.
+
+    Args:
+        folder: Of a sweep, or of several.
+
+    Yields:
+        The records, in the order of their paths.
+    """
+    for path in sorted(folder.rglob(f"{RECORDS}/*.json")):
+        yield json.loads(path.read_text(encoding="utf-8"))

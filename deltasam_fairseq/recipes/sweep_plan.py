@@ -1,0 +1,147 @@
+"""Which runs a sweep is made of. Pure functions."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.recipes.base import CONTROLS, METHODS
+from deltasam_fairseq.registry import nearest
+
+#: Short names of flags, and the methods that they mean something to.
+SHORT = {
+    "rho": ("sam-rho", ("sam", "delta_sam", "per_instance", "random")),
+    "eta": ("sam-eta", ("delta_sam",)),
+}
+
+Grid = Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a sweep.
+
+    Args:
+        method: How the weights are perturbed.
+        seed: Its seed.
+        grid: Values by the name typed in ``--grid``, those that mean something to the method.
+    """
+
+    method: str
+    seed: int
+    grid: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Name of its folder and its record.
+
+        Example:
+            >>> Cell("sam", 2, (("rho", "0.05"),)).name
+            'sam-rho0.05-seed2'
+        """
+        values = (f"{name}{value}" for name, value in self.grid)
+        return "-".join([self.method, *values, f"seed{self.seed}"])
+
+    def overrides(self) -> list[str]:
+        """Return the flags of fairseq that the grid's values stand for."""
+        flags = ((SHORT[name][0] if name in SHORT else name, value) for name, value in self.grid)
+        return [part for name, value in flags for part in (f"--{name}", value)]
+
+
+def plan(methods: Sequence[str], seeds: Sequence[int], grid: Grid) -> list[Cell]:
+    """List the runs, all methods of one seed before those of the next.
+
+    Args:
+        methods: Names of methods.
+        seeds: Seeds.
+        grid: Values by name; a name that means nothing to a method is left out for it.
+
+    Returns:
+        The runs, each once.
+
+    Raises:
+        UserError: If a method is unknown.
+
+    Example:
+        >>> [cell.name for cell in plan(["none", "sam"], [1], {"rho": ["0.01", "0.05"]})]
+        ['none-seed1', 'sam-rho0.01-seed1', 'sam-rho0.05-seed1']
+    """
+    known = (*METHODS, *CONTROLS)
+    for method in methods:
+        if method not in known:
+            raise UserError(f"unknown method {method!r}{nearest(method, known)}")
+    cells = (
+        Cell(method, seed, values)
+        for seed in seeds
+        for method in methods
+        for values in _points(method, grid)
+    )
+    return list(dict.fromkeys(cells))
+
+
+def _points(method: str, grid: Grid) -> Iterator[tuple[tuple[str, str], ...]]:
+    names = [name for name in grid if name not in SHORT or method in SHORT[name][1]]
+    for values in itertools.product(*(grid[name] for name in names)):
+        yield tuple(zip(names, values, strict=True))
+
+
+def read_seeds(text: str) -> list[int]:
+    """Read seeds as typed.
+
+    Args:
+        text: Numbers and ranges, separated by commas.
+
+    Returns:
+        The seeds, each once.
+
+    Raises:
+        UserError: If a part is neither.
+
+    Example:
+        >>> read_seeds("1-3,7")
+        [1, 2, 3, 7]
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        ends = (first, last if dash else first)
+        if not all(end.isdecimal() and int(end) > 0 for end in ends) or int(ends[0]) > int(ends[1]):
+            raise UserError(
+                f"--seeds {text}: {part!r} is no seed; write numbers of one or more and ranges, "
+                "as in 1-5 or 1,2,7"
+            )
+        seeds += range(int(ends[0]), int(ends[1]) + 1)
+    return list(dict.fromkeys(seeds))
+
+
+def read_grid(entries: Sequence[str]) -> dict[str, list[str]]:
+    """Read the grid as typed.
+
+    Args:
+        entries: ``NAME=VALUE,VALUE`` each.
+
+    Returns:
+        Values by name, as typed.
+
+    Raises:
+        UserError: If an entry is something else or a name occurs twice.
+
+    Example:
+        >>> read_grid(["rho=0.01,0.02"])
+        {'rho': ['0.01', '0.02']}
+    """
+    grid: dict[str, list[str]] = {}
+    for entry in entries:
+        name, equals, values = entry.partition("=")
+        listed = [value.strip() for value in values.split(",")]
+        if not equals or not name or not all(listed):
+            raise UserError(
+                f"--grid {entry}: write NAME=VALUE,VALUE, as in rho=0.01,0.02,0.05; the names are "
+                f"{', '.join(SHORT)} and flags of fairseq without dashes"
+            )
+        if name in grid:
+            raise UserError(f"--grid {entry}: {name} is given twice")
+        grid[name] = list(dict.fromkeys(listed))
+    return grid

@@ -1,0 +1,156 @@
+"""What a folder of an encoder holds, and what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from deltasam_fairseq.conversion.prepare_encoder import EncoderRequest, prepare_encoder
+from deltasam_fairseq.data.encoder import PreparedEncoder
+from deltasam_fairseq.data.prepared_sentences import PreparedSentences
+from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.recipes.catalogue import RECIPES
+from deltasam_fairseq.recipes.start import check_start, start_flags
+from tests.support.encoder_toys import CONFIG, TOKENS, bert_state, write_bert
+
+pytest.importorskip("safetensors")
+
+
+def prepare(tmp_path: Path, source: Path, **options: Any) -> PreparedEncoder:
+    return prepare_encoder(
+        tmp_path / "out", EncoderRequest(source), say=lambda line: None, **options
+    )
+
+
+def test_rows_move_to_the_places_of_fairseqs_symbols(tmp_path: Path) -> None:
+    state = bert_state()
+    encoder = prepare(tmp_path, write_bert(tmp_path / "hf", state))
+    assert encoder.facts["family"] == "bert"
+    assert encoder.facts["rows"] == len(TOKENS)
+    assert encoder.facts["lowercase"] is True
+    model = torch.load(encoder.checkpoint, weights_only=False)["model"]
+    words = [line.split()[0] for line in encoder.dictionary.read_text().splitlines()]
+    rows = model["encoder.sentence_encoder.embed_tokens.weight"]
+    old = state["embeddings.word_embeddings.weight"]
+    for number, token in enumerate(("[CLS]", "[PAD]", "[SEP]", "[UNK]")):
+        assert torch.equal(rows[number], old[TOKENS.index(token)])
+    assert torch.equal(rows[4 + words.index("##s")], old[TOKENS.index("##s")])
+    positions = model["encoder.sentence_encoder.embed_positions.weight"]
+    assert torch.equal(positions[2:], state["embeddings.position_embeddings.weight"])
+    assert not positions[:2].any()
+
+
+def test_a_second_time_nothing_is_done_and_another_model_is_refused(tmp_path: Path) -> None:
+    source = write_bert(tmp_path / "hf")
+    said: list[str] = []
+    first = prepare(tmp_path, source)
+    stamp = first.checkpoint.stat().st_mtime_ns
+    prepare_encoder(tmp_path / "out", EncoderRequest(source), say=said.append)
+    assert said == [f"{first.path}: finished before from the same checkpoint; nothing to do"]
+    assert first.checkpoint.stat().st_mtime_ns == stamp
+    other = write_bert(tmp_path / "other", bert_state(seed=9))
+    with pytest.raises(UserError, match="was made from .*hf; pass --force"):
+        prepare(tmp_path, other)
+    assert prepare(tmp_path, other, force=True).facts["sha256"] != first.facts["sha256"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "albert"}, "model_type is 'albert', not bert or roberta"),
+        ({"hidden_act": "gelu_new"}, "hidden_act is 'gelu_new'; fairseq's bert needs 'gelu'"),
+        ({"layer_norm_eps": 1e-5}, "layer_norm_eps is 1e-05"),
+        ({"num_hidden_layers": 3}, "lacks encoder.sentence_encoder.layers.2"),
+        ({"intermediate_size": 21}, r"fc1.* is \(20.*\), not \(21.*\)"),
+        ({"num_hidden_layers": "two"}, "num_hidden_layers is 'two', not a number"),
+    ],
+)
+def test_configurations_that_do_not_fit(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        prepare(tmp_path, write_bert(tmp_path / "hf", **changes))
+
+
+def test_weights_that_have_no_place_and_values_that_are_none(tmp_path: Path) -> None:
+    state = bert_state()
+    extra = {**state, "encoder.layer.0.attention.self.distance.weight": torch.ones(2)}
+    with pytest.raises(UserError, match="has weights that no bert of fairseq has: encoder.layer.0"):
+        prepare(tmp_path, write_bert(tmp_path / "a", extra))
+    broken = {**state, "pooler.dense.bias": torch.full((12,), torch.nan)}
+    with pytest.raises(UserError, match=r"pooler.bias has values that are not finite"):
+        prepare(tmp_path, write_bert(tmp_path / "b", broken))
+
+
+def test_heads_of_pretraining_are_left_out(tmp_path: Path) -> None:
+    state = {f"bert.{name}": value for name, value in bert_state().items()}
+    state["cls.predictions.bias"] = torch.zeros(len(TOKENS))
+    encoder = prepare(tmp_path, write_bert(tmp_path / "hf", state))
+    assert encoder.facts["rows"] == len(TOKENS)
+
+
+def test_a_vocabulary_of_another_size_is_refused(tmp_path: Path) -> None:
+    folder = write_bert(tmp_path / "hf")
+    (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in [*TOKENS, "more"]))
+    with pytest.raises(UserError, match="embeds 18 tokens, but the vocabulary has 19"):
+        prepare(tmp_path, folder)
+    (folder / "vocab.txt").unlink()
+    with pytest.raises(UserError, match="BertTokenizer.save_vocabulary writes it"):
+        prepare(tmp_path, folder, force=True)
+
+
+def test_a_checkpoint_of_fairseq_must_be_a_roberta(tmp_path: Path) -> None:
+    encoder = prepare(tmp_path, write_bert(tmp_path / "hf"))
+    with pytest.raises(UserError, match="architecture deltasam_bert_base, not RoBERTa"):
+        prepare_encoder(
+            tmp_path / "again", EncoderRequest(encoder.checkpoint), say=lambda line: None
+        )
+    with pytest.raises(UserError, match=r"is the folder of a fairseq model; give .*model\.pt"):
+        prepare_encoder(tmp_path / "third", EncoderRequest(encoder.path), say=lambda line: None)
+
+
+def test_an_unfinished_folder_says_how_to_finish_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="deltasam prepare encoder CHECKPOINT --out"):
+        PreparedEncoder.load(tmp_path)
+    encoder = prepare(tmp_path, write_bert(tmp_path / "hf"))
+    encoder.checkpoint.write_bytes(b"half")
+    with pytest.raises(UserError, match=r"model.pt has 4 bytes, not \d+; make .* anew"):
+        PreparedEncoder.load(encoder.path)
+
+
+def data_for(encoder: PreparedEncoder, sha256: str | None = None) -> PreparedSentences:
+    settings = {"dict.txt": sha256 or encoder.facts["dict_sha256"]}
+    return PreparedSentences(Path("data"), {"kind": "sentences", "settings": settings})
+
+
+def test_a_run_starts_only_from_what_fits(tmp_path: Path) -> None:
+    encoder = prepare(tmp_path, write_bert(tmp_path / "hf"))
+    recipe = RECIPES.get("glue/rte").with_model("minilm_l6")
+    flags = start_flags(recipe, encoder)
+    assert flags["restore-file"] == str(encoder.checkpoint)
+    with pytest.raises(UserError, match="fine-tunes an encoder: give --model NAME"):
+        start_flags(recipe, None)
+    start = ["--restore-file", str(encoder.checkpoint), "--arch"]
+    sizes = (
+        *("--encoder-layers", "2", "--encoder-embed-dim", "12", "--encoder-ffn-embed-dim", "20"),
+        *(
+            "--encoder-attention-heads",
+            "3",
+            "--max-positions",
+            str(CONFIG["max_position_embeddings"]),
+        ),
+    )
+    check_start([*start, "deltasam_bert_base", *sizes], encoder, data_for(encoder))
+    for arch, data, message in (
+        ("deltasam_bert_base", data_for(encoder), "encoder-layers is 2, the model's is 12"),
+        ("roberta_base", data_for(encoder), "holds a bert, but --arch roberta_base is a roberta"),
+    ):
+        with pytest.raises(UserError, match=message):
+            check_start([*start, arch], encoder, data)
+    with pytest.raises(UserError, match="was prepared with another vocabulary"):
+        check_start([*start, "deltasam_bert_base", *sizes], encoder, data_for(encoder, "x"))
+    with pytest.raises(UserError, match="give one of them: --encoder"):
+        check_start(["--restore-file", str(encoder.path / "dict.txt")], encoder, data_for(encoder))
+    assert json.loads((encoder.path / "model.json").read_text())["family"] == "bert"

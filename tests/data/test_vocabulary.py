@@ -1,0 +1,104 @@
+"""WordPiece as fairseq's numbers, and cutting pairs to length."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from deltasam_fairseq.data.vocabulary import (
+    Gpt2Words,
+    WordPiece,
+    cut,
+    is_lowercase,
+    write_bert_dictionary,
+)
+from deltasam_fairseq.errors import UserError
+from tests.support.encoder_toys import TOKENS
+
+
+@pytest.fixture
+def vocab(tmp_path: Path) -> Path:
+    path = tmp_path / "vocab.txt"
+    path.write_text("".join(f"{token}\n" for token in TOKENS))
+    return path
+
+
+def test_every_row_of_bert_has_one_of_fairseq(vocab: Path, tmp_path: Path) -> None:
+    order = write_bert_dictionary(vocab, tmp_path / "dict.txt")
+    assert sorted(order) == list(range(len(TOKENS)))
+    words = [line.split()[0] for line in (tmp_path / "dict.txt").read_text().splitlines()]
+    named = ["[CLS]", "[PAD]", "[SEP]", "[UNK]", *words]
+    named[named.index("<mask>")] = "[MASK]"
+    assert named == [TOKENS[row] for row in order]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (TOKENS[1:], r"lacks \[PAD\]; it is no vocabulary"),
+        ([*TOKENS, "cat"], "has 'cat' twice"),
+    ],
+)
+def test_a_vocabulary_that_is_none(lines: list[str], message: str, tmp_path: Path) -> None:
+    (tmp_path / "v").write_text("".join(f"{line}\n" for line in lines))
+    with pytest.raises(UserError, match=message):
+        write_bert_dictionary(tmp_path / "v", tmp_path / "dict.txt")
+
+
+def test_wordpiece_cuts_as_bert_does(vocab: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    pieces = WordPiece(vocab, lowercase=True)
+    found = pieces.encode(["The cats, sat.", "", "zzz Câts"], tmp_path, workers=1)
+    assert found[0] == ["the", "cat", "##s", "[UNK]", "sat", "."]
+    assert found[1:] == [[], ["[UNK]", "cat", "##s"]]
+    assert WordPiece(vocab, lowercase=False).encode(["The cat"], tmp_path, workers=1) == [
+        ["[UNK]", "cat"]
+    ]
+    assert (pieces.specials(1), pieces.specials(2)) == (2, 3)
+
+
+def test_without_tokenizers_the_error_names_the_package(
+    vocab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(UserError, match=r"pip install 'deltasam_fairseq\[bert\]'"):
+        WordPiece(vocab, lowercase=True).encode(["a"], tmp_path, workers=1)
+
+
+@pytest.mark.fairseq
+def test_gpt2_by_fairseqs_program(data_folder: Path, tmp_path: Path) -> None:
+    words = Gpt2Words(data_folder / "gpt2_bpe")
+    assert words.encode(["Hello world", "", "world"], tmp_path, workers=1) == [
+        ["15496", "995"],
+        [],
+        ["6894"],
+    ]
+    assert (words.specials(1), words.specials(2)) == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "limit", "expected"),
+    [
+        ((2, 3), 5, (2, 3)),
+        ((4, 4), 5, (3, 2)),
+        ((1, 9), 4, (1, 3)),
+        ((9,), 4, (4,)),
+        ((0, 2), 1, (0, 1)),
+    ],
+)
+def test_the_longer_sentence_is_cut_first(
+    lengths: tuple[int, ...], limit: int, expected: tuple[int, ...]
+) -> None:
+    sides = [[str(n) for n in range(length)] for length in lengths]
+    found = cut(sides, limit)
+    assert tuple(map(len, found)) == expected
+    assert all(side == whole[: len(side)] for side, whole in zip(found, sides, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"), [(None, True), ("{}", True), ('{"do_lower_case": false}', False)]
+)
+def test_casing_is_the_tokenizers(content: str | None, expected: bool, tmp_path: Path) -> None:
+    if content:
+        (tmp_path / "tokenizer_config.json").write_text(content)
+    assert is_lowercase(tmp_path) is expected

@@ -1,0 +1,253 @@
+"""Which runs a sweep has, what it keeps, and how it shares them; without fairseq."""
+
+import json
+import os
+import stat
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deltasam_fairseq.cli.main import main
+from deltasam_fairseq.data.encoder import PreparedEncoder
+from deltasam_fairseq.data.prepared_sentences import PreparedSentences
+from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.recipes import sweep as module
+from deltasam_fairseq.recipes.catalogue import RECIPES
+from deltasam_fairseq.recipes.classification import Classified
+from deltasam_fairseq.recipes.run_folder import RunFolder
+from deltasam_fairseq.recipes.slurm_array import array_script, submit
+from deltasam_fairseq.recipes.sweep import Sweep, run_sweep
+from deltasam_fairseq.recipes.sweep_folder import SweepFolder, read_records
+from deltasam_fairseq.recipes.sweep_plan import plan, read_grid, read_seeds
+
+UPDATE = '| INFO | train_inner | {"epoch": 1, "loss": "0.5", "num_updates": "9"}\n'
+
+
+def test_what_means_nothing_to_a_method_is_left_out() -> None:
+    methods = ["none", "sam", "delta_sam", "random"]
+    grid = {"rho": ["0.01", "0.05"], "eta": ["1e-4"], "lr": ["1"]}
+    names = [cell.name for cell in plan(methods, [1], grid)]
+    assert names == [
+        "none-lr1-seed1",
+        *(f"sam-rho{rho}-lr1-seed1" for rho in grid["rho"]),
+        *(f"delta_sam-rho{rho}-eta1e-4-lr1-seed1" for rho in grid["rho"]),
+        *(f"random-rho{rho}-lr1-seed1" for rho in grid["rho"]),
+    ]
+    assert plan(["sam"], [1], {"rho": ["0.1"], "lr": ["2"]})[0].overrides() == [
+        *("--sam-rho", "0.1", "--lr", "2")
+    ]
+
+
+def test_seeds_come_one_after_another() -> None:
+    names = [cell.name for cell in plan(["none", "sam"], [1, 2], {})]
+    assert names == ["none-seed1", "sam-seed1", "none-seed2", "sam-seed2"]
+
+
+@pytest.mark.parametrize("text", ["", "a", "0", "3-1", "1,,2", "1-", "-2"])
+def test_seeds_that_are_none(text: str) -> None:
+    with pytest.raises(UserError, match="is no seed; write numbers"):
+        read_seeds(text)
+
+
+@pytest.mark.parametrize("entries", [["rho"], ["=1"], ["rho="], ["rho=1,,2"]])
+def test_grids_that_are_none(entries: list[str]) -> None:
+    with pytest.raises(UserError, match="write NAME=VALUE,VALUE"):
+        read_grid(entries)
+
+
+def test_a_grid_has_each_name_once() -> None:
+    with pytest.raises(UserError, match="rho is given twice"):
+        read_grid(["rho=1", "rho=2"])
+    with pytest.raises(UserError, match="unknown method 'delta'; did you mean 'delta_sam'"):
+        plan(["delta"], [1], {})
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
+    """Return a sweep whose runs do nothing but leave what runs leave."""
+
+    def train(request: Any, *, resume: bool, say: Any) -> None:
+        run: RunFolder = request.run
+        run.checkpoints.mkdir(parents=True, exist_ok=True)
+        for name in ("best", "last"):
+            (run.checkpoints / f"checkpoint_{name}.pt").write_text(name)
+        run.log.write_text(UPDATE)
+        command = request.command(check=False)
+        facts = {**request.facts(), "versions": {}, "commit": None, "hardware": {}}
+        starts = [{"command": command, "seconds": 2.0}]
+        run.write_record({**facts, "finished": True, "starts": starts})
+        if "--fail" in request.overrides:
+            raise UserError("it failed")
+
+    def classify(task: Any, data: Any, run: RunFolder, split: str, **options: Any) -> Classified:
+        scores = {"accuracy": 100 / 3, "n": 3, "signature": "s", "checkpoint_sha256": "c"}
+        return Classified(run.path, [], scores, None)
+
+    monkeypatch.setattr(module, "train", train)
+    monkeypatch.setattr(module, "classify", classify)
+    facts = {"rows": {"train": 9, "valid": 3, "test": 2}, "sha256": "d"}
+    return Sweep(
+        recipe=RECIPES.get("glue/rte"),
+        data=PreparedSentences(tmp_path / "data", facts),
+        model="minilm_l6",
+        encoder=PreparedEncoder(tmp_path / "encoder", {"sha256": "e"}),
+        folder=SweepFolder(tmp_path / "sweep"),
+    )
+
+
+def silent(line: str) -> None:
+    """Say nothing."""
+
+
+def test_a_record_has_everything_and_the_best_checkpoint_stays(sweep: Sweep) -> None:
+    cells = plan(["delta_sam"], [4], {"rho": ["0.07"]})
+    assert run_sweep(sweep, cells, say=silent).finished == ["delta_sam-rho0.07-seed4"]
+    (record,) = read_records(sweep.folder.path)
+    assert record["metrics"] == {"accuracy": 100 / 3}
+    assert record["flags"]["sam-rho"] == "0.07"
+    assert record["flags"]["sam-eta"] == "0.0005"
+    assert record["grid"] == {"rho": "0.07"}
+    assert (record["seed"], record["updates"], record["interruptions"]) == (4, 9, 0)
+    assert record["seconds"]["train"] == 2.0
+    left = sweep.folder.cell("delta_sam-rho0.07-seed4").rglob("*.pt")
+    assert [path.name for path in left] == ["checkpoint_best.pt"]
+
+
+def test_what_is_finished_is_skipped_and_what_fails_is_not(sweep: Sweep) -> None:
+    cells = plan(["none", "sam"], [1], {})
+    run_sweep(sweep, cells[:1], say=silent)
+    outcome = run_sweep(sweep, cells, say=silent)
+    assert outcome.summary() == "1 finished, 1 finished before"
+    failing = plan(["none", "sam"], [2], {"fail": ["1"]})
+    said: list[str] = []
+    outcome = run_sweep(sweep, failing, say=said.append)
+    assert outcome.failed == dict.fromkeys([cell.name for cell in failing], "it failed")
+    assert "1 of 2, none-fail1-seed2: failed: it failed" in said
+    assert len(list(read_records(sweep.folder.path))) == 2
+
+
+def test_a_run_that_trained_but_was_not_recorded_is_not_trained_again(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = plan(["none"], [1], {})
+    run_sweep(sweep, cells, say=silent)
+    (sweep.folder.path / "records" / "none-seed1.json").unlink()
+    monkeypatch.setattr(module, "train", lambda *args, **options: pytest.fail("trained again"))
+    assert run_sweep(sweep, cells, say=silent).finished == ["none-seed1"]
+
+
+def test_a_broken_run_is_resumed(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunFolder(sweep.folder.cell("none-seed1"))
+    run.checkpoints.mkdir(parents=True)
+    (run.checkpoints / "checkpoint_last.pt").touch()
+    run.write_record({"finished": False})
+    resumed: list[bool] = []
+
+    def train(request: Any, *, resume: bool, say: Any) -> None:
+        resumed.append(resume)
+        raise UserError("enough")
+
+    monkeypatch.setattr(module, "train", train)
+    run_sweep(sweep, plan(["none"], [1], {}), say=silent)
+    assert resumed == [True]
+
+
+def test_a_run_that_somebody_works_on_is_left_alone(sweep: Sweep) -> None:
+    cells = plan(["none", "sam"], [1], {})
+    with sweep.folder.locked("none-seed1") as free:
+        assert free
+        outcome = run_sweep(sweep, cells, say=silent)
+    assert outcome.elsewhere == ["none-seed1"]
+    assert outcome.finished == ["sam-seed1"]
+
+
+def test_locks_are_free_again_and_records_never_half_written(tmp_path: Path) -> None:
+    folder = SweepFolder(tmp_path)
+    for _ in range(2):
+        with folder.locked("a") as free:
+            assert free
+    large = {"values": list(range(20_000))}
+    broken: list[int] = []
+
+    def read() -> None:
+        for _ in range(200):
+            record = folder.record("a")
+            if record is not None and record != large:
+                broken.append(1)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for _ in range(20):
+        folder.write_record("a", large)
+    reader.join()
+    assert not broken
+    assert [path.name for path in (tmp_path / "records").iterdir()] == ["a.json"]
+
+
+def test_a_folder_is_a_sweep_of_one_thing(tmp_path: Path) -> None:
+    folder = SweepFolder(tmp_path / "sweep")
+    folder.claim({"recipe": "a", "model": "m"})
+    folder.claim({"recipe": "a", "model": "m"})
+    with pytest.raises(UserError, match="is a sweep with model m, not n; give another --out"):
+        folder.claim({"recipe": "a", "model": "n"})
+    assert [path.name for path in folder.path.iterdir()] == ["sweep.json"]
+
+
+def test_the_array_job_is_handed_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "bin" / "sbatch"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\ngrep -c SBATCH "$1"\ntail -n 1 "$1"\n')
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}/usr/bin{os.pathsep}/bin")
+    script = array_script(["deltasam", "sweep", "x", "--grid", "lr=1 2"], 7, tmp_path, gpus=2)
+    assert "--array=1-7" in script
+    assert "--gpus-per-node=2 --cpus-per-task=8" in script
+    said = submit(script, tmp_path).splitlines()
+    assert said == ["4", """deltasam sweep x --grid 'lr=1 2' --cell "$SLURM_ARRAY_TASK_ID\""""]
+
+
+def test_a_sweep_is_handed_to_slurm_as_it_was_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = tmp_path / "bin" / "sbatch"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho Submitted batch job 7\n")
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}/usr/bin{os.pathsep}/bin")
+    monkeypatch.chdir(tmp_path)
+    typed = ["sweep", "glue/rte", "--model", "minilm_l6", "--seeds", "1-2", "--lr", "1e-4"]
+    assert main([*typed, "--slurm"]) == 0
+    assert capsys.readouterr().out == "Submitted batch job 7\n"
+    script = Path("sweeps/glue/rte/minilm_l6/sweep.sbatch").read_text()
+    assert "#SBATCH --array=1-6" in script
+    assert f'-m deltasam_fairseq.cli {" ".join(typed)} --cell "$SLURM' in script
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["text", "--model", "x"], "is no task on sentences; sweeps run those"),
+        (["glue/rte", "--model", "x"], "has no model 'x'"),
+        (["glue/rte", "--model", "minilm_l6", "--cell", "99"], "--cell 99: there are 15 runs"),
+        (["glue/rte", "--model", "minilm_l6"], "is not a finished data folder"),
+    ],
+)
+def test_sweeps_that_cannot_begin(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["sweep", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_without_sbatch_the_error_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="--slurm needs sbatch, which is not on PATH"):
+        submit("#!/bin/bash\n", tmp_path)
+    assert json.dumps((tmp_path / "sweep.sbatch").read_text()) == '"#!/bin/bash\\n"'
