@@ -212,7 +212,7 @@ def install_torch(environment: Environment, pin: str) -> None:
         environment: Where to install it.
         pin: Exact version, or empty for the newest.
     """
-    requirement = f"torch=={pin}" if pin else "torch>=2.0"
+    requirement = f"torch=={pin}" if pin else "torch>=2.1"
     if sys.platform != "linux" or has_nvidia_gpu():
         say(f"installing {requirement}")
         environment.install(requirement)

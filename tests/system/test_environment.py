@@ -44,7 +44,7 @@ class FakeEnvironment:
     [
         (["2.13.0+cpu"], ["2.14.1+cpu"], "", "torch==2.13.0+cpu"),
         ([], ["2.14.1+cpu", "2.14.0+cpu"], "", "torch==2.14.1+cpu"),
-        ([], [], "", "torch>=2.0"),
+        ([], [], "", "torch>=2.1"),
         (["2.13.0+cpu"], ["2.4.1+cpu"], "2.4.1", "torch==2.4.1+cpu"),
         (["2.13.0+cpu"], [], "2.4.1", "torch==2.4.1"),
     ],
@@ -72,7 +72,7 @@ def test_elsewhere_the_usual_build_is_the_right_one(
     monkeypatch.setattr(script.sys, "platform", platform)
     environment = FakeEnvironment(["2.13.0+cpu"], ["2.13.0+cpu"])
     script.install_torch(environment, "")
-    assert environment.installed == ["torch>=2.0"]
+    assert environment.installed == ["torch>=2.1"]
 
 
 def test_cpu_builds_are_read_from_pip(script: Any) -> None:
