@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from deltasam_fairseq.data.files import read_utf8
 from deltasam_fairseq.errors import UserError
 
 _SHOWN = 5
@@ -45,18 +46,7 @@ def read_lines(path: Path) -> list[str]:
     Raises:
         UserError: If the file is missing, empty, or not UTF-8; the message names the line.
     """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{path}, line {line}: not UTF-8 (byte 0x{content[error.start]:02x}); "
-            f"convert the file, as in: iconv -f latin1 -t utf-8 {path}"
-        ) from None
+    text = read_utf8(path)
     if not text:
         raise UserError(f"{path}: the file is empty")
     return [" ".join(line.split()) for line in text.removesuffix("\n").split("\n")]

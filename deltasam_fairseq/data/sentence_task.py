@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
 
+from deltasam_fairseq.data.files import read_utf8
 from deltasam_fairseq.errors import UserError
 
 _SHOWN = 5
@@ -176,17 +177,7 @@ def describe_malformed(rows: Rows) -> str:
 
 
 def _lines(path: Path) -> list[str]:
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{path}, line {line}: not UTF-8; convert the file, as with iconv"
-        ) from None
+    text = read_utf8(path)
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
 
 
