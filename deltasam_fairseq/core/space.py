@@ -97,7 +97,7 @@ class WeightSpace(Sequence[Tensor]):
         kept = [
             (param, copy)
             for param, copy in zip(self.params, copies, strict=True)
-            if id(param) in wanted and self._factors.get(id(param), 1.0)
+            if id(param) in wanted and self.factor(param)
         ]
         as_param = [copy if masters else param for param, copy in kept]
         named = [(id(param), id(new)) for (param, _), new in zip(kept, as_param, strict=True)]
@@ -119,7 +119,7 @@ class WeightSpace(Sequence[Tensor]):
             One tensor per parameter, T times a Gaussian direction of norm
             ``radius``; ``None`` for a parameter that stays where it is.
         """
-        moving = [position for position in range(len(self)) if self._factor(position)]
+        moving = [position for position, param in enumerate(self) if self.factor(param)]
         drawn = gaussian_direction([self.params[i] for i in moving], radius=radius, seed=seed)
         direction: list[Tensor | None] = [None] * len(self)
         for position, noise in zip(moving, drawn, strict=True):
@@ -187,15 +187,28 @@ class WeightSpace(Sequence[Tensor]):
         with perturbed(self.params, direction, scale, masters=self.masters) as borrowed:
             yield borrowed
 
-    def _factor(self, position: int) -> float:
-        return self._factors.get(id(self.params[position]), 1.0)
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether some parameters move in proportion to their size."""
+        return bool(self._adaptive)
+
+    def factor(self, param: Tensor) -> float:
+        """Return a parameter's relative radius.
+
+        Args:
+            param: One of the parameters.
+
+        Returns:
+            1 where none was given; 0 if it stays where it is.
+        """
+        return self._factors.get(id(param), 1.0)
 
     def _stretched(self, position: int, tensor: Tensor) -> Tensor | None:
         """Return T times a tensor, in place unless that is of half precision."""
-        factor = self._factor(position)
+        param = self.params[position]
+        factor = self.factor(param)
         if factor == 0:
             return None
-        param = self.params[position]
         if id(param) in self._adaptive:
             weight = param if self.masters is None else self.masters[position]
             full = torch.promote_types(weight.dtype, torch.float32)

@@ -107,7 +107,7 @@ class Ascent:
             forms = self._forms.get(id(param))
             if forms:
                 kind = torch.promote_types(param.dtype, torch.float32)
-                own = (scale * self._engine.factor(param) ** 2).to(param.device, kind)
+                own = (scale * self._engine.space.factor(param) ** 2).to(param.device, kind)
                 moved[id(param)] = Perturbation(param.shape, forms, own, self._engine.plan)
         return moved
 
@@ -133,19 +133,14 @@ class Engine:
         self.space = WeightSpace.of(every)
         self.plan = plan or Plan()
         self.sites = Sites()
-        if self.space._adaptive:
+        if self.space.is_adaptive:
             raise Unsupported("adaptive neighbourhoods have no batched perturbation")
-        self._factors = {id(p): self.space._factor(n) for n, p in enumerate(self.space)}
         called = {id(p): name for name, p in model.named_parameters()}
         self.names = {
             id(p): called.get(id(p), f"parameter {n}")
             for n, p in enumerate(self.space)
-            if self._factors[id(p)] and p.requires_grad
+            if self.space.factor(p) and p.requires_grad
         }
-
-    def factor(self, param: Tensor) -> float:
-        """Return a parameter's relative radius."""
-        return self._factors[id(param)]
 
     def ascend(
         self, losses_function: Callable[[], Tensor], *, rho: float, loss_scale: float = 1.0
@@ -218,5 +213,5 @@ class Engine:
             for param in self.space:
                 if id(param) in forms:
                     norm = squared_norms(param.shape, forms[id(param)], self.plan)
-                    squares += norm.to(squares.device) * self.factor(param) ** 2
+                    squares += norm.to(squares.device) * self.space.factor(param) ** 2
         return squares, forms
