@@ -20,6 +20,7 @@ def test_a_larger_unit_brings_earlier_gradients_along() -> None:
         param.grad = share if param.grad is None else param.grad + share
         total += mean * batch
     assert tally.unit == 8.0
+    assert param.grad is not None
     torch.testing.assert_close(param.grad * tally.scale, total)
 
 
