@@ -11,7 +11,7 @@ import io
 import json
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -325,23 +325,31 @@ def train_with(data: Path, *flags: str) -> list[dict[str, Any]]:
     return _run(convert_namespace_to_omegaconf(args))
 
 
+@contextlib.contextmanager
+def logged() -> Iterator[io.StringIO]:
+    """Collect what fairseq's JSON bar logs, under the names train_inner, train and valid."""
+    log = io.StringIO()
+    handler = logging.StreamHandler(log)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("fairseq.logging.progress_bar")
+    logger.addHandler(handler)
+    # setLevel, not the attribute: a logger remembers which lines it dropped before.
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    try:
+        yield log
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
 def _run(cfg: Any) -> list[dict[str, Any]]:
     metrics.reset()
     # fairseq counts for --patience in attributes that outlive a run.
     for attribute in ("best", "num_runs"):
         vars(fairseq_train.should_stop_early).pop(attribute, None)
-    log = io.StringIO()
-    handler = logging.StreamHandler(log)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    # The JSON bar logs here, under the names train_inner, train and valid.
-    logger = logging.getLogger("fairseq.logging.progress_bar")
-    logger.addHandler(handler)
-    level, logger.level = logger.level, logging.INFO
-    try:
+    with logged() as log:
         fairseq_train.main(cfg)
-    finally:
-        logger.removeHandler(handler)
-        logger.level = level
     lines = []
     for line in log.getvalue().splitlines():
         with contextlib.suppress(json.JSONDecodeError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 from torch import Tensor
@@ -142,3 +144,19 @@ def test_calls_counts_and_fails_when_told_to() -> None:
         closure()
     closure()
     assert (closure.count, seen) == (3, [1, 3])
+
+
+def test_a_logger_that_dropped_a_line_before_shows_the_next_run() -> None:
+    pytest.importorskip("fairseq")
+    from tests.support import fairseq_toys as toys
+
+    logger = logging.getLogger("fairseq.logging.progress_bar")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        logger.info("dropped, and remembered as such")
+        with toys.logged() as log:
+            logger.info("kept")
+    finally:
+        logger.setLevel(level)
+    assert log.getvalue() == "kept\n"
