@@ -17,6 +17,14 @@ FORWARD_SHARE = 1 / 3
 
 EXTRA_COPIES = 1.05
 
+# Of the batched per-instance step, at the widths of MiniLM and BERT-base, on the
+# batches that such models are fine-tuned on: sentences, and tokens of each. Its
+# memory grows with the activations and has no limit.
+PER_INSTANCE_TO_SAM = 1.15
+PER_INSTANCE_WIDTHS = (384, 768)
+PER_INSTANCE_SENTENCES = (16, 32)
+PER_INSTANCE_TOKENS = (64, 128)
+
 
 class Check(NamedTuple):
     """One limit and what was measured.
@@ -58,11 +66,35 @@ def checks_of(found: Measurement, clock: str = "elapsed") -> list[Check]:
         ratio = spread_of(found.ratios("delta_sam", "sam", clock)).median
         limit = delta_sam_limit(found.typical_passes(clock).forward_share)
         checks.append(Check(found.model, "time of delta_sam over sam", ratio, limit))
+    if {"sam", "per_instance"} <= methods and limits_per_instance(found):
+        ratio = spread_of(found.ratios("per_instance", "sam", clock)).median
+        checks.append(
+            Check(found.model, "time of per_instance over sam", ratio, PER_INSTANCE_TO_SAM)
+        )
     for method in ("sam", "delta_sam"):
         if method in methods:
             what = f"extra memory of {method}, copies of the parameters"
             checks.append(Check(found.model, what, found.extra_copies(method), EXTRA_COPIES))
     return checks
+
+
+def limits_per_instance(found: Measurement) -> bool:
+    """Tell whether the batched per-instance step has a limit on a batch.
+
+    Args:
+        found: What was measured.
+
+    Returns:
+        Whether width, sentences and mean number of tokens are in its range.
+    """
+    sentences = found.batch["sentences"]
+    tokens = found.batch["source_tokens"] / sentences
+    (fewest, most), (shortest, longest) = PER_INSTANCE_SENTENCES, PER_INSTANCE_TOKENS
+    return (
+        found.width in PER_INSTANCE_WIDTHS
+        and fewest <= sentences <= most
+        and shortest <= tokens <= longest
+    )
 
 
 def delta_sam_limit(forward_share: float) -> float:

@@ -32,21 +32,23 @@ class Measurement:
 
     Args:
         model: Its name.
-        flags: fairseq's flags, with ``METHOD`` in the method's place.
+        flags: fairseq's flags, with ``METHOD`` in the place of the method's own.
         parameters: Trainable parameters, tied ones once.
         parameter_bytes: Size of one copy of them.
         batch: Sentences, source tokens and target tokens of the batch, padding
             not counted.
         updates: By method, one entry per round; ``None`` in rounds that the
             method sat out.
-        passes: Per round, what forward without a graph, forward with one, and
-            backward took apart.
+        passes: Per round, what each pass of :class:`~.cost_model.PassSeconds` took
+            apart, in its order.
         fallbacks: By method, how many of its measured updates took a fallback.
             One adds a forward and a backward pass.
         peak: By method, bytes at the worst moment of an update; parameters and
             the optimizer's state do not count.
         forward_bytes: Bytes at the worst moment of one forward pass, which is
             what it keeps for the backward pass and a little more.
+        method_flags: By method, what stands in ``METHOD``'s place.
+        width: Width of the model's layers.
     """
 
     model: str
@@ -55,10 +57,12 @@ class Measurement:
     parameter_bytes: int
     batch: dict[str, int]
     updates: dict[str, list[Times | None]] = field(default_factory=dict)
-    passes: list[tuple[Times, Times, Times]] = field(default_factory=list)
+    passes: list[tuple[Times, ...]] = field(default_factory=list)
     fallbacks: dict[str, float] = field(default_factory=dict)
     peak: dict[str, int] = field(default_factory=dict)
     forward_bytes: int = 0
+    method_flags: dict[str, str] = field(default_factory=dict)
+    width: int = 0
 
     def seconds(self, method: str, clock: str) -> list[float]:
         """List a method's times.
@@ -113,13 +117,14 @@ class Measurement:
         columns = zip(*self.pass_seconds(clock), strict=True)
         return PassSeconds(*(statistics.median(column) for column in columns))
 
-    def extra_copies(self, method: str) -> float:
-        """Return peak memory beyond the base optimizer's, in copies of the parameters.
+    def extra_copies(self, method: str, base: str = "none") -> float:
+        """Return peak memory beyond another method's, in copies of the parameters.
 
         Args:
             method: Name of the method.
+            base: Name of the method that it is compared with.
 
         Returns:
             Copies; negative if the method needs less.
         """
-        return (self.peak[method] - self.peak["none"]) / self.parameter_bytes
+        return (self.peak[method] - self.peak[base]) / self.parameter_bytes

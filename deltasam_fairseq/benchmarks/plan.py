@@ -9,15 +9,15 @@ import torch
 
 from deltasam_fairseq.benchmarks.environment import cores
 from deltasam_fairseq.benchmarks.measurement import CLOCKS
-from deltasam_fairseq.core.checks import METHODS
+from deltasam_fairseq.benchmarks.methods import METHODS, SLOW_METHODS
+from deltasam_fairseq.benchmarks.workloads import WORKLOADS, Workload
 from deltasam_fairseq.errors import UserError
 
-MODELS = ("translation", "classification")
+MODELS = tuple(WORKLOADS)
+# What ``--model both`` means: they take minutes together, on any machine.
+BOTH = ("translation", "classification")
 SIZES = ("default", "tiny")
 DEVICES = ("cpu", "cuda")
-
-# One sentence at a time: fewer rounds have to do.
-SLOW_METHODS = ("per_instance",)
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,16 @@ class Plan:
         methods: Names of the methods, in the order in which they take turns;
             ``none`` is among them, because the others are compared with it.
         repeats: Rounds.
-        slow_every: In which rounds ``per_instance`` takes part: the first and
-            every so many after it.
-        warm_up: Updates of each method before the first round.
+        slow_every: In which rounds ``per_instance_loop`` takes part: the first
+            and every so many after it.
+        warm_up: Updates of each method before the first round; the batched engine
+            needs two to settle where the sentences are.
         threads: Threads of one operator; 0: as many as there are cores.
         size: ``default``, or ``tiny`` to see that it works.
+        sentences: How many sentences the batches have; 0: as many as are the
+            model's own.
+        tokens: How many tokens each of them has, and each target; 0: the lengths
+            that are the model's own.
         seed: Seed of data and models.
         device: ``cpu`` or ``cuda``.
         clock: Which time the table shows and the limits speak of, ``elapsed``
@@ -44,13 +49,15 @@ class Plan:
             message names the flag.
     """
 
-    models: tuple[str, ...] = MODELS
+    models: tuple[str, ...] = BOTH
     methods: tuple[str, ...] = METHODS
     repeats: int = 15
     slow_every: int = 5
     warm_up: int = 2
     threads: int = 0
     size: str = "default"
+    sentences: int = 0
+    tokens: int = 0
     seed: int = 1
     device: str = "cpu"
     clock: str = "elapsed"
@@ -70,9 +77,17 @@ class Plan:
             ("--warm-up", self.warm_up, 1),
             ("--threads", self.threads, 0),
             ("--seed", self.seed, 0),
+            ("--sentences", self.sentences, 0),
+            ("--tokens", self.tokens, 0),
         ):
             if value < least:
                 raise UserError(f"{flag} must be at least {least}, got {value}")
+        for model in self.models:
+            positions = WORKLOADS[model][self.size].positions
+            if self.tokens == 1 or self.tokens > positions:
+                raise UserError(
+                    f"--tokens {self.tokens}: a sentence of {model} has 2 to {positions} tokens"
+                )
         if self.device == "cuda" and self.clock == "processor":
             raise UserError("--clock processor: with --device cuda the GPU does the work")
         if self.device == "cuda" and not torch.cuda.is_available():
@@ -92,17 +107,30 @@ class Plan:
         """
         return method not in SLOW_METHODS or round_number % self.slow_every == 0
 
+    def workload(self, model: str) -> Workload:
+        """Return a model and its batch.
+
+        Args:
+            model: Its name.
+
+        Returns:
+            The workload, of the shape that was asked for.
+        """
+        return WORKLOADS[model][self.size].ordered(self.sentences, self.tokens)
+
     def settings(self) -> dict[str, Any]:
         """Return all values by name, those that were defaults included."""
         return asdict(self)
 
     def command(self) -> str:
         """Return the command line that runs this plan again."""
-        model = "both" if self.models == MODELS else self.models[0]
+        model = "both" if self.models == BOTH else ",".join(self.models)
+        shape = f"--sentences {self.sentences} " if self.sentences else ""
+        shape += f"--tokens {self.tokens} " if self.tokens else ""
         return (
             f"deltasam bench step --model {model} --methods {','.join(self.methods)} "
             f"--repeats {self.repeats} --slow-every {self.slow_every} --warm-up {self.warm_up} "
-            f"--threads {self.threads} --size {self.size} --seed {self.seed} "
+            f"--threads {self.threads} --size {self.size} {shape}--seed {self.seed} "
             f"--device {self.device} --clock {self.clock}"
         )
 

@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deltasam_fairseq.benchmarks import environment
-from deltasam_fairseq.benchmarks.cost_model import PASSES, predicted_ratio
+from deltasam_fairseq.benchmarks.cost_model import PASSES, PassSeconds, predicted_ratio
 from deltasam_fairseq.benchmarks.limits import checks_of
 from deltasam_fairseq.benchmarks.measurement import CLOCKS, Measurement
 from deltasam_fairseq.benchmarks.plan import Plan
 from deltasam_fairseq.benchmarks.spread import spread_of
 
-SCHEMA = 1
+# In records of schema 1 ``per_instance`` is what ``per_instance_loop`` is now.
+SCHEMA = 2
 
 # Methods that others are compared with.
 BASES = ("none", "sam")
@@ -63,6 +64,8 @@ def _model(found: Measurement) -> dict[str, Any]:
     return {
         "model": found.model,
         "flags": found.flags,
+        "method_flags": found.method_flags,
+        "width": found.width,
         "parameters": found.parameters,
         "parameter_bytes": found.parameter_bytes,
         "batch": found.batch,
@@ -72,17 +75,24 @@ def _model(found: Measurement) -> dict[str, Any]:
             "forward_copies": found.forward_bytes / found.parameter_bytes,
             "peak_bytes": found.peak,
             "extra_copies": {method: found.extra_copies(method) for method in found.peak},
+            **_over_sam(found),
         },
     }
+
+
+def _over_sam(found: Measurement) -> dict[str, Any]:
+    if "sam" not in found.peak:
+        return {}
+    return {"copies_over_sam": {method: found.extra_copies(method, "sam") for method in found.peak}}
 
 
 def _times(found: Measurement, clock: str) -> dict[str, Any]:
     passes, typical = found.pass_seconds(clock), found.typical_passes(clock)
     methods = list(found.updates)
     return {
-        "seconds": {method: _spread(found.seconds(method, clock)) for method in methods},
+        "seconds": {method: rounded_spread(found.seconds(method, clock)) for method in methods},
         "ratios": {
-            base: {method: _spread(found.ratios(method, base, clock)) for method in methods}
+            base: {method: rounded_spread(found.ratios(method, base, clock)) for method in methods}
             for base in BASES
             if base in methods
         },
@@ -93,19 +103,26 @@ def _times(found: Measurement, clock: str) -> dict[str, Any]:
         },
         "passes": {
             **{
-                name: _spread([getattr(p, name) for p in passes])
-                for name in ("forward_no_grad", "forward", "backward")
+                name: rounded_spread([getattr(p, name) for p in passes])
+                for name in PassSeconds._fields
             },
-            "forward_share": _spread([p.forward_share for p in passes]),
-            "forward_over_backward": _spread([p.forward_over_backward for p in passes]),
+            "forward_share": rounded_spread([p.forward_share for p in passes]),
+            "forward_over_backward": rounded_spread([p.forward_over_backward for p in passes]),
         },
     }
 
 
-def _spread(values: Sequence[float]) -> dict[str, float]:
+def rounded_spread(values: Sequence[float]) -> dict[str, float]:
+    """Sum measurements up for a record.
+
+    Args:
+        values: At least one number.
+
+    Returns:
+        Their spread by name, with six digits: more than any clock is worth.
+    """
     return {name: _rounded(value) for name, value in spread_of(values)._asdict().items()}
 
 
 def _rounded(value: float) -> float:
-    """Keep six digits, more than any clock is worth."""
     return value if isinstance(value, int) else float(f"{value:.6g}")

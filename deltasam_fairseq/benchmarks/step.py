@@ -22,12 +22,15 @@ from typing import Any
 import torch
 from fairseq.logging import metrics
 from fairseq.trainer import Trainer
+from torch import nn
 
 from deltasam_fairseq.benchmarks.measurement import Measurement, Times
 from deltasam_fairseq.benchmarks.memory import peak_bytes
+from deltasam_fairseq.benchmarks.methods import METHOD_FLAGS
 from deltasam_fairseq.benchmarks.plan import Plan
-from deltasam_fairseq.benchmarks.workloads import (
-    WORKLOADS,
+from deltasam_fairseq.benchmarks.synthetic import write
+from deltasam_fairseq.benchmarks.timing import no_collection, timed
+from deltasam_fairseq.benchmarks.trainers import (
     batch_of,
     build_trainer,
     flags_of,
@@ -51,12 +54,13 @@ def measure(model: str, plan: Plan, say: Callable[[str], None]) -> Measurement:
         Sets the number of threads of this process.
     """
     torch.set_num_threads(plan.threads)
-    workload, device = WORKLOADS[model][plan.size], torch.device(plan.device)
+    workload, device = plan.workload(model), torch.device(plan.device)
     with _quiet(), tempfile.TemporaryDirectory() as folder:
-        workload.write(Path(folder), workload.shape, plan.seed)
+        write(Path(folder), workload, plan.seed)
+        flags = {method: METHOD_FLAGS[method] for method in plan.methods}
         trainers = {
-            method: build_trainer(Path(folder), flags_of(workload, method, plan.seed, device))
-            for method in plan.methods
+            method: build_trainer(Path(folder), flags_of(workload, own, plan.seed, device))
+            for method, own in flags.items()
         }
         batch = batch_of(trainers["none"])
         found = Measurement(
@@ -65,6 +69,8 @@ def measure(model: str, plan: Plan, say: Callable[[str], None]) -> Measurement:
             parameters=parameter_count(trainers["none"]),
             parameter_bytes=parameter_bytes(trainers["none"]),
             batch=_size_of(batch),
+            method_flags=flags,
+            width=workload.width,
         )
         say(f"{model}: {found.parameters / 1e6:.1f} million parameters, warming up")
         for trainer in trainers.values():
@@ -103,14 +109,14 @@ def _take_turns(
 ) -> None:
     found.updates = {method: [] for method in trainers}
     found.fallbacks = dict.fromkeys(trainers, 0.0)
-    with _no_collection():
+    with no_collection():
         for number in range(plan.repeats):
             gc.collect()
             begun = time.perf_counter()
             for method, trainer in trainers.items():
                 times = None
                 if plan.takes_part(method, number):
-                    times, fallback = _timed(partial(_update, trainer, batch), trainer.device)
+                    times, fallback = timed(partial(_update, trainer, batch), trainer.device)
                     found.fallbacks[method] += fallback
                 found.updates[method].append(times)
             found.passes.append(_passes(trainers["none"], batch))
@@ -126,9 +132,10 @@ def _update(trainer: Trainer, batch: Any) -> float:
     return 0.0 if meter is None else float(meter.avg)
 
 
-def _passes(trainer: Trainer, batch: Any) -> tuple[Times, Times, Times]:
+def _passes(trainer: Trainer, batch: Any) -> tuple[Times, ...]:
     """Time the passes of an update apart, as the trainer's task runs them."""
     sample, _ = trainer._prepare_sample(batch)
+    device = trainer.device
     trainer.zero_grad()
     trainer.model.train()
 
@@ -137,36 +144,37 @@ def _passes(trainer: Trainer, batch: Any) -> tuple[Times, Times, Times]:
         return loss
 
     with torch.no_grad():
-        without, _ = _timed(forward, trainer.device)
-    with_graph, loss = _timed(forward, trainer.device)
-    backward, _ = _timed(lambda: trainer.optimizer.backward(loss), trainer.device)
+        without, _ = timed(forward, device)
+    with_graph, loss = timed(forward, device)
+    backward, _ = timed(lambda: trainer.optimizer.backward(loss), device)
     trainer.zero_grad()
-    return without, with_graph, backward
-
-
-def _timed(work: Callable[[], Any], device: torch.device) -> tuple[Times, Any]:
-    _finish(device)
-    begun, worked = time.perf_counter(), time.process_time()
-    result = work()
-    _finish(device)
-    return Times(time.perf_counter() - begun, time.process_time() - worked), result
-
-
-def _finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    with embedded(trainer.model) as outputs:
+        loss = forward()
+    no_weights, _ = timed(lambda: torch.autograd.grad(loss, outputs, allow_unused=True), device)
+    return without, with_graph, backward, no_weights
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
-    """Keep Python's garbage collector from running inside a measurement."""
-    enabled = gc.isenabled()
-    gc.disable()
+def embedded(model: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """Collect what a model's embeddings give: below them there is no layer to go back through.
+
+    Args:
+        model: The model.
+
+    Yields:
+        The outputs, filled by every forward pass within the block.
+    """
+    outputs: list[torch.Tensor] = []
+    hooks = [
+        module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+        for module in model.modules()
+        if isinstance(module, nn.Embedding)
+    ]
     try:
-        yield
+        yield outputs
     finally:
-        if enabled:
-            gc.enable()
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager

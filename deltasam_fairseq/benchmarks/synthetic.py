@@ -6,7 +6,6 @@ the batch has the padding of a real one and its size does not hang on a seed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +13,18 @@ import torch
 from fairseq.data import Dictionary, indexed_dataset
 from torch import Tensor
 
+from deltasam_fairseq.benchmarks.workloads import Shape, Workload
 
-@dataclass(frozen=True)
-class Shape:
-    """Size of a data set.
+
+def write(folder: Path, workload: Workload, seed: int) -> None:
+    """Write the training set of a workload.
 
     Args:
-        sentences: Number of sentences, or of pairs.
-        shortest: Tokens of the shortest sentence, its end marker included.
-        longest: Tokens of the longest.
-        words: Number of different words.
+        folder: Where to; it exists.
+        workload: The workload.
+        seed: Seed of words and classes.
     """
-
-    sentences: int
-    shortest: int
-    longest: int
-    words: int
+    (write_pairs if workload.paired else write_labelled)(folder, workload.shape, seed)
 
 
 def write_pairs(folder: Path, shape: Shape, seed: int) -> None:
@@ -44,9 +39,10 @@ def write_pairs(folder: Path, shape: Shape, seed: int) -> None:
     words = _dictionary(shape.words)
     for side in ("src", "tgt"):
         words.save(str(folder / f"dict.{side}.txt"))
-    sources = _sentences(shape, words, draw)
+    bounds = (shape.shortest, shape.longest)
+    sources = _sentences(shape, bounds, words, draw)
     # The longest target belongs to the shortest source.
-    targets = _sentences(shape, words, draw)[::-1]
+    targets = _sentences(shape, shape.target or bounds, words, draw)[::-1]
     for side, sentences in (("src", sources), ("tgt", targets)):
         _write(folder / f"train.src-tgt.{side}", sentences, len(words))
 
@@ -60,6 +56,7 @@ def write_labelled(folder: Path, shape: Shape, seed: int) -> None:
         seed: Seed of words and classes.
     """
     draw = torch.Generator().manual_seed(seed)
+    bounds = (shape.shortest, shape.longest)
     words, labels = _dictionary(shape.words), Dictionary()
     words.add_symbol("<mask>")
     for name in ("0", "1"):
@@ -67,7 +64,7 @@ def write_labelled(folder: Path, shape: Shape, seed: int) -> None:
     for part, dictionary in (("input0", words), ("label", labels)):
         (folder / part).mkdir()
         dictionary.save(str(folder / part / "dict.txt"))
-    _write(folder / "input0" / "train", _sentences(shape, words, draw), len(words))
+    _write(folder / "input0" / "train", _sentences(shape, bounds, words, draw), len(words))
     classes = torch.randint(2, (shape.sentences,), generator=draw) + labels.nspecial
     rows = [torch.tensor([c, labels.eos()]) for c in classes.tolist()]
     _write(folder / "label" / "train", rows, len(labels))
@@ -80,8 +77,10 @@ def _dictionary(words: int) -> Any:
     return dictionary
 
 
-def _sentences(shape: Shape, words: Any, draw: torch.Generator) -> list[Tensor]:
-    lengths = torch.linspace(shape.shortest, shape.longest, shape.sentences).round().long()
+def _sentences(
+    shape: Shape, bounds: tuple[int, int], words: Any, draw: torch.Generator
+) -> list[Tensor]:
+    lengths = torch.linspace(*bounds, shape.sentences).round().long()
     first, last = words.nspecial, words.nspecial + shape.words
     sentences = []
     for length in lengths.tolist():

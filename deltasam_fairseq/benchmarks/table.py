@@ -8,8 +8,12 @@ from typing import Any
 _LEGEND = """\
 x none, x sam: median over rounds of the times' ratio (quartiles; smallest to largest).
 passes: what the ratio would be if forward and backward passes were all that takes time.
-memory: peak of an update beyond that of none, in copies of the trainable parameters.
+memory: peak of an update beyond that of none, in copies of the trainable parameters;
+over sam: beyond that of sam.
 s: median seconds of one update."""
+
+# What records of schema 1 call otherwise.
+_OLD_NAMES = {"per_instance": "per_instance_loop"}
 
 
 def table_of(record: Mapping[str, Any]) -> str:
@@ -22,18 +26,32 @@ def table_of(record: Mapping[str, Any]) -> str:
     Returns:
         Several lines, without a newline at the end.
     """
-    machine, settings = record["hardware"], record["settings"]
-    where = ", ".join(machine["gpus"]) if settings["device"] == "cuda" else machine["processor"]
-    lines = [
-        f"{where}, {machine['cores']} cores, --threads {settings['threads']}, "
-        f"torch {record['versions'].get('torch')}, {settings['clock']} time, "
-        f"{settings['repeats']} rounds"
-    ]
+    settings = record["settings"]
+    lines = [ran_on(record)]
+    names = _OLD_NAMES if record["schema"] < 2 else {}
     for model in record["models"]:
-        lines += ["", *_model(model, settings["clock"])]
+        lines += ["", *_model(model, settings["clock"], names)]
     lines += ["", _LEGEND, ""]
     lines += [verdict(check) for check in record["checks"]]
     return "\n".join(lines)
+
+
+def ran_on(record: Mapping[str, Any]) -> str:
+    """Say in a line what a record was measured on and how.
+
+    Args:
+        record: A record of a benchmark.
+
+    Returns:
+        The line.
+    """
+    machine, settings = record["hardware"], record["settings"]
+    where = ", ".join(machine["gpus"]) if settings["device"] == "cuda" else machine["processor"]
+    return (
+        f"{where}, {machine['cores']} cores, --threads {settings['threads']}, "
+        f"torch {record['versions'].get('torch')}, {settings['clock']} time, "
+        f"{settings['repeats']} rounds"
+    )
 
 
 def verdict(check: Mapping[str, Any]) -> str:
@@ -52,9 +70,10 @@ def verdict(check: Mapping[str, Any]) -> str:
     )
 
 
-def _model(model: Mapping[str, Any], clock: str) -> list[str]:
+def _model(model: Mapping[str, Any], clock: str, names: Mapping[str, str]) -> list[str]:
     times, memory, batch = model["clocks"][clock], model["memory"], model["batch"]
     passes = times["passes"]
+    over_sam = memory.get("copies_over_sam", {})
     copies = memory["peak_bytes"]["none"] / model["parameter_bytes"]
     heads = [text for base in times["ratios"] for text in (f"x {base}", "passes")]
     lines = [
@@ -65,15 +84,19 @@ def _model(model: Mapping[str, Any], clock: str) -> list[str]:
         f"without a graph is {passes['forward_share']['median']:.3f} of forward + backward",
         f"an update of none needs {copies:.1f} copies of the parameters at its peak, "
         f"{memory['forward_copies']:.1f} of them for its forward pass",
-        _row("", *heads, "memory", "s"),
+        _row("", *heads, "memory", "over sam", "s"),
     ]
     for method, seconds in times["seconds"].items():
         cells = []
         for base, ratios in times["ratios"].items():
             predicted = times["predicted"][base].get(method)
-            cells += [_spread(ratios[method]), "-" if predicted is None else f"{predicted:.3f}"]
+            cells += [spread_text(ratios[method]), "-" if predicted is None else f"{predicted:.3f}"]
         row = _row(
-            method, *cells, f"{memory['extra_copies'][method]:.3f}", f"{seconds['median']:.2f}"
+            names.get(method, method),
+            *cells,
+            f"{memory['extra_copies'][method]:.3f}",
+            f"{over_sam[method]:.3f}" if method in over_sam else "-",
+            f"{seconds['median']:.2f}",
         )
         if seconds["n"] != times["seconds"]["none"]["n"]:
             row += f"  in {seconds['n']} of {times['seconds']['none']['n']} rounds"
@@ -84,14 +107,22 @@ def _model(model: Mapping[str, Any], clock: str) -> list[str]:
 
 
 def _row(method: str, *cells: str) -> str:
-    *ratios, memory, seconds = cells
-    text = f"{method:<13}"
+    *ratios, memory, over_sam, seconds = cells
+    text = f"{method:<18}"
     for spread, predicted in zip(ratios[::2], ratios[1::2], strict=True):
         text += f"{spread:<35}{predicted:>6}   "
-    return f"{text}{memory:>6}{seconds:>7}"
+    return f"{text}{memory:>6}{over_sam:>10}{seconds:>7}"
 
 
-def _spread(found: Mapping[str, float]) -> str:
+def spread_text(found: Mapping[str, float]) -> str:
+    """Write a spread in a table's cell.
+
+    Args:
+        found: Of a record.
+
+    Returns:
+        Median, quartiles and extremes; the median alone if there is nothing else.
+    """
     if found["min"] == found["max"]:
         return f"{found['median']:.3f}"
     return (

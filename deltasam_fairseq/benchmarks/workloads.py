@@ -1,21 +1,29 @@
-"""The models that are measured, each with the trainer that ``fairseq-train`` would build."""
+"""The models that are measured, with their flags for ``fairseq-train`` and their batches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
-import torch
-from fairseq import options, tasks
-from fairseq.dataclass.utils import convert_namespace_to_omegaconf
-from fairseq.logging import metrics
-from fairseq.trainer import Trainer
 
-from deltasam_fairseq.benchmarks.synthetic import Shape, write_labelled, write_pairs
-from deltasam_fairseq.core.vectors import unique
-from deltasam_fairseq.fairseq_plugin import register  # noqa: F401  (the hook is what is measured)
+@dataclass(frozen=True)
+class Shape:
+    """Size of a data set.
+
+    Args:
+        sentences: Number of sentences, or of pairs.
+        shortest: Tokens of the shortest sentence, its end marker included.
+        longest: Tokens of the longest.
+        words: Number of different words.
+        target: Tokens of the shortest and the longest target; those of the
+            sentences when left out.
+    """
+
+    sentences: int
+    shortest: int
+    longest: int
+    words: int
+    target: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -25,134 +33,116 @@ class Workload:
     Args:
         flags: Its command line for ``fairseq-train``, data and method apart.
         shape: Size of the batch.
-        write: Writes the data set.
+        width: Of the model's layers.
+        positions: Tokens of the longest sentence that the model takes.
+        paired: Whether there are targets, and not classes.
+        opened: Tokens that the task puts before each sentence.
     """
 
     flags: tuple[str, ...]
     shape: Shape
-    write: Callable[[Path, Shape, int], None]
+    width: int
+    positions: int
+    paired: bool = False
+    opened: int = 0
+
+    def ordered(self, sentences: int = 0, tokens: int = 0) -> Workload:
+        """Return the same model on a batch of another shape.
+
+        Args:
+            sentences: How many; 0: as it is.
+            tokens: Tokens of each sentence as the model sees it, and of each target;
+                0: as it is.
+
+        Returns:
+            The workload.
+        """
+        shape = self.shape
+        if sentences:
+            shape = replace(shape, sentences=sentences)
+        if tokens:
+            own = tokens - self.opened
+            shape = replace(shape, shortest=own, longest=own, target=None)
+        return replace(self, shape=shape)
 
 
 _COMMON = (
     "--lr 1e-4 --dropout 0.1 --num-workers 0 --no-save --disable-validation "
     "--required-batch-size-multiple 1 "
 )
-_TRANSLATION = (
-    _COMMON + "--task translation --source-lang src --target-lang tgt --arch transformer "
-    "--criterion label_smoothed_cross_entropy --label-smoothing 0.1 --share-all-embeddings "
+_ENCODER = (
     "--encoder-layers {0} --encoder-embed-dim {1} --encoder-ffn-embed-dim {2} "
-    "--encoder-attention-heads {3} --decoder-layers {0} --decoder-embed-dim {1} "
-    "--decoder-ffn-embed-dim {2} --decoder-attention-heads {3}"
+    "--encoder-attention-heads {3} "
+)
+_DECODER = _ENCODER.replace("encoder", "decoder")
+_PAIRS = (
+    _COMMON + "--task translation --source-lang src --target-lang tgt "
+    "--criterion label_smoothed_cross_entropy --label-smoothing 0.1 --share-all-embeddings "
+)
+_TRANSLATION = _PAIRS + "--arch transformer " + _ENCODER + _DECODER
+_BART = _PAIRS + "--arch bart_large --attention-dropout 0.1 "
+_SENTENCES = (
+    _COMMON + "--task sentence_prediction --criterion sentence_prediction --num-classes 2 "
+    "--init-token 0 "
 )
 _CLASSIFICATION = (
-    _COMMON + "--task sentence_prediction --arch roberta_base --criterion sentence_prediction "
-    "--num-classes 2 --init-token 0 --separator-token 2 --max-positions 128 "
-    "--encoder-layers {0} --encoder-embed-dim {1} --encoder-ffn-embed-dim {2} "
-    "--encoder-attention-heads {3}"
+    _SENTENCES + "--arch roberta_base --separator-token 2 --max-positions 128 " + _ENCODER
 )
+_ROBERTA = (
+    _SENTENCES + "--arch roberta_large --separator-token 2 --max-positions 512 "
+    "--attention-dropout 0.1 "
+)
+_BERT = _SENTENCES + "--max-positions 512 --attention-dropout 0.1 --arch "
+
+# Layers, width, inner width and heads of the models that are there to see that it works.
+_TINY = (1, 16, 32, 2)
+_FEW = Shape(4, 3, 6, 50)
+
+# Vocabularies have the size of the published ones: 30,522 and 50,265 with the special
+# tokens, of which fairseq adds four and these tasks one more; BART's has no mask.
+_BERT_WORDS = 30522 - 5
+_ROBERTA_WORDS = 50265 - 5
+_BART_WORDS = 50264 - 4
+
+
+def _pairs(flags: str, shape: Shape, width: int, positions: int = 1024) -> Workload:
+    return Workload(tuple(flags.split()), shape, width, positions, paired=True)
+
+
+def _labelled(flags: str, shape: Shape, width: int, positions: int) -> Workload:
+    return Workload(tuple(flags.split()), shape, width, positions, opened=1)
+
+
+def _bert(arch: str, width: int) -> dict[str, Workload]:
+    # Of exactly 64 tokens: 63 and the start marker.
+    full = Shape(16, 63, 63, _BERT_WORDS)
+    return {
+        "default": _labelled(_BERT + arch, full, width, 512),
+        "tiny": _labelled(f"{_BERT}{arch} {_ENCODER.format(*_TINY)}", _FEW, 16, 512),
+    }
+
 
 # By model, then size. The numbers are layers, width, inner width and heads.
-WORKLOADS = {
+WORKLOADS: Mapping[str, Mapping[str, Workload]] = {
     "translation": {
-        "default": Workload(
-            tuple(_TRANSLATION.format(6, 256, 1024, 4).split()),
-            Shape(16, 64, 128, 8000),
-            write_pairs,
-        ),
-        "tiny": Workload(
-            tuple(_TRANSLATION.format(1, 16, 32, 2).split()), Shape(4, 3, 6, 50), write_pairs
-        ),
+        "default": _pairs(_TRANSLATION.format(6, 256, 1024, 4), Shape(16, 64, 128, 8000), 256),
+        "tiny": _pairs(_TRANSLATION.format(*_TINY), _FEW, 16),
     },
     "classification": {
-        "default": Workload(
-            tuple(_CLASSIFICATION.format(6, 384, 1536, 6).split()),
-            Shape(16, 32, 64, 8000),
-            write_labelled,
+        "default": _labelled(
+            _CLASSIFICATION.format(6, 384, 1536, 6), Shape(16, 32, 64, 8000), 384, 128
         ),
-        "tiny": Workload(
-            tuple(_CLASSIFICATION.format(1, 16, 32, 2).split()), Shape(4, 3, 6, 50), write_labelled
-        ),
+        "tiny": _labelled(_CLASSIFICATION.format(*_TINY), _FEW, 16, 128),
+    },
+    "minilm": _bert("deltasam_bert_minilm_l6", 384),
+    "bert_base": _bert("deltasam_bert_base", 768),
+    # For GPUs: five trainers of these do not fit the memory of a small machine.
+    "roberta_large": {
+        "default": _labelled(_ROBERTA, Shape(16, 127, 127, _ROBERTA_WORDS), 1024, 512),
+        "tiny": _labelled(_ROBERTA + _ENCODER.format(*_TINY), _FEW, 16, 512),
+    },
+    "bart_large": {
+        "default": _pairs(_BART, Shape(2, 1024, 1024, _BART_WORDS, (128, 128)), 1024),
+        "tiny": _pairs(_BART + (_ENCODER + _DECODER).format(*_TINY), _FEW, 16),
     },
 }
-
-
-def flags_of(workload: Workload, method: str, seed: int, device: torch.device) -> list[str]:
-    """Return a trainer's whole command line, without the data folder.
-
-    Args:
-        workload: The model and its batch.
-        method: Name of the method.
-        seed: fairseq's seed.
-        device: ``cpu`` or ``cuda``.
-
-    Returns:
-        Flags of ``fairseq-train``.
-    """
-    return [
-        *workload.flags,
-        *("--optimizer", "delta_sam", "--sam-method", method, "--seed", str(seed)),
-        *("--batch-size", str(workload.shape.sentences)),
-        *(["--cpu"] if device.type == "cpu" else []),
-    ]
-
-
-def build_trainer(folder: Path, flags: list[str]) -> Trainer:
-    """Build a trainer as ``fairseq-train`` does.
-
-    Args:
-        folder: Where the workload's data was written.
-        flags: From :func:`flags_of`.
-
-    Returns:
-        The trainer; its task has loaded the training set.
-    """
-    metrics.reset()
-    args = options.parse_args_and_arch(options.get_training_parser(), [str(folder), *flags])
-    cfg = convert_namespace_to_omegaconf(args)
-    task = tasks.setup_task(cfg.task)
-    torch.manual_seed(cfg.common.seed)
-    model, criterion = task.build_model(cfg.model), task.build_criterion(cfg.criterion)
-    task.load_dataset("train", combine=False, epoch=1)
-    return Trainer(cfg, task, model, criterion)
-
-
-def batch_of(trainer: Trainer) -> Any:
-    """Return the one batch of a workload's training set, on the CPU.
-
-    Args:
-        trainer: From :func:`build_trainer`.
-
-    Returns:
-        fairseq's mini-batch.
-    """
-    iterator = trainer.task.get_batch_iterator(
-        trainer.task.dataset("train"),
-        max_sentences=trainer.cfg.dataset.batch_size,
-        required_batch_size_multiple=1,
-    )
-    (batch,) = iterator.next_epoch_itr(shuffle=False)
-    return batch
-
-
-def parameter_bytes(trainer: Trainer) -> int:
-    """Return the size of one copy of the parameters that train, tied ones once.
-
-    Args:
-        trainer: From :func:`build_trainer`.
-
-    Returns:
-        Bytes.
-    """
-    return sum(p.numel() * p.element_size() for p in unique(trainer.optimizer.params))
-
-
-def parameter_count(trainer: Trainer) -> int:
-    """Count the parameters that train, tied ones once.
-
-    Args:
-        trainer: From :func:`build_trainer`.
-
-    Returns:
-        How many numbers they hold.
-    """
-    return sum(p.numel() for p in unique(trainer.optimizer.params))

@@ -3,6 +3,9 @@
 deltasam bench step                  time and peak memory per update, as a table
 deltasam bench step --json > FILE    the same as one JSON object
 deltasam bench step --check          fails if a limit is not kept
+deltasam bench length                per_instance over sam, by sequence length
+deltasam bench length --plot FILE    the same as a figure as well
+deltasam bench show RECORD …         records as the tables of docs/per_instance.md
 """
 
 from __future__ import annotations
@@ -11,7 +14,11 @@ import argparse
 import json
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from deltasam_fairseq.benchmarks.markdown import markdown_of
+from deltasam_fairseq.cli import bench_length
 
 if TYPE_CHECKING:
     from deltasam_fairseq.benchmarks.plan import Plan
@@ -20,7 +27,7 @@ HELP = "measure time and memory per update"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the benchmarks; so far there is one, ``step``."""
+    """Add the benchmarks and their arguments."""
     benchmarks = parser.add_subparsers(metavar="BENCHMARK", required=True)
     step = benchmarks.add_parser(
         "step",
@@ -28,12 +35,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         description="Time and peak memory per update of the methods, taking turns in one process.",
         allow_abbrev=False,
     )
-    step.add_argument("--model", default="both", help="translation, classification or both (both)")
+    step.add_argument(
+        "--model",
+        default="both",
+        metavar="A,B,…",
+        help="translation, classification (both: these two), minilm, bert_base; for a GPU "
+        "roberta_large, bart_large (%(default)s)",
+    )
     step.add_argument(
         "--methods",
-        default="none,sam,delta_sam,per_instance",
+        default="none,sam,delta_sam,per_instance,per_instance_loop",
         metavar="A,B,…",
-        help="which, in the order of their turns (%(default)s)",
+        help="which, in the order of their turns; per_instance is the batched engine (%(default)s)",
+    )
+    step.add_argument(
+        "--sentences", type=int, default=0, metavar="N", help="in a batch (0: the model's own)"
+    )
+    step.add_argument(
+        "--tokens",
+        type=int,
+        default=0,
+        metavar="N",
+        help="in each sentence and target (0: the model's own lengths)",
     )
     step.add_argument("--repeats", type=int, default=15, metavar="N", help="rounds (%(default)s)")
     step.add_argument(
@@ -41,7 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=5,
         metavar="N",
-        help="per_instance takes part in the first round and every so many after (%(default)s)",
+        help="per_instance_loop takes part in the first round and every so many after "
+        "(%(default)s)",
     )
     step.add_argument(
         "--warm-up", type=int, default=2, metavar="N", help="updates before (%(default)s)"
@@ -57,10 +81,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     step.add_argument("--json", action="store_true", help="one JSON object, not a table")
     step.add_argument("--check", action="store_true", help="exit with 1 if a limit is not kept")
+    step.set_defaults(benchmark=_step)
+    length = benchmarks.add_parser(
+        "length",
+        help=bench_length.HELP,
+        description="A batched per-instance step beside a SAM step, by sequence length.",
+        allow_abbrev=False,
+    )
+    bench_length.add_arguments(length)
+    length.set_defaults(benchmark=bench_length.run)
+    show = benchmarks.add_parser(
+        "show",
+        help="records as a Markdown table",
+        description="Records of one benchmark as a Markdown table.",
+    )
+    show.add_argument("records", type=Path, nargs="+", metavar="RECORD", help="made with --json")
+    show.set_defaults(benchmark=_show)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the benchmark; progress goes to standard error.
+    """Run one benchmark; progress goes to standard error.
 
     Args:
         args: Of :func:`add_arguments`.
@@ -68,6 +108,16 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         Zero; with ``--check`` one if a limit is not kept.
     """
+    status: int = args.benchmark(args)
+    return status
+
+
+def _show(args: argparse.Namespace) -> int:
+    print(markdown_of(args.records))
+    return 0
+
+
+def _step(args: argparse.Namespace) -> int:
     # Read when torch is loaded: its profiler, which counts memory, is talkative.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -97,16 +147,18 @@ def plan_of(args: argparse.Namespace) -> Plan:
     Returns:
         The plan; making it refuses what cannot be run.
     """
-    from deltasam_fairseq.benchmarks.plan import MODELS, Plan  # noqa: PLC0415
+    from deltasam_fairseq.benchmarks.plan import BOTH, Plan  # noqa: PLC0415
 
     return Plan(
-        models=MODELS if args.model == "both" else (args.model,),
+        models=BOTH if args.model == "both" else tuple(args.model.split(",")),
         methods=tuple(args.methods.split(",")),
         repeats=args.repeats,
         slow_every=args.slow_every,
         warm_up=args.warm_up,
         threads=args.threads,
         size=args.size,
+        sentences=args.sentences,
+        tokens=args.tokens,
         seed=args.seed,
         device=args.device,
         clock=args.clock,

@@ -1,10 +1,11 @@
 """Per-instance perturbation of a fairseq model, all sentences of a micro-batch at once.
 
-The core's engine sees every use of a parameter, whoever makes it. One of
-fairseq's it could not take apart: attention hands the weights of its four
-projections to one function of PyTorch. It calls the projections themselves
-once it was told that heads may have been pruned, so that is what it is told
-for the length of a pass.
+The core's engine sees every use of a parameter, whoever makes it. Two of
+fairseq's are changed for the length of a pass. Attention hands the weights of
+its four projections to one function of PyTorch; it calls the projections
+themselves once it was told that heads may have been pruned, so that is what it
+is told. And layer normalisation is apex's fused one where apex is installed, a
+compiled function that nobody can look into; PyTorch's own takes its place.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from fairseq.modules import MultiheadAttention
 from torch import Tensor, nn
 
@@ -108,7 +111,7 @@ def batched_per_instance(
 
     root = model if plain_model is None else plain_model
     try:
-        with own_projections(root):
+        with own_projections(root), own_norms(root):
             ascent = engine.ascend(lambda: losses_of(root), rho=rho, loss_scale=loss_scale)
             fine = torch.isfinite(ascent.losses)
             overflow = loss_scale != 1 and bool((~torch.isfinite(ascent.norms) & fine).any())
@@ -165,3 +168,36 @@ def own_projections(model: nn.Module) -> Generator[None, None, None]:
     finally:
         for module in changed:
             module.skip_embed_dim_check = False
+
+
+@contextmanager
+def own_norms(model: nn.Module) -> Generator[None, None, None]:
+    """Let apex's fused layer normalisation be computed by PyTorch's.
+
+    The numbers are the same up to rounding.
+
+    Args:
+        model: The model; its modules are as before after the block.
+
+    Yields:
+        Nothing.
+    """
+    changed = [module for module in model.modules() if _is_fused(module)]
+    for module in changed:
+        module.forward = partial(_layer_norm, module)
+    try:
+        yield
+    finally:
+        for module in changed:
+            del module.forward
+
+
+def _is_fused(module: nn.Module) -> bool:
+    return "forward" not in vars(module) and any(
+        kind.__module__.partition(".")[0] == "apex" and kind.__name__ == "FusedLayerNorm"
+        for kind in type(module).__mro__
+    )
+
+
+def _layer_norm(module: Any, x: Tensor) -> Tensor:
+    return F.layer_norm(x, module.normalized_shape, module.weight, module.bias, module.eps)

@@ -10,10 +10,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from deltasam_fairseq import __version__
+import deltasam_fairseq
 
 _DISTRIBUTIONS = (
-    *("torch", "fairseq", "fairseq-fixed", "numpy"),
+    *("torch", "fairseq", "fairseq-fixed", "hydra-core", "omegaconf", "numpy"),
     *("sentencepiece", "rouge-score", "tokenizers"),
 )
 
@@ -22,14 +22,20 @@ def surroundings() -> dict[str, Any]:
     """Describe software and hardware, without importing any of it.
 
     Returns:
-        ``versions``, ``commit`` (of this project's checkout, or none) and ``hardware``.
+        ``versions``, ``commit`` (of this project's checkout, or none), ``hardware``, and
+        ``load``: how busy the machine was before.
     """
-    return {"versions": versions(), "commit": commit(), "hardware": hardware()}
+    return {
+        "versions": versions(),
+        "commit": commit(),
+        "hardware": hardware(),
+        "load": load(),
+    }
 
 
 def versions() -> dict[str, str]:
     """Return the versions of Python, this package and what it runs on, where installed."""
-    found = {"python": platform.python_version(), "deltasam_fairseq": __version__}
+    found = {"python": platform.python_version(), "deltasam_fairseq": deltasam_fairseq.__version__}
     for name in _DISTRIBUTIONS:
         try:
             found[name] = metadata.version(name)
@@ -38,44 +44,73 @@ def versions() -> dict[str, str]:
     return found
 
 
-def commit(folder: Path = Path(__file__).parent) -> str | None:
+def commit(folder: Path | None = None) -> str | None:
     """Return the commit that a folder's files are from.
 
     Args:
         folder: A folder of a checkout; this package's own when left out.
 
     Returns:
-        The commit, with ``+changes`` behind it if tracked files differ, or
-        none if git does not track the folder.
+        The commit, with ``+changes`` behind it if files of the folder differ from it or are
+        new, or none if git does not track the folder or has no commit yet.
     """
-    git = ["git", "-C", str(folder)]
+    git = ["git", "-C", str(folder or Path(deltasam_fairseq.__file__).parent)]
     try:
         if _output([*git, "ls-files", "--error-unmatch", "."]) is None:
             return None
         head = _output([*git, "rev-parse", "HEAD"])
-        changes = _output([*git, "status", "--porcelain", "--untracked-files=no"])
-    except FileNotFoundError:
+        changes = _output([*git, "status", "--porcelain", "."])
+    except OSError:
         return None
     return f"{head}+changes" if head and changes else head
 
 
 def hardware() -> dict[str, Any]:
-    """Describe the machine: processor, cores this process may use, GPUs."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found: dict[str, Any] = {"machine": platform.machine(), "cpu": _processor(), "cores": cores}
+    """Describe the machine: processor, cores and threads this process may use, GPUs."""
+    found: dict[str, Any] = {
+        "machine": platform.machine(),
+        "cpu": processor(),
+        "cores": cores(),
+        "threads": threads(),
+    }
     if shutil.which("nvidia-smi"):
         listing = _output(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"])
         found["gpus"] = (listing or "").splitlines()
     return found
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Name the processor, as well as the operating system knows it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return platform.processor()
+        lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor())
+    return next(names, "") or platform.processor() or "unknown"
+
+
+def cores() -> int:
+    """Count the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def threads() -> int | None:
+    """Return the threads of one operator that the environment allows, or none if it does not say.
+
+    Without ``OMP_NUM_THREADS`` torch decides by itself, and does not before it is imported.
+    """
+    text = os.environ.get("OMP_NUM_THREADS", "")
+    return int(text) if text.isdecimal() else None
+
+
+def load() -> float | None:
+    """Return how many processes wanted to run, averaged over the last minute."""
+    try:
+        return round(os.getloadavg()[0], 2)
+    except OSError:
+        return None
 
 
 def _output(command: list[str]) -> str | None:

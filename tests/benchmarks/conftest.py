@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from deltasam_fairseq.benchmarks.measurement import Measurement, Times
+from deltasam_fairseq.benchmarks.methods import METHOD_FLAGS
 
 PARAMETER_BYTES = 4000
 
@@ -29,17 +30,26 @@ def measurement() -> Measurement:
         parameters=1000,
         parameter_bytes=PARAMETER_BYTES,
         batch={"sentences": 2, "source_tokens": 9, "target_tokens": 8},
+        width=384,
+        method_flags=dict(METHOD_FLAGS),
         updates={
             "none": rounds(3.0),
             "sam": rounds(6.0),
             "delta_sam": rounds(8.1),
-            "per_instance": [times(24.0), None, None],
+            "per_instance": rounds(6.6),
+            "per_instance_loop": [times(24.0), None, None],
         },
         passes=[
-            (times(factor), times(1.25 * factor), times(1.75 * factor))
+            tuple(times(factor * seconds) for seconds in (1.0, 1.25, 1.75, 0.8))
             for factor in (1.0, 2.0, 1.0)
         ],
-        fallbacks={"none": 0.0, "sam": 0.0, "delta_sam": 1.0, "per_instance": 0.0},
-        peak={"none": 20_000, "sam": 24_000, "delta_sam": 24_100, "per_instance": 12_000},
+        fallbacks={**dict.fromkeys(METHOD_FLAGS, 0.0), "delta_sam": 1.0},
+        peak={
+            "none": 20_000,
+            "sam": 24_000,
+            "delta_sam": 24_100,
+            "per_instance": 30_000,
+            "per_instance_loop": 12_000,
+        },
         forward_bytes=16_000,
     )

@@ -4,6 +4,7 @@ import argparse
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -54,10 +55,24 @@ def test_limits_are_held_against_the_clock_that_was_asked_for(made_up: Measureme
     assert bench.run(parsed("--check", "--clock", "processor")) == 0
 
 
+def test_a_record_is_shown_as_a_table(
+    made_up: Measurement, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    del made_up
+    assert bench.run(parsed("--json", "--model", "translation")) == 0
+    path = tmp_path / "record.json"
+    path.write_text(capsys.readouterr().out)
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    assert bench.run(parser.parse_args(["show", str(path)])) == 0
+    assert "| translation | 2 × 4 + 4 | 1.10 |" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (("--model", "speech"), "unknown name 'speech'"),
+        (("--model", "minilm,speech"), "unknown name 'speech'"),
         (("--methods", "none,sma"), "unknown name 'sma'"),
         (("--methods", ""), "unknown name ''"),
     ],

@@ -35,6 +35,30 @@ def test_one_copy_of_the_parameters_and_no_second(measurement: Measurement, meth
     assert failed(measurement) == [f"extra memory of {method}, copies of the parameters"]
 
 
+@pytest.mark.parametrize(
+    ("width", "sentences", "tokens", "limited"),
+    [
+        (384, 16, 16 * 64, True),
+        (768, 32, 32 * 128, True),
+        (384, 15, 15 * 64, False),
+        (384, 33, 33 * 64, False),
+        (768, 16, 16 * 64 - 1, False),
+        (768, 16, 16 * 128 + 1, False),
+        (1024, 16, 16 * 64, False),
+    ],
+)
+def test_per_instance_may_take_little_more_than_sam_where_it_is_meant_for(
+    measurement: Measurement, width: int, sentences: int, tokens: int, limited: bool
+) -> None:
+    measurement.width = width
+    measurement.batch |= {"sentences": sentences, "source_tokens": tokens}
+    what = "time of per_instance over sam"
+    assert [c.limit for c in checks_of(measurement) if c.what == what] == [1.15] * limited
+    assert failed(measurement) == []
+    measurement.updates["per_instance"] = [Times(7.0, 3.5), Times(14.0, 7.0), Times(7.0, 3.5)]
+    assert failed(measurement) == [what] * limited
+
+
 def test_one_bad_round_fails_nothing(measurement: Measurement) -> None:
     measurement.updates["sam"][1] = Times(60.0, 30.0)
     assert failed(measurement) == []

@@ -4,9 +4,11 @@ from typing import Any
 
 import pytest
 
-from deltasam_fairseq.benchmarks.plan import MODELS, Plan
+from deltasam_fairseq.benchmarks.methods import METHOD_FLAGS, METHODS
+from deltasam_fairseq.benchmarks.plan import BOTH, MODELS, Plan
+from deltasam_fairseq.benchmarks.workloads import WORKLOADS
 from deltasam_fairseq.cli import bench
-from deltasam_fairseq.core.checks import METHODS
+from deltasam_fairseq.core.checks import METHODS as KNOWN
 from deltasam_fairseq.errors import UserError
 
 
@@ -26,6 +28,13 @@ from deltasam_fairseq.errors import UserError
         ({"warm_up": 0}, "--warm-up must be at least 1, got 0"),
         ({"threads": -1}, "--threads must be at least 0, got -1"),
         ({"seed": -1}, "--seed must be at least 0, got -1"),
+        ({"sentences": -1}, "--sentences must be at least 0, got -1"),
+        ({"tokens": -1}, "--tokens must be at least 0, got -1"),
+        ({"tokens": 1}, "--tokens 1: a sentence of translation has 2 to 1024 tokens"),
+        (
+            {"models": ("bert_base", "classification"), "tokens": 129},
+            "--tokens 129: a sentence of classification has 2 to 128 tokens",
+        ),
     ],
 )
 def test_what_cannot_be_run_is_refused_by_its_flag(values: dict[str, Any], message: str) -> None:
@@ -40,11 +49,39 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         Plan(device="cuda")
 
 
-def test_the_slow_method_sits_most_rounds_out() -> None:
+def test_the_loop_sits_most_rounds_out() -> None:
     plan = Plan(slow_every=3)
-    taking_part = [number for number in range(8) if plan.takes_part("per_instance", number)]
+    taking_part = [number for number in range(8) if plan.takes_part("per_instance_loop", number)]
     assert taking_part == [0, 3, 6]
-    assert all(plan.takes_part("delta_sam", number) for number in range(8))
+    for method in set(METHODS) - {"per_instance_loop"}:
+        assert all(plan.takes_part(method, number) for number in range(8))
+
+
+def test_every_method_of_the_plugin_is_measured() -> None:
+    assert {flags.split()[0] for flags in METHOD_FLAGS.values()} == set(KNOWN)
+    assert Plan().methods == METHODS
+
+
+def test_a_shape_that_was_asked_for_counts_the_start_marker() -> None:
+    plan = Plan(models=("minilm", "translation"), sentences=5, tokens=7)
+    shape = plan.workload("minilm").shape
+    assert (shape.sentences, shape.shortest, shape.longest) == (5, 6, 6)
+    assert plan.workload("translation").shape.longest == 7
+    assert plan.workload("minilm").shape.words == WORKLOADS["minilm"]["default"].shape.words
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("size", ["default", "tiny"])
+def test_without_a_shape_the_batch_is_the_models_own(model: str, size: str) -> None:
+    assert Plan(models=(model,), size=size).workload(model) == WORKLOADS[model][size]
+
+
+def test_targets_of_a_shape_are_as_long_as_sources() -> None:
+    own = WORKLOADS["bart_large"]["default"].shape
+    assert own.target is not None
+    assert own.target[1] < own.longest
+    asked = Plan(models=("bart_large",), tokens=9).workload("bart_large").shape
+    assert (asked.sentences, asked.shortest, asked.target) == (own.sentences, 9, None)
 
 
 def test_all_cores_unless_told_otherwise() -> None:
@@ -56,7 +93,8 @@ def test_all_cores_unless_told_otherwise() -> None:
     "plan",
     [
         Plan(),
-        Plan(models=MODELS[1:], methods=METHODS[:2], threads=1, size="tiny", seed=7, repeats=2),
+        Plan(models=BOTH[1:], methods=METHODS[:2], threads=1, size="tiny", seed=7, repeats=2),
+        Plan(models=MODELS[2:], sentences=3, tokens=9),
         Plan(clock="processor", slow_every=2, warm_up=3),
     ],
 )

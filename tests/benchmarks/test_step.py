@@ -8,19 +8,26 @@ import gc
 import io
 import json
 import logging
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from deltasam_fairseq.benchmarks.measurement import CLOCKS
+from deltasam_fairseq.benchmarks.methods import METHODS
+from deltasam_fairseq.benchmarks.plan import Plan
+from deltasam_fairseq.benchmarks.workloads import WORKLOADS, Shape
 from deltasam_fairseq.cli import bench
-from deltasam_fairseq.core.checks import METHODS
 
 pytestmark = pytest.mark.fairseq
 
+# bert_base and roberta_large differ from these in nothing but their sizes.
+MODELS = ("translation", "classification", "minilm", "bart_large")
 WORDS = (
-    "step --json --size tiny --repeats 2 --slow-every 2 --warm-up 1 --threads 1 --seed 4".split()
+    f"step --model {','.join(MODELS)} --json --size tiny --repeats 2 --slow-every 2 --warm-up 2 "
+    "--threads 1 --seed 4"
 )
 
 
@@ -31,13 +38,13 @@ def ran() -> tuple[dict[str, Any], str]:
     bench.add_arguments(parser)
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        assert bench.run(parser.parse_args(WORDS)) == 0
+        assert bench.run(parser.parse_args(WORDS.split())) == 0
     return json.loads(out.getvalue()), err.getvalue()
 
 
-def test_both_models_and_all_methods_are_there(ran: tuple[dict[str, Any], str]) -> None:
+def test_all_models_and_all_methods_are_there(ran: tuple[dict[str, Any], str]) -> None:
     record, _ = ran
-    assert [model["model"] for model in record["models"]] == ["translation", "classification"]
+    assert tuple(model["model"] for model in record["models"]) == MODELS
     for model in record["models"]:
         assert model["parameters"] * 4 == model["parameter_bytes"]
         assert "--optimizer delta_sam --sam-method METHOD --seed 4" in model["flags"]
@@ -56,7 +63,8 @@ def test_times_and_ratios_are_positive(ran: tuple[dict[str, Any], str]) -> None:
             assert all(0 < spread["min"] <= spread["max"] for spread in spreads)
             assert times["ratios"]["none"]["none"]["max"] == 1
             assert times["seconds"]["sam"]["n"] == 2
-            assert times["seconds"]["per_instance"]["n"] == 1
+            assert times["seconds"]["per_instance"]["n"] == 2
+            assert times["seconds"]["per_instance_loop"]["n"] == 1
 
 
 def test_sam_runs_more_passes_than_none(ran: tuple[dict[str, Any], str]) -> None:
@@ -65,13 +73,17 @@ def test_sam_runs_more_passes_than_none(ran: tuple[dict[str, Any], str]) -> None
         ratios = model["clocks"]["processor"]["ratios"]["none"]
         assert ratios["sam"]["median"] > 1
         assert ratios["per_instance"]["median"] > 1
+        assert ratios["per_instance_loop"]["median"] > ratios["per_instance"]["median"]
 
 
 def test_the_batch_is_the_one_that_was_ordered(ran: tuple[dict[str, Any], str]) -> None:
-    translation, classification = (model["batch"] for model in ran[0]["models"])
-    # Lengths 3, 4, 5 and 6; classification's have a start marker as well.
-    assert translation == {"sentences": 4, "source_tokens": 18, "target_tokens": 18}
-    assert classification == {"sentences": 4, "source_tokens": 22, "target_tokens": 0}
+    # Lengths 3, 4, 5 and 6; those of sentences with a class have a start marker as well.
+    paired = {"sentences": 4, "source_tokens": 18, "target_tokens": 18}
+    labelled = {"sentences": 4, "source_tokens": 22, "target_tokens": 0}
+    for model in ran[0]["models"]:
+        expected = paired if model["model"] in {"translation", "bart_large"} else labelled
+        assert model["batch"] == expected
+        assert model["width"] == 16
 
 
 def test_a_perturbation_needs_a_copy_of_the_parameters(ran: tuple[dict[str, Any], str]) -> None:
@@ -80,16 +92,99 @@ def test_a_perturbation_needs_a_copy_of_the_parameters(ran: tuple[dict[str, Any]
         extra = model["memory"]["extra_copies"]
         assert extra["none"] == 0
         assert 0.8 < extra["sam"] < 1.4
+        over = model["memory"]["copies_over_sam"]
+        assert over["per_instance"] == pytest.approx(extra["per_instance"] - extra["sam"])
         assert 0.8 < extra["delta_sam"] < 1.4
         assert model["memory"]["forward_copies"] > 0
+
+
+@pytest.mark.parametrize(
+    ("model", "tokens"), [("minilm", (5, 5)), ("bart_large", (7, 7)), ("translation", (7, 7))]
+)
+def test_a_shape_is_what_the_model_sees(
+    model: str, tokens: tuple[int, int], tmp_path: Path
+) -> None:
+    from deltasam_fairseq.benchmarks.synthetic import write
+    from deltasam_fairseq.benchmarks.trainers import batch_of, build_trainer, flags_of
+
+    plan = Plan(models=(model,), size="tiny", sentences=3, tokens=tokens[0])
+    workload = plan.workload(model)
+    write(tmp_path, workload, seed=1)
+    batch = batch_of(
+        build_trainer(tmp_path, flags_of(workload, "none", seed=1, device=torch.device("cpu")))
+    )
+    assert batch["net_input"]["src_tokens"].shape == (3, tokens[0])
+    assert batch["net_input"]["src_lengths"].tolist() == [tokens[0]] * 3
+    if workload.paired:
+        assert batch["net_input"]["prev_output_tokens"].shape == (3, tokens[1])
+
+
+def test_targets_may_have_lengths_of_their_own(tmp_path: Path) -> None:
+    from fairseq.data import data_utils
+
+    from deltasam_fairseq.benchmarks.synthetic import write_pairs
+
+    write_pairs(tmp_path, Shape(3, 8, 8, 50, target=(2, 4)), seed=1)
+    sides = [
+        data_utils.load_indexed_dataset(str(tmp_path / f"train.src-tgt.{side}"), None)
+        for side in ("src", "tgt")
+    ]
+    assert [[len(row) for row in side] for side in sides] == [[8, 8, 8], [4, 3, 2]]
+
+
+@pytest.mark.parametrize(
+    ("model", "rows"),
+    [("minilm", 30522), ("bert_base", 30522), ("roberta_large", 50265), ("bart_large", 50264)],
+)
+def test_vocabularies_have_the_size_of_the_published_ones(
+    model: str, rows: int, tmp_path: Path
+) -> None:
+    from deltasam_fairseq.benchmarks.synthetic import write
+    from deltasam_fairseq.benchmarks.trainers import build_trainer, flags_of
+
+    tiny, full = WORKLOADS[model]["tiny"], WORKLOADS[model]["default"]
+    workload = replace(tiny, shape=replace(tiny.shape, words=full.shape.words))
+    write(tmp_path, workload, seed=1)
+    flags = flags_of(workload, "none", seed=1, device=torch.device("cpu"))
+    trainer = build_trainer(tmp_path, flags)
+    assert max(len(p) for p in trainer.model.parameters()) == rows
+
+
+@pytest.mark.parametrize("size", ["default", "tiny"])
+@pytest.mark.parametrize("model", WORKLOADS)
+def test_width_and_positions_are_those_of_the_architecture(model: str, size: str) -> None:
+    from fairseq import options
+    from fairseq.models.transformer import DEFAULT_MAX_SOURCE_POSITIONS
+
+    from deltasam_fairseq.benchmarks.trainers import flags_of
+
+    workload = WORKLOADS[model][size]
+    flags = flags_of(workload, "none", seed=1, device=torch.device("cpu"))
+    args = options.parse_args_and_arch(options.get_training_parser(), ["data", *flags])
+    assert args.encoder_embed_dim == workload.width
+    name, left_out = "max_positions", None
+    if workload.paired:
+        name, left_out = "max_source_positions", DEFAULT_MAX_SOURCE_POSITIONS
+    assert getattr(args, name, left_out) == workload.positions
+
+
+def test_a_backward_pass_without_weight_gradients_leaves_none() -> None:
+    from deltasam_fairseq.benchmarks.step import embedded
+
+    model = torch.nn.Sequential(torch.nn.Embedding(5, 4), torch.nn.Linear(4, 3))
+    with embedded(model) as outputs:
+        loss = model(torch.tensor([[1, 2]])).sum()
+    (gradient,) = torch.autograd.grad(loss, outputs)
+    assert gradient.shape == (1, 2, 4)
+    assert all(p.grad is None for p in model.parameters())
+    model(torch.tensor([[1]]))
+    assert len(outputs) == 1
 
 
 def test_progress_is_told_in_lines(ran: tuple[dict[str, Any], str]) -> None:
     lines = ran[1].splitlines()
     assert [line.partition(",")[0] for line in lines if "round" in line] == [
-        f"{model}: round {number} of 2"
-        for model in ("translation", "classification")
-        for number in (1, 2)
+        f"{model}: round {number} of 2" for model in MODELS for number in (1, 2)
     ]
 
 

@@ -3,32 +3,53 @@
 from __future__ import annotations
 
 import copy
+import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 from fairseq import modules, utils
 from fairseq.modules import MultiheadAttention
 
-from deltasam_fairseq.core import per_instance_step
+from deltasam_fairseq.benchmarks.memory import peak_bytes
+from deltasam_fairseq.benchmarks.synthetic import write
+from deltasam_fairseq.benchmarks.trainers import batch_of, build_trainer, flags_of
+from deltasam_fairseq.benchmarks.workloads import WORKLOADS
+from deltasam_fairseq.core import per_instance_step, sam_step
 from deltasam_fairseq.core.per_instance import Engine, Unsupported
 from deltasam_fairseq.fairseq_plugin.batched import batched_per_instance, own_projections
 from deltasam_fairseq.fairseq_plugin.sentence_losses import reader_for
-from tests.fairseq_plugin.test_sentence_losses import PROBLEMS, TRANSLATION, Problem, problem
+from tests.fairseq_plugin.test_sentence_losses import (
+    LANGUAGE_MODEL,
+    PROBLEMS,
+    TRANSLATION,
+    Problem,
+    problem,
+)
 from tests.support import fairseq_toys as toys
-from tests.support.compare import assert_close
+from tests.support.compare import assert_close, assert_same_bits
 
 RHO = 0.1
-# Their criterions cast to float32 whatever the model is in.
-COARSE = {"masked_lm", "sentence_prediction", "sentence_ranking"}
 
 
 @pytest.fixture
 def precise(float64: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> torch.dtype:
-    """Keep fairseq's losses in float64 as well."""
-    monkeypatch.setattr(utils, "log_softmax", lambda x, dim, onnx_trace=False: x.log_softmax(dim))
-    monkeypatch.setattr(modules, "gelu", torch.nn.functional.gelu)
+    """Keep fairseq's losses in float64 as well: it casts them to float32."""
+    single = torch.Tensor.float
+
+    def log_softmax(x: torch.Tensor, dim: int, **_: Any) -> torch.Tensor:
+        return x.log_softmax(dim)
+
+    monkeypatch.setattr(utils, "log_softmax", log_softmax)
+    monkeypatch.setattr(F, "log_softmax", log_softmax)
+    monkeypatch.setattr(modules, "gelu", F.gelu)
+    monkeypatch.setattr(
+        torch.Tensor, "float", lambda x: x if x.dtype == torch.float64 else single(x)
+    )
     return float64
 
 
@@ -77,66 +98,193 @@ def run(found: Problem, sample: Any, engine: Engine | None = None, **more: Any) 
     )
 
 
-@pytest.mark.parametrize("name", sorted(PROBLEMS.keys() - {"adaptive_loss"}))
-def test_equals_the_loop(name: str, request: pytest.FixtureRequest, precise: torch.dtype) -> None:
-    data, build = PROBLEMS[name]
-    found = prepared(build(request.getfixturevalue(data)), precise)
-    tolerance = 1e-5 if name.partition(",")[0] in COARSE else 1e-10
+def smoothed(data: Path, *flags: str) -> Problem:
+    """Build a translation model of any architecture, with label smoothing."""
+    criterion = ("--criterion", "label_smoothed_cross_entropy", "--label-smoothing", "0.1")
+    return problem(data, *TRANSLATION, *flags, *criterion)
+
+
+def bart(*flags: str) -> tuple[str, ...]:
+    positions = ("--max-source-positions", "64", "--max-target-positions", "64")
+    return ("--arch", "bart_large", *positions, *flags)
+
+
+# Every criterion with a reader, and every architecture that the engine covers.
+SUPPORTED: dict[str, tuple[str, Callable[[Path], Problem]]] = {
+    **{name: found for name, found in PROBLEMS.items() if name != "adaptive_loss"},
+    "transformer, three-way tie": (
+        "translation",
+        lambda d: smoothed(d, "--arch", "transformer", "--share-all-embeddings"),
+    ),
+    "transformer, tied decoder": (
+        "translation",
+        lambda d: smoothed(d, "--arch", "transformer", "--share-decoder-input-output-embed"),
+    ),
+    "transformer, pre-norm": (
+        "translation",
+        lambda d: smoothed(
+            d,
+            *"--arch transformer --encoder-normalize-before --decoder-normalize-before".split(),
+            *("--activation-fn", "gelu"),
+        ),
+    ),
+    "transformer, learned positions": (
+        "translation",
+        lambda d: smoothed(
+            d,
+            *"--arch transformer --encoder-learned-pos --decoder-learned-pos".split(),
+            *("--layernorm-embedding", "--no-scale-embedding"),
+        ),
+    ),
+    "transformer, cross and self attention in one": (
+        "translation",
+        lambda d: smoothed(d, "--arch", "transformer", "--no-cross-attention"),
+    ),
+    "bart_large": ("translation", lambda d: smoothed(d, *bart("--share-all-embeddings"))),
+    "bart_large, classification": (
+        "prediction",
+        lambda d: problem(d, *toys.PREDICTION, *bart("--add-prev-output-tokens", *toys.TINY[2:])),
+    ),
+    "transformer_lm, tied, learned positions": (
+        "monolingual",
+        lambda d: problem(
+            d,
+            *(*LANGUAGE_MODEL, "--criterion", "cross_entropy", "--decoder-learned-pos"),
+            *("--share-decoder-input-output-embed", "--decoder-normalize-before"),
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
+@pytest.mark.parametrize("name", SUPPORTED)
+def test_equals_the_loop(
+    name: str,
+    dtype: torch.dtype,
+    tolerance: float,
+    request: pytest.FixtureRequest,
+    precise: torch.dtype,
+) -> None:
+    data, build = SUPPORTED[name]
+    found = prepared(build(request.getfixturevalue(data)), dtype)
     engine = Engine(found.model)
-    for sample in (found.batch, found.alone[0], found.batch):
+    double = dtype == precise
+    for sample in (found.batch, found.alone[0], found.batch)[: 3 if double else 1]:
         report, expected = by_loop(found, sample)
         result = run(found, sample, engine)
         assert_close(gradients(found.model), expected, rtol=tolerance, atol=tolerance)
-        assert float(result.norms.mean()) == pytest.approx(report.gradient_norm, rel=tolerance)
-        assert float(result.loss) == pytest.approx(
-            float(report.perturbed_losses.sum()), rel=tolerance
-        )
+        norm = pytest.approx(report.gradient_norm, rel=tolerance, abs=tolerance)
+        assert result.norms.mean().item() == norm
+        moved = report.perturbed_losses.sum().item()
+        assert float(result.loss) == pytest.approx(moved, rel=tolerance)
         read = reader_for(found.criterion)(found.criterion, found.model, sample)
         assert result.at_weights.keys() == result.moved.keys() == read.logging_output.keys()
         assert float(result.sample_size) == float(read.sample_size)
         assert not result.overflow and result.fallbacks == 0
 
 
-ARCHITECTURES = {
-    "three-way tie": ("--arch", "transformer", "--share-all-embeddings"),
-    "tied decoder": ("--arch", "transformer", "--share-decoder-input-output-embed"),
-    "pre-norm, learned positions": (
-        "--arch transformer --encoder-normalize-before --decoder-normalize-before "
-        "--encoder-learned-pos --decoder-learned-pos --layernorm-embedding"
-    ).split(),
-    "bart": (
-        "--arch",
-        "bart_base",
-        "--share-all-embeddings",
-        "--max-source-positions",
-        "64",
-        "--max-target-positions",
-        "64",
+def test_batches_of_max_tokens(translation: Path, precise: torch.dtype) -> None:
+    """As many sentences as fit, each batch with another number of them and its own padding."""
+    flags = (*toys.PRECISE, "--optimizer", "adam", "--max-tokens", "24")
+    trainer = toys.make_trainer(translation, *flags)
+    model, criterion = trainer.get_model(), trainer.get_criterion()
+    samples = toys.batches(trainer)[1:12:3]
+    assert len({sample["id"].numel() for sample in samples}) > 1
+    found = prepared(Problem(criterion, model, samples[0], []), precise)
+    engine = Engine(model)
+    for sample in samples:
+        _, expected = by_loop(found, sample)
+        run(found, sample, engine)
+        assert_close(gradients(model), expected, rtol=1e-10, atol=1e-10)
+
+
+PAIRS = "--task translation --source-lang src --target-lang tgt --criterion cross_entropy".split()
+SMALL = ("--encoder-embed-dim", "16", "--decoder-embed-dim", "16")
+REFUSED = {
+    "fconv": (
+        ("--encoder-layers", "[(16, 3)] * 2", "--decoder-layers", "[(16, 3)] * 2"),
+        r"encoder\.fc1\.weight_v .* in _weight_norm",
     ),
-    "gelu, cross attention": ("--arch", "transformer", "--activation-fn", "gelu"),
+    "lightconv": (
+        (
+            *toys.TINY,
+            *("--encoder-kernel-size-list", "[3, 3]", "--encoder-conv-type", "lightweight"),
+            *("--decoder-kernel-size-list", "[3, 3]", "--decoder-conv-type", "lightweight"),
+        ),
+        r"encoder\.layers\.0\.conv\.weight is used in ",
+    ),
+    "lstm": (
+        "--encoder-hidden-size 16 --decoder-hidden-size 16 --decoder-out-embed-dim 16".split(),
+        r"encoder\.lstm\.weight_ih_l0 .* in torch\.lstm",
+    ),
 }
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_architecture_in_both_precisions(
-    architecture: str, translation: Path, precise: torch.dtype
-) -> None:
-    flags = (*toys.TRANSLATION[:6], *ARCHITECTURES[architecture], *toys.TINY)
-    for dtype, tolerance in ((precise, 1e-10), (torch.float32, 1e-4)):
-        found = prepared(
-            problem(
-                translation,
-                *flags,
-                "--criterion",
-                "label_smoothed_cross_entropy",
-                "--label-smoothing",
-                "0.1",
-            ),
-            dtype,
-        )
-        _, expected = by_loop(found, found.batch)
+def refused(arch: str) -> tuple[str, ...]:
+    return (*PAIRS, "--arch", arch, *SMALL, *REFUSED[arch][0])
+
+
+@pytest.mark.parametrize("arch", REFUSED)
+def test_other_architectures_are_refused_by_name(arch: str, translation: Path) -> None:
+    found = prepared(problem(translation, *refused(arch)), torch.float32)
+    complaint = REFUSED[arch][1] + r".* no layer rule .*register one.*loop"
+    with pytest.raises(Unsupported, match=complaint):
         run(found, found.batch)
-        assert_close(gradients(found.model), expected, rtol=tolerance, atol=tolerance)
+    assert not gradients(found.model)
+
+
+@pytest.mark.parametrize("arch", REFUSED)
+def test_auto_runs_the_loop_for_other_architectures(
+    arch: str, translation: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ends = []
+    for engine in ("auto", "loop"):
+        own = ("--sam-method", "per_instance", "--sam-per-instance-engine", engine)
+        trainer = toys.make_trainer(translation, *refused(arch), *own)
+        toys.updates(trainer, [toys.batches(trainer)[:1]])
+        ends.append(toys.parameters(trainer))
+    assert_same_bits(ends[0], ends[1])
+    (told,) = [r.getMessage() for r in caplog.records if "sentence by sentence" in r.getMessage()]
+    assert "no layer rule" in told
+
+
+def test_activation_checkpointing_is_refused(translation: Path) -> None:
+    found = prepared(
+        smoothed(translation, "--arch", "transformer", "--checkpoint-activations"), torch.float32
+    )
+    with pytest.raises(Unsupported, match=r"encoder\.layers\.0\..* without a graph .*checkpoint"):
+        run(found, found.batch)
+
+
+class FusedLayerNorm(torch.nn.LayerNorm):
+    """As apex has it on a GPU: a compiled function, out of sight."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch._C.DisableTorchFunction():
+            return super().forward(x)
+
+
+FusedLayerNorm.__module__ = "apex.normalization.fused_layer_norm"
+
+
+def test_apex_layer_norm(translation: Path, precise: torch.dtype) -> None:
+    found = prepared(problem(translation, *toys.PRECISE), precise)
+    _, expected = by_loop(found, found.batch)
+    norms = [m for m in found.model.modules() if isinstance(m, torch.nn.LayerNorm)]
+    for module in norms:
+        module.__class__ = FusedLayerNorm
+    with pytest.raises(Unsupported, match="layer_norm.* no layer rule can see"):
+        Engine(found.model).ascend(lambda: losses_of(found), rho=RHO)
+    run(found, found.batch)
+    assert_close(gradients(found.model), expected, rtol=1e-10, atol=1e-10)
+    assert not any("forward" in vars(module) for module in norms)
+
+
+def losses_of(found: Problem) -> torch.Tensor:
+    read = reader_for(found.criterion)
+    with own_projections(found.model):
+        losses: torch.Tensor = read(found.criterion, found.model, copy.copy(found.batch)).losses
+    return losses
 
 
 @pytest.mark.parametrize("layer_drop", ["0", "0.5"])
@@ -225,3 +373,41 @@ def test_rows_of_the_adaptive_softmax_without_an_owner(
     found = prepared(PROBLEMS["adaptive_loss"][1](translation), precise)
     with pytest.raises(Unsupported, match=r"adaptive_softmax\.tail\.\d\.0\.weight's output"):
         run(found, found.batch)
+
+
+@pytest.mark.slow
+def test_a_long_document_takes_about_what_sam_takes(tmp_path: Path) -> None:
+    """BART-large's layers, one of each kind, on a CNN/DailyMail batch; prints what it finds."""
+    bart_large = WORKLOADS["bart_large"]["default"].ordered(sentences=4)
+    layers = ("--encoder-layers", "1", "--decoder-layers", "1")
+    workload = replace(bart_large, flags=(*bart_large.flags, *layers))
+    write(tmp_path, workload, 1)
+    trainer = build_trainer(tmp_path, flags_of(workload, "sam", 1, torch.device("cpu")))
+    found = Problem(trainer.get_criterion(), trainer.get_model().train(), batch_of(trainer), [])
+    assert found.batch["net_input"]["src_tokens"].shape == (4, 1024)
+    assert found.batch["target"].shape == (4, 128)
+    reader, engine = reader_for(found.criterion), Engine(found.model)
+
+    def losses() -> torch.Tensor:
+        read: torch.Tensor = reader(found.criterion, found.model, copy.copy(found.batch)).losses
+        return read
+
+    steps: dict[str, Callable[[], object]] = {
+        "sam": lambda: sam_step(list(found.model.parameters()), losses, rho=RHO, reduction="sum"),
+        "batched": lambda: run(found, found.batch, engine),
+    }
+    for _ in range(2):
+        steps["batched"]()
+    peaks, seconds = {}, {}
+    for name, step in steps.items():
+        found.model.zero_grad()
+        peaks[name] = peak_bytes(step, torch.device("cpu")) / 2**20
+    for name, step in steps.items():
+        found.model.zero_grad()
+        begun = time.process_time()
+        step()
+        seconds[name] = time.process_time() - begun
+    ratios = [measured["batched"] / measured["sam"] for measured in (peaks, seconds)]
+    print(f"peak MiB {peaks}, seconds {seconds}, batched / SAM: {ratios}")
+    assert ratios[0] < 1.1
+    assert ratios[1] < 1.25

@@ -1,10 +1,12 @@
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
+import deltasam_fairseq
 from deltasam_fairseq import __version__
-from deltasam_fairseq.recipes.surroundings import commit, hardware, versions
+from deltasam_fairseq.recipes.surroundings import commit, hardware, load, processor, versions
 
 
 @pytest.fixture
@@ -26,6 +28,30 @@ def test_the_commit_and_whether_it_was_changed(checkout: Path) -> None:
     assert len(clean) == 40
     (checkout / "code.py").write_text("2\n")
     assert commit(checkout) == f"{clean}+changes"
+
+
+def test_a_new_file_of_the_folder_is_a_change_and_one_beside_it_is_none(checkout: Path) -> None:
+    package = checkout / "package"
+    package.mkdir()
+    (package / "code.py").write_text("1\n")
+    for arguments in (["add", "package"], ["commit", "-q", "-m", "second"]):
+        identity = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+        subprocess.run(["git", "-C", str(checkout), *identity, *arguments], check=True)
+    (checkout / "notes.txt").write_text("\n")
+    clean = commit(package)
+    assert clean is not None
+    assert re.fullmatch("[0-9a-f]{40}", clean)
+    (package / "new.py").write_text("\n")
+    assert commit(package) == f"{clean}+changes"
+
+
+def test_without_a_folder_it_is_the_commit_of_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = commit()
+    assert found is None or re.fullmatch(r"[0-9a-f]{40,64}(\+changes)?", found)
+    monkeypatch.setattr(deltasam_fairseq, "__file__", str(tmp_path / "__init__.py"))
+    assert commit() is None
 
 
 def test_no_commit_for_files_that_git_does_not_track(checkout: Path) -> None:
@@ -52,4 +78,16 @@ def test_hardware_without_the_files_of_linux(monkeypatch: pytest.MonkeyPatch) ->
 
     assert hardware()["cores"] >= 1
     monkeypatch.setattr(Path, "read_text", refuse)
-    assert isinstance(hardware()["cpu"], str)
+    assert processor()
+
+
+@pytest.mark.parametrize(("text", "threads"), [("3", 3), ("", None), ("4,2", None)])
+def test_threads_are_those_that_the_environment_names(
+    text: str, threads: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", text)
+    assert hardware()["threads"] == threads
+
+
+def test_the_load_is_a_number() -> None:
+    assert (load() or 0.0) >= 0

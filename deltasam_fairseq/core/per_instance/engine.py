@@ -17,7 +17,7 @@ from deltasam_fairseq.core.per_instance.factors import Form
 from deltasam_fairseq.core.per_instance.first_pass import Attributed, Recording, attributed
 from deltasam_fairseq.core.per_instance.graph_check import refuse_unseen_uses
 from deltasam_fairseq.core.per_instance.layout import Layout
-from deltasam_fairseq.core.per_instance.norms import squared_norms
+from deltasam_fairseq.core.per_instance.norms import gathered, squared_norms
 from deltasam_fairseq.core.per_instance.perturbation import Perturbation
 from deltasam_fairseq.core.per_instance.second_pass import Perturbing
 from deltasam_fairseq.core.per_instance.sites import Recorded, Sites
@@ -142,6 +142,7 @@ class Engine:
             if self.space.factor(p) and p.requires_grad
         }
 
+    @torch.enable_grad()
     def ascend(
         self, losses_function: Callable[[], Tensor], *, rho: float, loss_scale: float = 1.0
     ) -> Ascent:
@@ -167,7 +168,7 @@ class Engine:
             first batches 1 more, to find out which rows are whose.
         """
         rho = not_negative(rho, "rho")
-        with torch.enable_grad(), Recording(self.names) as watch:
+        with Recording(self.names) as watch:
             losses = losses_function()
         if losses.dim() != 1:
             raise ValueError(
@@ -176,42 +177,52 @@ class Engine:
             )
         refuse_unseen_uses(losses, watch.stand_ins.values(), self.names)
         watch.stand_ins.clear()
-        none: dict[int, list[Form]] = {}
+        forms: dict[int, list[Form]] = {}
         found = attributed(losses, watch, self.sites, loss_scale=loss_scale) if len(losses) else []
+        layouts = [layout for _, layout in found or ()]
         if found is None:
-            squares, forms = torch.full_like(losses, torch.nan, dtype=torch.float64), none
+            squares = torch.full_like(losses, torch.nan, dtype=torch.float64)
         else:
-            squares, forms = self._measured(watch.records, found, losses)
+            forms = self._collected(watch.records, found)
+            squares = self._measured(forms, losses)
         return Ascent(
             losses.detach(),
             squares.sqrt() / loss_scale,
             rho=rho,
             records=watch.records,
-            layouts=[layout for _, layout in found or ()],
+            layouts=layouts,
             forms=forms,
             engine=self,
             loss_scale=loss_scale,
         )
 
     @torch.no_grad()
-    def _measured(
-        self, records: Sequence[Recorded], found: Sequence[Attributed], losses: Tensor
-    ) -> tuple[Tensor, dict[int, list[Form]]]:
-        """Collect each parameter's gradients, and add their squared norms up."""
-        squares = torch.zeros_like(losses, dtype=torch.float64)
+    def _collected(
+        self, records: Sequence[Recorded], found: list[Attributed]
+    ) -> dict[int, list[Form]]:
+        """Turn what the passes left into each parameter's gradients, and let go of the rest."""
         forms: dict[int, list[Form]] = {}
-        with full_precision(self.space):
-            for record, (delta, layout) in zip(records, found, strict=False):
-                record.edge = None
-                if delta is None or layout is None:
-                    continue
-                gradients = record.call.rule.gradients(record.call, delta, layout)
+        found.reverse()
+        for record in records:
+            delta, layout = found.pop() if found else (None, None)
+            if delta is not None and layout is not None:
+                with full_precision(self.space):
+                    gradients = record.call.rule.gradients(record.call, delta, layout)
                 for role, form in gradients.items():
                     param = record.call.params.get(role)
                     if param is not None and id(param) in self.names:
                         forms.setdefault(id(param), []).append(form)
+            record.forget()
+        return forms
+
+    @torch.no_grad()
+    def _measured(self, forms: dict[int, list[Form]], losses: Tensor) -> Tensor:
+        """Add the squared norms of all parameters' gradients up; forms some of them."""
+        squares = torch.zeros_like(losses, dtype=torch.float64)
+        with full_precision(self.space):
             for param in self.space:
                 if id(param) in forms:
-                    norm = squared_norms(param.shape, forms[id(param)], self.plan)
+                    own = forms[id(param)] = gathered(param.shape, forms[id(param)], self.plan)
+                    norm = squared_norms(own, self.plan)
                     squares += norm.to(squares.device) * self.space.factor(param) ** 2
-        return squares, forms
+        return squares

@@ -20,7 +20,7 @@ from deltasam_fairseq.core.per_instance.layout import Layout, Strided
 from deltasam_fairseq.core.per_instance.probe import Probe, factors
 from deltasam_fairseq.core.per_instance.rules.base import Call
 from deltasam_fairseq.core.per_instance.sites import Recorded, Site, Sites
-from deltasam_fairseq.core.per_instance.watch import Watch
+from deltasam_fairseq.core.per_instance.watch import Watch, owned
 
 
 class Recording(Watch):
@@ -37,7 +37,7 @@ class Recording(Watch):
 
     def use(self, call: Call, *, spreads: int | None = None) -> tuple[Tensor, int]:  # noqa: D102
         params = {role: self.stand_in(param) for role, param in call.params.items()}
-        output = _owned(call.rule.forward(call, params))
+        output = owned(call.rule.forward(call, params))
         names = tuple(self.names.get(id(p)) for p in call.params.values())
         place: Site = (type(call.rule), names, output.dim())
         number = len(self.records)
@@ -49,6 +49,7 @@ class Recording(Watch):
                 call,
                 site=(*place, self._uses[place]),
                 edge=get_gradient_edge(output),
+                input_shape=call.input.shape,
                 shape=output.shape,
                 stride=output.stride(),
                 dtype=output.dtype,
@@ -63,17 +64,6 @@ class Recording(Watch):
         """Name a call by its parameters."""
         params = [p for p in record.call.params.values() if self.covered(p)]
         return " and ".join(map(self.name, params))
-
-
-def _owned(output: Tensor) -> Tensor:
-    """Return a result as a tensor of its own in the eyes of autograd, without a copy.
-
-    A linear layer's result is a view. Changing a view in place, as fairseq scales
-    its queries, rewrites the graph behind it, and the edge that was noted would
-    no longer be on the path to the losses.
-    """
-    own: Tensor = torch.ops.aten._unsafe_view.default(output, output.shape)
-    return own
 
 
 class Attributed(NamedTuple):

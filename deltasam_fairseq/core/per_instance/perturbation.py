@@ -1,13 +1,13 @@
 """Every sentence's perturbation of one parameter, applied without being formed.
 
 ``eps_i = c_i sum_u G_iu`` over the uses u of the parameter, with ``c_i`` rho
-over the norm of sentence i's whole gradient. Nothing here is differentiated
-but the activations that are multiplied: eps is held constant.
+over the norm of sentence i's whole gradient. Nothing here is differentiated:
+eps is held constant, and a product with it has its transpose as derivative.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ class Perturbation:
         shape: Of the parameter.
         forms: The sentences' gradients, at least one, one per use.
         scale: ``c_i``, shape ``(N,)``, float32 or wider.
-        plan: How products are formed.
+        plan: How much memory products may take.
     """
 
     def __init__(self, shape: torch.Size, forms: Sequence[Form], scale: Tensor, plan: Plan) -> None:
@@ -41,54 +41,40 @@ class Perturbation:
         self.scale = scale
         self.plan = plan
 
+    @property
     def merges(self) -> bool:
-        """Tell whether ``w + eps_i`` should be formed to multiply by it.
+        """Whether ``w + eps_i`` is multiplied by, piece by piece, and not each of them."""
+        return all(isinstance(form, Dense) for form in self.forms)
 
-        Returns:
-            Whether that is cheaper than :meth:`product`.
-        """
-        return self.plan.forms_matrices(sum(self._lengths()), self.shape, self.scale)
-
-    def product(self, x: Tensor, *, onto: Tensor | None = None) -> Tensor:
+    def add_product(self, x: Tensor, onto: Tensor, weight: Tensor | None = None) -> None:
         """Multiply every sentence's rows by its own perturbation of a matrix.
 
         Args:
             x: Shape ``(N, T, b)``, float32 or wider.
-            onto: What to add it to, shape ``(N, T, a)``.
-
-        Returns:
-            ``x_i eps_iᵀ``, a new tensor of shape ``(N, T, a)``.
+            onto: What ``x_i eps_iᵀ`` is added to in place, shape ``(N, T, a)``.
+            weight: ``w``, shape ``(a, b)``; where given, ``x_i (w + eps_i)ᵀ`` is added.
         """
-        longest = max(self._lengths(), default=1)
-        step = self.plan.rows(x, longest)
-        with full_precision([x]):
-            if step >= x.shape[1]:
-                return self._product(x, onto)
-            cuts = [slice(t, t + step) for t in range(0, x.shape[1], step)]
-            totals = [None if onto is None else onto[:, cut] for cut in cuts]
-            pairs = zip(cuts, totals, strict=True)
-            return torch.cat([self._product(x[:, cut], total) for cut, total in pairs], dim=1)
+        if weight is None:
+            self._in_blocks(x, onto, _add_product)
+            return
+        for sentences, heights in self._pieces():
+            own = self._merged(weight, sentences, heights)
+            onto[sentences, :, heights].baddbmm_(x[sentences], own.transpose(1, 2))
 
-    def _product(self, x: Tensor, total: Tensor | None) -> Tensor:
-        scale = self.scale[:, None, None].to(x.dtype)
-        for form in self.forms:
-            if isinstance(form, Rows):
-                weights = torch.bmm(x, wide(form.right).transpose(1, 2)).mul_(scale)
-                at = form.ids[:, None, :].expand_as(weights)
-                if total is None:
-                    total = x.new_zeros(*x.shape[:2], self.shape[0])
-                total = total.scatter_add(2, at, weights)
-                continue
-            if isinstance(form, Dense):
-                weights, right = x * scale, wide(form.value).transpose(1, 2)
-            else:
-                weights = torch.bmm(x, wide(form.right).transpose(1, 2)).mul_(scale)
-                right = wide(form.left)
-            if total is None:
-                total = torch.bmm(weights, right)
-            else:
-                total = torch.baddbmm(total, weights, right)
-        return _some(total)
+    def add_back_product(self, delta: Tensor, onto: Tensor, weight: Tensor | None = None) -> None:
+        """Multiply by the transposes: what :meth:`add_product` does to gradients.
+
+        Args:
+            delta: Shape ``(N, T, a)``, float32 or wider.
+            onto: What ``delta_i eps_i`` is added to in place, shape ``(N, T, b)``.
+            weight: ``w``, shape ``(a, b)``; where given, ``delta_i (w + eps_i)`` is added.
+        """
+        if weight is None:
+            self._in_blocks(delta, onto, _add_back_product)
+            return
+        for sentences, heights in self._pieces():
+            own = self._merged(weight, sentences, heights)
+            onto[sentences].baddbmm_(delta[sentences, :, heights], own)
 
     def picked_rows(self, ids: Tensor) -> Tensor:
         """Look rows of every sentence's own perturbation of a matrix up.
@@ -99,21 +85,12 @@ class Perturbation:
         Returns:
             ``eps_i[ids_it]``, shape ``(N, T, b)``, float32 or wider.
         """
-        total: Tensor | None = None
+        width = self.shape[1:].numel()
+        total = self.scale.new_zeros(*ids.shape, width)
         for form in self.forms:
-            if isinstance(form, Dense):
-                matrix = wide(form.value).flatten(2)
-                part = matrix.gather(1, ids[:, :, None].expand(-1, -1, matrix.shape[2]))
-            else:
-                right = wide(form.right)
-                if isinstance(form, Outer):
-                    left = wide(picked(form.left, ids)).transpose(1, 2)
-                else:
-                    left = same(ids, form.ids).to(right.dtype)
-                with full_precision([right]):
-                    part = torch.bmm(left, right)
-            total = part if total is None else total + part
-        return _some(total) * self.scale[:, None, None]
+            for rows in self._blocks(ids, form):
+                total[:, rows] += _picked_rows(form, ids[:, rows])
+        return total.mul_(self.scale[:, None, None])
 
     def dense(self) -> Tensor:
         """Form the perturbations.
@@ -121,46 +98,93 @@ class Perturbation:
         Returns:
             Shape ``(N, ...)`` with the parameter's behind N, float32 or wider.
         """
-        zero = self.scale.new_zeros(self.shape)
-        if len(self.shape) < 2:
-            total = zero.expand(len(self.scale), *self.shape)
-            for form in self.forms:
-                if isinstance(form, Dense):
-                    total = total + wide(form.value)
-            return total * self.scale.view(-1, *[1] * len(self.shape))
-        return self.added_to(zero.flatten(1), slice(None)).view(-1, *self.shape)
+        total = self.scale.new_zeros(len(self.scale), *self.shape)
+        for form in self.forms:
+            add_formed(form, total)
+        return total.mul_(self.scale.view(-1, *[1] * len(self.shape)))
 
-    def added_to(self, matrix: Tensor, sentences: slice) -> Tensor:
-        """Form ``w + eps_i`` for some sentences.
+    def _in_blocks(
+        self, x: Tensor, onto: Tensor, add: Callable[[Form, Tensor, Tensor, Tensor], None]
+    ) -> None:
+        scale = self.scale[:, None, None].to(x.dtype)
+        for form in self.forms:
+            for rows in self._blocks(x, form):
+                add(form, x[:, rows], onto[:, rows], scale)
 
-        Args:
-            matrix: ``w``, shape ``(a, b)``, float32 or wider.
-            sentences: Which.
+    def _blocks(self, x: Tensor, form: Form) -> list[slice]:
+        """Cut rows so that their products with a form's rows fit the memory."""
+        length = x.shape[1]
+        if isinstance(form, Dense):
+            return [slice(None)]
+        step = self.plan.rows(len(x), form.right.shape[1], self.scale)
+        return [slice(first, first + step) for first in range(0, length, step)]
 
-        Returns:
-            Shape ``(n, a, b)``.
-        """
-        scale = self.scale[sentences, None, None].to(matrix.dtype)
-        total = matrix.expand(len(scale), -1, -1)
+    def _pieces(self) -> list[tuple[slice, slice]]:
+        """Cut sentences, and of a large matrix heights, so that ``w + eps_i`` fits the memory."""
+        height, width = self.shape
+        step = self.plan.rows(1, width, self.scale)
+        heights = [slice(first, first + step) for first in range(0, height, step)]
+        each = min(step, height) * width
+        cuts = self.plan.sentences(len(self.scale), each, self.scale)
+        return [(sentences, own) for sentences in cuts for own in heights]
+
+    def _merged(self, weight: Tensor, sentences: slice, heights: slice) -> Tensor:
+        total = weight[heights]
+        scale = self.scale[sentences, None, None].to(weight.dtype)
         for form in self.forms:
             if isinstance(form, Dense):
-                total = total + wide(form.value[sentences]).flatten(2) * scale
-                continue
-            right = wide(form.right[sentences]) * scale
-            if isinstance(form, Outer):
-                left = wide(form.left[sentences]).transpose(1, 2)
-                with full_precision([right]):
-                    total = torch.baddbmm(total, left, right)
-            else:
-                at = form.ids[sentences, :, None].expand_as(right)
-                total = total.scatter_add(1, at, right)
+                total = torch.addcmul(total, wide(form.value[sentences, heights]), scale)
         return total
 
-    def _lengths(self) -> list[int]:
-        return [f.right.shape[1] for f in self.forms if not isinstance(f, Dense)]
+
+def add_formed(form: Form, total: Tensor) -> None:
+    """Add every sentence's gradient up, formed.
+
+    Args:
+        form: The gradients.
+        total: What they are added to in place, shape ``(N, ...)``, float32 or wider.
+    """
+    if isinstance(form, Dense):
+        total += form.value
+        return
+    matrix, right = total.flatten(2), wide(form.right)
+    if isinstance(form, Rows):
+        matrix.scatter_add_(1, form.ids[:, :, None].expand_as(right), right)
+        return
+    with full_precision([right]):
+        matrix.baddbmm_(wide(form.left).transpose(1, 2), right)
 
 
-def _some(total: Tensor | None) -> Tensor:
-    if total is None:
-        raise ValueError("a perturbation needs at least one form")
-    return total
+def _add_product(form: Form, x: Tensor, onto: Tensor, scale: Tensor) -> None:
+    if isinstance(form, Dense):
+        onto.baddbmm_(x * scale, wide(form.value).transpose(1, 2))
+        return
+    weights = torch.bmm(x, wide(form.right).transpose(1, 2)).mul_(scale)
+    if isinstance(form, Outer):
+        onto.baddbmm_(weights, wide(form.left))
+    else:
+        onto.scatter_add_(2, form.ids[:, None, :].expand_as(weights), weights)
+
+
+def _add_back_product(form: Form, delta: Tensor, onto: Tensor, scale: Tensor) -> None:
+    if isinstance(form, Dense):
+        onto.baddbmm_(delta * scale, wide(form.value))
+        return
+    if isinstance(form, Outer):
+        weights = torch.bmm(delta, wide(form.left).transpose(1, 2))
+    else:
+        weights = picked(delta, form.ids)
+    onto.baddbmm_(weights.mul_(scale), wide(form.right))
+
+
+def _picked_rows(form: Form, ids: Tensor) -> Tensor:
+    if isinstance(form, Dense):
+        matrix = wide(form.value).flatten(2)
+        return matrix.gather(1, ids[:, :, None].expand(-1, -1, matrix.shape[2]))
+    right = wide(form.right)
+    if isinstance(form, Outer):
+        left = wide(picked(form.left, ids)).transpose(1, 2)
+    else:
+        left = same(ids, form.ids).to(right.dtype)
+    with full_precision([right]):
+        return torch.bmm(left, right)

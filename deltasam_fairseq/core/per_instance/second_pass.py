@@ -11,7 +11,7 @@ from deltasam_fairseq.core.per_instance.layout import Layout
 from deltasam_fairseq.core.per_instance.perturbation import Perturbation
 from deltasam_fairseq.core.per_instance.rules.base import Call
 from deltasam_fairseq.core.per_instance.sites import Recorded
-from deltasam_fairseq.core.per_instance.watch import Watch
+from deltasam_fairseq.core.per_instance.watch import Watch, owned
 
 
 class Perturbing(Watch):
@@ -41,7 +41,7 @@ class Perturbing(Watch):
         number = self.position
         self.position += 1
         record = self._records[number] if number < len(self._records) else None
-        if record is None or not _same(call, record.call):
+        if record is None or not _same(call, record):
             raise Unsupported(
                 "the second forward pass does not repeat the first: it uses "
                 f"{' and '.join(self.name(p) for p in call.params.values() if self.covered(p))} "
@@ -61,7 +61,7 @@ class Perturbing(Watch):
                 f"the batch does not tell the sentences' rows of shape {tuple(record.shape)} apart"
             )
         output = call.rule.perturbed(call, params, moved, layout)
-        return _in_order(output.to(record.dtype), record.stride), number
+        return owned(_in_order(output.to(record.dtype), record.stride)), number
 
     def finish(self) -> None:
         """Make sure that nothing of the first pass was left out.
@@ -76,11 +76,11 @@ class Perturbing(Watch):
             )
 
 
-def _same(call: Call, recorded: Call) -> bool:
+def _same(call: Call, record: Recorded) -> bool:
     return (
-        type(call.rule) is type(recorded.rule)
-        and call.input.shape == recorded.input.shape
-        and [id(p) for p in call.params.values()] == [id(p) for p in recorded.params.values()]
+        type(call.rule) is type(record.call.rule)
+        and call.input.shape == record.input_shape
+        and [id(p) for p in call.params.values()] == [id(p) for p in record.call.params.values()]
     )
 
 

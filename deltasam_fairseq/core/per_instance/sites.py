@@ -27,6 +27,7 @@ class Recorded:
         site: The same for the same call in another batch.
         edge: Where autograd has the gradient of the output as the call left it,
             whatever is done to the output in place afterwards.
+        input_shape: Of the input.
         shape: Of the output.
         stride: Of the output.
         dtype: Of the output.
@@ -37,6 +38,7 @@ class Recorded:
     call: Call
     site: Site
     edge: Any
+    input_shape: torch.Size
     shape: torch.Size
     stride: tuple[int, ...]
     dtype: torch.dtype
@@ -47,6 +49,11 @@ class Recorded:
     def rows(self) -> int:
         """How many dimensions of the output may hold the sentences."""
         return self.call.rule.rows(self.call, len(self.shape))
+
+    def forget(self) -> None:
+        """Let go of the input and of the graph, once the gradients are known."""
+        self.edge = None
+        self.call.input = self.call.input.new_empty(0)
 
 
 @dataclass

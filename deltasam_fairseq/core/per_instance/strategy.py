@@ -1,18 +1,21 @@
-"""Which of the equal ways to form a product is the cheapest for a shape.
+"""Which of the equal ways to keep a sentence's gradient is the cheapest for a shape.
 
-Per sentence, with T rows and a matrix ``(a, b)``: the thin products cost
-``T^2 (a + b)`` multiplications and never form the matrix; forming it costs
-``T a b``. So thin products win while ``T < a b / (a + b)``, times a constant
-that was measured (see ``docs/per_instance.md``).
+With T rows and a matrix ``(a, b)``, the factors of a linear layer's gradient
+are ``T (a + b)`` numbers and the gradient itself ``a b``. Forming it costs
+``T a b`` multiplications, once; with factors the norm and both ways of the
+second pass cost ``T^2 (a + b)`` each. So factors win while
+``T < a b / (a + b)``, times a constant that was measured (``docs/per_instance.md``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from deltasam_fairseq.core.per_instance.factors import Dense, Form, Outer
 
 MEBIBYTE = 2**20
 
@@ -22,42 +25,32 @@ class Plan:
     """Limits and constants of the choice.
 
     Args:
-        memory: Bytes that one temporary may take.
-        norm_crossover: Forming ``G_i`` for its norm is chosen from
-            ``norm_crossover`` times a b / (a + b) rows on.
-        product_crossover: The same for forming ``w + eps_i``.
+        memory: Bytes that one temporary may take: the products of two layers'
+            rows, or the perturbed weights of some sentences.
+        crossover: Gradients are formed from factors of ``crossover`` times
+            their own size on.
     """
 
     memory: int = 256 * MEBIBYTE
-    norm_crossover: float = 0.9
-    product_crossover: float = 0.8
+    crossover: float = 0.8
 
-    def forms_gradients(self, length: int, shape: torch.Size) -> bool:
-        """Tell whether to form gradients for their norm.
-
-        Args:
-            length: T.
-            shape: ``(a, b)``.
-
-        Returns:
-            Whether that is cheaper than products of rows.
-        """
-        return length * sum(shape) > self.norm_crossover * shape.numel()
-
-    def forms_matrices(self, length: int, shape: torch.Size, like: Tensor) -> bool:
-        """Tell whether to form perturbed weights.
+    def forms_gradients(self, forms: Sequence[Form], shape: torch.Size) -> bool:
+        """Tell whether to keep a parameter's gradients formed.
 
         Args:
-            length: T.
-            shape: ``(a, b)``.
-            like: A tensor of the dtype.
+            forms: Its gradients, one per use.
+            shape: Of the parameter, two dimensions or more.
 
         Returns:
-            Whether that is cheaper than thin products, and one sentence's fits.
+            Whether the factors are not much smaller.
         """
-        if shape.numel() * like.element_size() > self.memory:
-            return False
-        return length * sum(shape) > self.product_crossover * shape.numel()
+        width = shape[1:].numel()
+        kept = 0
+        for form in forms:
+            if not isinstance(form, Dense):
+                sides = shape[0] + width if isinstance(form, Outer) else width
+                kept += form.right.shape[1] * sides
+        return kept > self.crossover * shape.numel()
 
     def sentences(self, count: int, each: int, like: Tensor) -> Iterator[slice]:
         """Cut the batch into as few pieces as the memory allows.
@@ -70,18 +63,19 @@ class Plan:
         Yields:
             Slices of sentences, in order, at least one sentence each.
         """
-        step = max(1, self.memory // max(1, each * like.element_size()))
+        step = self.rows(1, each, like)
         for start in range(0, count, step):
             yield slice(start, start + step)
 
-    def rows(self, rows: Tensor, length: int) -> int:
-        """Say how many rows a block may have whose products with others fit.
+    def rows(self, count: int, each: int, like: Tensor) -> int:
+        """Say how many rows a block may have.
 
         Args:
-            rows: Shape ``(N, T, ...)``.
-            length: Rows per sentence on the other side.
+            count: How many sentences have such a block at once.
+            each: Entries that one row needs.
+            like: A tensor of the dtype; half precision is computed in float32.
 
         Returns:
             At least 1.
         """
-        return max(1, self.memory // max(1, len(rows) * length * rows.element_size()))
+        return max(1, self.memory // max(1, count * each * max(4, like.element_size())))

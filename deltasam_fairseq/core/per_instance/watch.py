@@ -7,16 +7,23 @@ knows cannot slip by.
 
 from __future__ import annotations
 
+import inspect
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from deltasam_fairseq.core.per_instance.errors import Unsupported
-from deltasam_fairseq.core.per_instance.rules.base import LAYER_RULES, Call, operation
+from deltasam_fairseq.core.per_instance.rules.base import (
+    DECOMPOSITIONS,
+    LAYER_RULES,
+    Call,
+    operation,
+)
 from deltasam_fairseq.core.per_instance.rules.embedding import PickedRows, Spread, broadcast
 
 # What asks a parameter for its shape, dtype or place and not for its values.
@@ -30,6 +37,8 @@ METADATA = {
     + ("is_floating_point", "ndimension", "nelement", "numel", "size", "stride")
     + ("new_empty", "new_full", "new_ones", "new_tensor", "new_zeros")
 }
+# What returns the parameter itself where it has that type already.
+CASTS = {Tensor.float, Tensor.double, Tensor.to, Tensor.type_as, Tensor.contiguous}
 SUMS = {torch.add, Tensor.add, Tensor.add_}
 
 
@@ -89,14 +98,23 @@ class Watch(TorchFunctionMode):
             return func(*args, **kwargs)
         if func in METADATA:
             return func(*args, **kwargs)
+        if func in CASTS and (same := func(*args, **kwargs)) is used[0]:
+            return same
         unique = dict.fromkeys(map(self.name, used))
         names = f"{' and '.join(unique)} {'is' if len(unique) == 1 else 'are'} used"
         path = operation(func)
+        if path in DECOMPOSITIONS:
+            with self:
+                return DECOMPOSITIONS[path](*args, **kwargs)
         if path not in LAYER_RULES:
-            raise Unsupported(f"{names} in {path}, which has no layer rule")
-        if not torch.is_grad_enabled():
             raise Unsupported(
-                f"{names} in {path} without a graph, as activation checkpointing does"
+                f"{names} in {path}, which has no layer rule (register one, see "
+                "docs/per_instance.md, or run the loop over sentences)"
+            )
+        if not torch.is_grad_enabled() or _checkpointing():
+            raise Unsupported(
+                f"{names} in {path} without a graph or inside torch.utils.checkpoint: activation "
+                "checkpointing runs a layer again in the backward pass, out of the engine's sight"
             )
         try:
             call = LAYER_RULES.get(path).bind(self.covered, *args, **kwargs)
@@ -122,6 +140,34 @@ class Watch(TorchFunctionMode):
                 spread = Spread().bind(self.covered, call, source, other)
                 args[place], _ = self.use(spread, spreads=number)
         return args
+
+
+def owned(output: Tensor) -> Tensor:
+    """Return a result as a tensor of its own in the eyes of autograd, without a copy.
+
+    A linear layer's result is a view. Changing a view in place, as fairseq scales
+    its queries, rewrites the graph behind it: the edge that was noted would no
+    longer be on the path to the losses, and the derivative of a product with
+    every sentence's own weights would be lost.
+
+    Args:
+        output: Any result.
+
+    Returns:
+        The same values in the same memory.
+    """
+    own: Tensor = torch.ops.aten._unsafe_view.default(output, output.shape)
+    return own
+
+
+def _checkpointing() -> bool:
+    """Tell whether PyTorch's checkpointing is among the callers."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code.co_filename == torch.utils.checkpoint.__file__:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:

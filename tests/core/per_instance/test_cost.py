@@ -2,86 +2,28 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+import statistics
 from typing import NoReturn
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from deltasam_fairseq.core import sam_step
-from deltasam_fairseq.core.per_instance import Engine, Plan, batched_per_instance_step
+from deltasam_fairseq.benchmarks.encoder import Encoder, Problem
+from deltasam_fairseq.benchmarks.length import LengthMeasurement, take_turns
+from deltasam_fairseq.core.per_instance import Engine, Plan
+from deltasam_fairseq.core.per_instance.factors import Dense, Form, Outer, Rows
+from deltasam_fairseq.core.per_instance.norms import gathered
 from tests.support.problems import transformer
-
-
-class Block(nn.Module):
-    """A transformer's layer whose attention calls its projections."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.projections = nn.ModuleList(nn.Linear(width, width) for _ in range(4))
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
-        self.feed_forward = nn.Sequential(
-            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
-        )
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        count, length, width = hidden.shape
-        query, key, value = (
-            p(hidden).view(count, length, self.heads, -1).transpose(1, 2)
-            for p in list(self.projections)[:3]
-        )
-        mixed = nn.functional.scaled_dot_product_attention(query, key, value)
-        mixed = self.projections[3](mixed.transpose(1, 2).reshape(count, length, width))
-        hidden = self.norms[0](hidden + mixed)
-        normed: Tensor = self.norms[1](hidden + self.feed_forward(hidden))
-        return normed
-
-
-def encoder(layers: int, width: int, words: int) -> nn.Sequential:
-    blocks = [Block(width, 12) for _ in range(layers)]
-    return nn.Sequential(nn.Embedding(words, width), *blocks, nn.Linear(width, 2))
-
-
-def ratio_to_sam(
-    *,
-    layers: int = 6,
-    width: int = 384,
-    sentences: int = 16,
-    length: int = 64,
-    words: int = 8000,
-    rounds: int = 3,
-) -> float:
-    """Measure a batched step in units of a SAM step, processor time, best of the rounds."""
-    torch.manual_seed(0)
-    model = encoder(layers, width, words)
-    tokens, targets = torch.randint(words, (sentences, length)), torch.arange(sentences) % 2
-
-    def losses() -> Tensor:
-        return nn.functional.cross_entropy(model(tokens)[:, 0], targets, reduction="none")
-
-    engine, params = Engine(model), list(model.parameters())
-    steps: dict[str, Callable[[], object]] = {
-        "sam": lambda: sam_step(params, losses, rho=0.05),
-        "batched": lambda: batched_per_instance_step(engine, losses, rho=0.05),
-    }
-    for _ in range(2):  # two batches settle where the sentences are
-        batched_per_instance_step(engine, losses, rho=0.05)
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(rounds):
-        for name, step in steps.items():
-            model.zero_grad()
-            start = time.process_time()
-            step()
-            seconds[name].append(time.process_time() - start)
-    return min(seconds["batched"]) / min(seconds["sam"])
 
 
 @pytest.mark.slow
 def test_costs_about_what_sam_costs() -> None:
-    assert ratio_to_sam() < 1.3
+    torch.manual_seed(0)
+    encoder = Encoder(layers=6, width=384, heads=12, words=8000)
+    steps = take_turns(Problem(encoder, sentences=16, tokens=64), {"plan": Plan()}, repeats=5)
+    ratios = LengthMeasurement(64, 16, steps).ratios("plan", "processor")
+    assert statistics.median(ratios) < 1.3
 
 
 def test_the_first_pass_computes_no_weight_gradients() -> None:
@@ -111,19 +53,38 @@ def test_one_backward_pass_once_the_layouts_are_settled() -> None:
     assert calls == [[1, 1, 1], [1, 2.5, 4]] * 2 + [[1, 1, 1]]
 
 
+def outer(length: int, height: int, width: int) -> Outer:
+    return Outer(torch.zeros(1, length, height), torch.zeros(1, length, width))
+
+
 def test_long_sentences_have_their_gradients_formed() -> None:
-    plan = Plan(norm_crossover=1.0, product_crossover=0.5)
-    square = torch.Size((100, 100))
-    assert [plan.forms_gradients(t, square) for t in (50, 51)] == [False, True]
-    one = torch.ones(1)
-    assert [plan.forms_matrices(t, square, one) for t in (25, 26)] == [False, True]
-    tight = Plan(memory=4 * square.numel() - 1)
-    assert not tight.forms_matrices(1000, square, one)
+    plan, square = Plan(crossover=1.0), torch.Size((100, 100))
+    assert [plan.forms_gradients([outer(t, 100, 100)], square) for t in (50, 51)] == [False, True]
+    rows = Rows(torch.zeros(1, 60, dtype=torch.int64), torch.zeros(1, 60, 100))
+    both: list[list[Form]] = [[outer(t, 100, 100), rows] for t in (20, 21)]
+    assert [plan.forms_gradients(forms, square) for forms in both] == [False, True]
+    assert not plan.forms_gradients([Dense(torch.zeros(1, 100, 100))], square)
+
+
+def test_an_output_layer_with_a_long_source_is_not_formed() -> None:
+    """The embedding that it is tied to adds rows, which are as wide as the model only."""
+    words = torch.Size((50264, 1024))
+    source = Rows(torch.empty(1, 1024, dtype=torch.int64), torch.empty(1, 1024, 1024))
+    assert not Plan().forms_gradients([outer(128, *words), source], words)
+
+
+def test_formed_gradients_take_the_place_of_their_factors() -> None:
+    square = torch.Size((3, 3))
+    (formed,) = gathered(square, [outer(9, 3, 3)] * 2, Plan())
+    assert isinstance(formed, Dense) and formed.value.shape == (1, 3, 3)
+    forms = [outer(1, 3, 3)]
+    assert gathered(square, forms, Plan()) == forms
 
 
 def test_pieces_that_fit_the_memory() -> None:
     one = torch.ones(1)
     assert list(Plan(memory=40).sentences(5, 4, one)) == [slice(0, 2), slice(2, 4), slice(4, 6)]
     assert len(list(Plan(memory=1).sentences(3, 4, one))) == 3
-    assert Plan(memory=4 * 2 * 7 * 3).rows(torch.ones(2, 9, 1), 7) == 3
-    assert Plan(memory=1).rows(torch.ones(2, 9, 1), 7) == 1
+    assert Plan(memory=4 * 2 * 7 * 3).rows(2, 7, one) == 3
+    assert Plan(memory=1).rows(2, 7, one) == 1
+    assert Plan(memory=24).rows(1, 3, one.half()) == 2

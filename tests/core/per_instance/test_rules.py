@@ -13,7 +13,7 @@ from hypothesis import given
 from torch import Tensor, nn
 from torch.nn.functional import embedding, linear
 
-from deltasam_fairseq.core.per_instance import LAYER_RULES, Plan
+from deltasam_fairseq.core.per_instance import LAYER_RULES, Plan, per_sentence_gradient_norms
 from tests.core.per_instance.toys import PADDING, PLANS, Tagger, assert_equals_loop, problem
 from tests.support.problems import mlp, transformer
 
@@ -80,6 +80,30 @@ class Attention(nn.Module):
         return hidden + mixed
 
 
+class Normalised(nn.Module):
+    """Normalisation as fairseq's Fp32LayerNorm calls it: through casts that change nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(WIDTH)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        weight, bias = self.norm.weight.double(), self.norm.bias.to(hidden.dtype)
+        found: Tensor = nn.functional.layer_norm(hidden.double(), [WIDTH], weight, bias)
+        return found.type_as(hidden)
+
+
+class TwoAxes(nn.Module):
+    """Sentences, tokens and two groups of each token's features, shared weights within."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(WIDTH // 2, WIDTH // 2)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.layer(hidden.unflatten(-1, (2, -1))).flatten(-2)
+
+
 MIDDLES: dict[str, Callable[[], nn.Module]] = {
     "nothing": nn.Identity,
     "linear": lambda: nn.Linear(WIDTH, WIDTH),
@@ -88,6 +112,9 @@ MIDDLES: dict[str, Callable[[], nn.Module]] = {
     "layer norm without bias": lambda: nn.LayerNorm(WIDTH, bias=False),
     "flattened linear": lambda: Flattened(nn.Linear(WIDTH, WIDTH)),
     "flattened norm": lambda: Flattened(nn.LayerNorm(WIDTH)),
+    "layer norm of casts": Normalised,
+    "RMS norm": lambda: nn.RMSNorm(WIDTH),
+    "linear over two axes": TwoAxes,
     "functional": Functional,
     "feed-forward": lambda: nn.Sequential(
         nn.Linear(WIDTH, 7), nn.GELU(), nn.Linear(7, WIDTH), nn.LayerNorm(WIDTH)
@@ -155,6 +182,16 @@ def test_packed_rows(sentences: int, length: int, middle: str) -> None:
         Tagger(MIDDLES[middle]()), sentences=sentences, length=length, score=picked_tokens
     )
     assert_equals_loop(toy)
+
+
+def test_features_of_a_parameter_hold_no_sentences() -> None:
+    """Two features of two sentences, one of them used by each: only rows may tell."""
+    bias = nn.Parameter(torch.ones(2, dtype=torch.float64))
+    model = nn.Module()
+    model.bias = bias
+    x = torch.zeros(2, 2, dtype=torch.float64)
+    norms = per_sentence_gradient_norms(model, lambda: 3 * (x + bias).diagonal())
+    assert norms.tolist() == [3.0, 3.0]
 
 
 def test_two_dimensions() -> None:

@@ -188,6 +188,14 @@ def test_norms_are_those_of_one_sentence_after_the_other(make: Callable[[], Prob
     assert all(p.grad is None for p in toy.params)
 
 
+def test_norms_do_not_need_the_caller_to_keep_a_graph() -> None:
+    toy = transformer()
+    with torch.no_grad():
+        there = per_sentence_gradient_norms(toy.model, toy.losses())
+    assert there.min() > 0
+    assert torch.equal(there, per_sentence_gradient_norms(toy.model, toy.losses()))
+
+
 def test_norms_of_some_parameters() -> None:
     toy = transformer()
     some = [toy.named["mixed.weight"], toy.named["mixed.bias"]]

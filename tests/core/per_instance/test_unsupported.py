@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -58,15 +59,6 @@ class Recurrent(nn.Module):
         return self.rnn(hidden)[0]
 
 
-class Attending(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.attention = nn.MultiheadAttention(WIDTH, 2, batch_first=True)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return self.attention(hidden, hidden, hidden)[0]
-
-
 class Batchwise(nn.Module):
     """Sentences that are not independent."""
 
@@ -78,8 +70,8 @@ class Batchwise(nn.Module):
         return self.layer(hidden) - self.layer(hidden).mean(0)
 
 
-def reentrant(hidden: Tensor, layer: nn.Module) -> Tensor:
-    return checkpoint(layer, hidden, use_reentrant=True)
+def checkpointed(hidden: Tensor, layer: nn.Module, *, reentrant: bool) -> Tensor:
+    return checkpoint(layer, hidden, use_reentrant=reentrant)
 
 
 @torch.no_grad()
@@ -152,16 +144,23 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: parametrizations.weight_norm(nn.Linear(WIDTH, WIDTH)),
         r"middle\.parametrizations\.weight\.original. and .* are used in _weight_norm",
     ),
-    "recurrence": (Recurrent, r"middle\.rnn\.weight_ih_l0 and .* are used in torch\.lstm"),
-    "packed attention": (
-        Attending,
-        r"middle\.attention\.in_proj_weight and .* are used in .*multi_head_attention_forward",
+    "a cast that changes the type": (
+        lambda: Using(lambda h, layer: h * layer.weight.float().double().mean()),
+        r"middle\.layer\.weight is used in torch\.Tensor\.float, which has no layer rule",
     ),
+    "recurrence": (Recurrent, r"middle\.rnn\.weight_ih_l0 and .* are used in torch\.lstm"),
     "a scripted module": (
         lambda: torch.jit.script(nn.Sequential(nn.Linear(WIDTH, WIDTH))),
         r"middle\.0\.\w+ is used in \w+, which no layer rule can see",
     ),
-    "checkpointing": (lambda: Using(reentrant), r"middle\.layer\.weight and .* without a graph"),
+    "checkpointing": (
+        lambda: Using(partial(checkpointed, reentrant=True)),
+        r"middle\.layer\.weight and .* inside torch\.utils\.checkpoint",
+    ),
+    "checkpointing with the graph": (
+        lambda: Using(partial(checkpointed, reentrant=False)),
+        r"middle\.layer\.weight and .* inside torch\.utils\.checkpoint",
+    ),
     "sentences that depend on each other": (
         Batchwise,
         r"rows of embedding\.weight's output, .* no single sentence",

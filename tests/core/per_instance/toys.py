@@ -13,10 +13,10 @@ from tests.support.compare import assert_close
 from tests.support.problems import Problem
 
 PADDING = 0
-THIN = Plan(norm_crossover=1e9, product_crossover=1e9)
-FORMED = Plan(norm_crossover=0.0, product_crossover=0.0)
-TIGHT = Plan(memory=64, norm_crossover=1e9, product_crossover=1e9)
-TIGHT_FORMED = Plan(memory=300, norm_crossover=0.0, product_crossover=0.0)
+THIN = Plan(crossover=1e9)
+FORMED = Plan(crossover=0.0)
+TIGHT = Plan(memory=64, crossover=1e9)
+TIGHT_FORMED = Plan(memory=64, crossover=0.0)
 PLANS = {"thin": THIN, "formed": FORMED, "tight": TIGHT, "tight formed": TIGHT_FORMED}
 
 

@@ -1,6 +1,7 @@
 """Layer rules: one file per family."""
 
 from deltasam_fairseq.core.per_instance.rules import (  # noqa: F401
+    attention,
     elementwise,
     embedding,
     layer_norm,

@@ -136,6 +136,29 @@ def layer_rule(function: Callable[..., Any]) -> Callable[[type[LayerRule]], type
     return store
 
 
+# Functions of several layers, as functions of the same arguments that call these one by one.
+DECOMPOSITIONS: dict[str, Callable[..., Any]] = {}
+
+
+def decomposition(
+    function: Callable[..., Any],
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register what to call in place of a function that hides several layers.
+
+    Args:
+        function: Such as ``torch.nn.functional.multi_head_attention_forward``.
+
+    Returns:
+        A decorator for a function of the same arguments and result.
+    """
+
+    def store(parts: Callable[..., Any]) -> Callable[..., Any]:
+        DECOMPOSITIONS[operation(function)] = parts
+        return parts
+
+    return store
+
+
 def operation(function: Callable[..., Any]) -> str:
     """Name a function of PyTorch.
 

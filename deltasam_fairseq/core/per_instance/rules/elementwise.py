@@ -37,7 +37,10 @@ class Elementwise(LayerRule):
         return Call(self, activation, {"weight": param})
 
     def rows(self, call: Call, dims: int) -> int:  # noqa: D102
-        return dims
+        # From the parameter's first axis on that is not broadcast, the entries are features.
+        shape = call.params["weight"].shape
+        ones = next((n for n, size in enumerate(shape) if size != 1), len(shape))
+        return dims - len(shape) + ones
 
     def gradients(self, call: Call, delta: Tensor, layout: Layout) -> dict[str, Form]:  # noqa: D102
         shape = call.params["weight"].shape

@@ -11,9 +11,10 @@ from torch import Tensor
 from deltasam_fairseq.core.per_instance.errors import Unsupported
 from deltasam_fairseq.core.per_instance.factors import Dense, Form, Outer, wide
 from deltasam_fairseq.core.per_instance.layout import Layout, as_list
-from deltasam_fairseq.core.per_instance.merged import merged_linear
 from deltasam_fairseq.core.per_instance.perturbation import Perturbation
 from deltasam_fairseq.core.per_instance.rules.base import Call, LayerRule, layer_rule
+from deltasam_fairseq.core.per_instance.sentence_linear import sentence_linear
+from deltasam_fairseq.core.precision import is_full_precision
 
 
 @layer_rule(F.linear)
@@ -53,31 +54,24 @@ class Linear(LayerRule):
         layout: Layout,
     ) -> Tensor:
         weight, bias = moved.get("weight"), moved.get("bias")
-        if weight is not None and weight.merges():
-            plain, weight = self._merged(call, params, weight, layout), None
-        else:
-            plain = self.forward(call, params)
-        parts = layout.split(plain)
-        extra = None
+        shift = None if bias is None else bias.dense()
+        x = wide(call.input)
+        if weight is not None and (weight.merges or _computes_wide(call)):
+            own = {role: wide(param) for role, param in params.items()}
+            return sentence_linear(x, own["weight"], own.get("bias"), weight, shift, layout)
+        # The layer's own precision, then what is added in full; rounded once.
+        plain = self.forward(call, params)
+        total = wide(plain)
         if weight is not None:
-            x = as_list(layout.split(wide(call.input)), 1)
-            if layout.leads and plain.dtype == x.dtype:
-                plain = weight.product(x, onto=as_list(parts, 1)).view(plain.shape)
-            else:
-                extra = weight.product(x)
-        if bias is not None:
-            shift = bias.dense().view(len(parts), *[1] * (parts.dim() - 2), -1)
-            extra = shift.expand(parts.shape) if extra is None else extra.view(parts.shape) + shift
-        if extra is None:
-            return plain
+            total = total + sentence_linear(x, None, None, weight, None, layout)
+        if shift is not None:
+            parts = layout.split(total)
+            total = layout.join(parts + shift.view(len(parts), *[1] * (parts.dim() - 2), -1))
         # In the memory order of the plain result: dropout draws its masks in that order.
-        return (plain + layout.join(extra.view(parts.shape))).to(plain.dtype)
+        return total.to(plain.dtype)
 
-    def _merged(
-        self, call: Call, params: Mapping[str, Tensor], moved: Perturbation, layout: Layout
-    ) -> Tensor:
-        parts = layout.split(wide(call.input))
-        x = as_list(parts, 1)
-        y = merged_linear(x, wide(params["weight"]), moved)
-        y = layout.join(y.reshape(*parts.shape[:-1], y.shape[-1]))
-        return y + params["bias"] if "bias" in params else y
+
+def _computes_wide(call: Call) -> bool:
+    """Tell whether the layer computes in float32 or wider, as a product with factors does."""
+    tensors = (call.input, *call.params.values())
+    return all(t.dtype == wide(call.input).dtype for t in tensors) and is_full_precision(tensors)

@@ -1,0 +1,34 @@
+#!/bin/sh
+# Measures the exact per-instance perturbation beside the other methods, by model, shape and
+# length, and keeps the results under the name of the machine:
+#
+#     scripts/bench_per_instance.sh epyc-2core [further options of both benchmarks]
+#
+# Needs the environment of `make environment` (its bin folder on PATH), 10 GB of memory for
+# BERT-base, and a machine with little else to do: an hour with one thread, with progress shown.
+# `deltasam bench show` makes the tables of docs/per_instance.md of the results.
+set -eu
+hardware=${1:?name the machine, such as epyc-2core}
+shift
+folder="$(dirname "$0")/results"
+keep() { # NAME COMMAND…
+  file="$folder/$1_${hardware}_$(date +%Y%m).json"
+  shift
+  "$@" > "$file.part"
+  mv "$file.part" "$file"
+  echo "$file"
+}
+step() { # MODEL SENTENCES TOKENS ROUNDS …
+  name="step_$1-$2x$3"
+  model="--model $1 --sentences $2 --tokens $3 --repeats $4"
+  shift 4
+  keep "$name" deltasam bench step $model --slow-every 6 --threads 1 --clock processor --json "$@"
+}
+step minilm 16 64 7 "$@"
+step minilm 16 128 7 "$@"
+step minilm 32 64 7 "$@"
+step bert_base 16 64 5 "$@"
+for width in 384 768; do
+  keep "length_$width" deltasam bench length --width $width --layers 1 --repeats 5 \
+    --threads 1 --clock processor --json "$@"
+done
