@@ -86,10 +86,10 @@ class SharpnessConfig(FairseqDataclass):
         },
     )
     sam_per_instance_engine: ChoiceEnum(list(ENGINES)) = field(  # type: ignore[valid-type]
-        default="loop",
+        default="auto",
         metadata={
-            "help": "how per_instance perturbs: sentence by sentence, or all sentences of a batch "
-            "at once, exactly; auto falls back to the loop where that cannot be exact"
+            "help": "how per_instance perturbs: all sentences of a batch at once, exactly, or "
+            "sentence by sentence; auto takes the loop where the batch cannot be exact, and says so"
         },
     )
     lr: List[float] = II("optimization.lr")  # noqa: UP006  (OmegaConf 2.0 knows typing.List only)
@@ -137,7 +137,7 @@ class Sharpness:
     interval: int = 1
     rule: str = "all"
     adaptive: bool = False
-    per_instance_engine: str = "loop"
+    per_instance_engine: str = "auto"
 
     @classmethod
     def from_config(cls, cfg: Any) -> "Sharpness":

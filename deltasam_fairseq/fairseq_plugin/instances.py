@@ -15,7 +15,7 @@ from deltasam_fairseq.core.per_instance import Engine, Unsupported
 from deltasam_fairseq.fairseq_plugin.batched import BatchedResult, batched_per_instance
 from deltasam_fairseq.fairseq_plugin.meters import AscentSums, combined
 from deltasam_fairseq.fairseq_plugin.samples import Sample
-from deltasam_fairseq.fairseq_plugin.sentence_losses import reader_for
+from deltasam_fairseq.fairseq_plugin.sentence_losses import Reader, reader_for
 from deltasam_fairseq.fairseq_plugin.step import MicroScope, Result
 from deltasam_fairseq.registry import UnknownName
 
@@ -48,13 +48,8 @@ class BatchedInstances(MicroScope):
         return result.loss, result.sample_size, output
 
     def _batched(self, sample: Sample, model: Any, **kwargs: Any) -> BatchedResult:
-        task, criterion = self.trainer.task, self.trainer.get_criterion()
-        if type(task).train_step is not FairseqTask.train_step:
-            raise Unsupported(f"{type(task).__name__} has a train_step of its own")
-        try:
-            reader = reader_for(criterion)
-        except UnknownName as error:
-            raise Unsupported(str(error)) from error
+        criterion = self.trainer.get_criterion()
+        reader = reader_if_batched(self.trainer.task, criterion)
         plain = self.trainer.get_model()
         if self.run.engine is None:
             self.run.engine = Engine(plain, self.space)
@@ -76,6 +71,28 @@ class BatchedInstances(MicroScope):
             backward=optimizer.backward,
             within=partial(torch.autocast, "cuda") if autocasts else nullcontext,
         )
+
+
+def reader_if_batched(task: FairseqTask, criterion: Any) -> Reader:
+    """Check what can be told of the batched engine before there is a batch.
+
+    Args:
+        task: fairseq's task.
+        criterion: The criterion, unwrapped.
+
+    Returns:
+        The criterion's reader of per-sentence losses.
+
+    Raises:
+        Unsupported: If the task trains in a way of its own, or the criterion's
+            sentences have no losses that are known.
+    """
+    if type(task).train_step is not FairseqTask.train_step:
+        raise Unsupported(f"{type(task).__name__} has a train_step of its own")
+    try:
+        return reader_for(criterion)
+    except UnknownName as error:
+        raise Unsupported(str(error)) from error
 
 
 def _sums(result: BatchedResult) -> AscentSums:

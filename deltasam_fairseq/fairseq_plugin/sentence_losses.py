@@ -95,7 +95,7 @@ def reader_for(criterion: FairseqCriterion) -> Reader:
     if _key(found) not in SENTENCE_LOSSES:
         known = ", ".join(SENTENCE_LOSSES.describe(name) for name in SENTENCE_LOSSES.names())
         raise UnknownName(
-            f"delta_sam needs one loss per sentence, and none is known for {found.__name__}. "
+            f"one loss per sentence is needed, and none is known for {found.__name__}. "
             f"Known: {known}. Use --sam-method sam, which works with any criterion, or add to a "
             f"module that your --user-dir imports:\n"
             f"    @sentence_losses_for({found.__name__})\n"

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
+from deltasam_fairseq.core.per_instance import Unsupported
 from deltasam_fairseq.fairseq_plugin.config import Sharpness
+from deltasam_fairseq.fairseq_plugin.instances import reader_if_batched
 from deltasam_fairseq.fairseq_plugin.sentence_losses import reader_for
 
 # Tasks that cannot be supported, with the reason.
@@ -90,6 +92,21 @@ def check_run(trainer: Any, settings: Sharpness) -> None:
             )
     if settings.method == "delta_sam":
         reader_for(trainer.get_criterion())
+    if (settings.method, settings.per_instance_engine) == ("per_instance", "batched"):
+        _check_batched(trainer, settings)
+
+
+def _check_batched(trainer: Any, settings: Sharpness) -> None:
+    """Refuse what the batched engine is known not to do before it has seen a batch."""
+    if settings.adaptive:
+        raise ValueError(
+            "--sam-per-instance-engine batched: adaptive neighbourhoods have no batched "
+            "perturbation; or pass auto"
+        )
+    try:
+        reader_if_batched(trainer.task, trainer.get_criterion())
+    except Unsupported as reason:
+        raise ValueError(f"--sam-per-instance-engine batched: {reason}; or pass auto") from reason
 
 
 def _check_launch(trainer: Any) -> None:

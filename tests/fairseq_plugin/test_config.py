@@ -28,7 +28,7 @@ OWN = {
     "sam_interval": "1",
     "sam_rule": "all",
     "sam_adaptive": "False",
-    "sam_per_instance_engine": "loop",
+    "sam_per_instance_engine": "auto",
 }
 
 

@@ -15,20 +15,26 @@ from tests.support import fairseq_toys as toys
 OWN = {"sam_loss", "sharpness", "sam_gnorm", "sam_ess", "sam_floored", "sam_fallback"}
 # Not in every update.
 MEASURED = {"sam_realised", "sam_realised_cos"}
+# Of the batched engine, which rounds no perturbation.
+INSTANCES = {"sam_inorm", "sam_inorm_max"}
 
 
 @pytest.mark.parametrize("scope", ["update", "micro"])
-@pytest.mark.parametrize("method", ["sam", "delta_sam", "per_instance"])
-def test_the_loss_is_the_one_at_w(translation: Path, method: str, scope: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "engine"),
+    [("sam", "auto"), ("delta_sam", "auto"), ("per_instance", "auto"), ("per_instance", "loop")],
+)
+def test_the_loss_is_the_one_at_w(translation: Path, method: str, engine: str, scope: str) -> None:
     logs = []
-    # Dropout off: per_instance draws it sentence by sentence.
-    flags = ("--dropout", "0", "--sam-scope", scope)
+    # Dropout off: the loop draws it sentence by sentence.
+    flags = ("--dropout", "0", "--sam-scope", scope, "--sam-per-instance-engine", engine)
     for used in ("none", method):
         trainer = toys.make_trainer(translation, *toys.TRANSLATION, *flags, "--sam-method", used)
         (log,) = toys.updates(trainer, [toys.batches(trainer)[:2]])
         logs.append(log)
     plain, ours = logs
-    assert set(ours) - set(plain) == OWN | MEASURED
+    batched = (method, engine) == ("per_instance", "auto")
+    assert set(ours) - set(plain) == OWN | (INSTANCES if batched else MEASURED)
     for key in ("loss", "nll_loss", "bsz", "wpb"):
         assert ours[key] == pytest.approx(plain[key], rel=1e-5), key
     assert ours["sam_loss"] - ours["loss"] == pytest.approx(ours["sharpness"], abs=1e-6)

@@ -153,7 +153,9 @@ def test_a_vanishing_radius_runs_all_passes_and_changes_nothing(
     one = toys.make_trainer(translation, *toys.TRANSLATION, "--optimizer", "adam")
     # One sentence at a time: a batch's dropout is not that of its sentences alone.
     samples = [one.task.dataset("train").collater([one.task.dataset("train")[i]]) for i in range(5)]
-    for flags in (("--optimizer", "adam"), ("--sam-method", method, "--sam-rho", "1e-30")):
+    # The loop, because the batched engine rounds in another order.
+    ours = ("--sam-method", method, "--sam-rho", "1e-30", "--sam-per-instance-engine", "loop")
+    for flags in (("--optimizer", "adam"), ours):
         trainer = toys.make_trainer(translation, *toys.TRANSLATION, *flags)
         toys.updates(trainer, [samples[:2], samples[2:4], samples[4:]])
         ends.append(toys.parameters(trainer))
@@ -237,7 +239,7 @@ def test_weights_come_back_after_an_exception(
         with pytest.raises(KeyError, match="on purpose"):
             trainer.train_step(group)
     except pytest.fail.Exception:
-        assert method == "sam"
+        assert method in ("sam", "per_instance")
         assert failing_pass > 4  # four passes in all
         return
     for name, value in toys.parameters(trainer).items():

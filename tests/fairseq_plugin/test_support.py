@@ -100,3 +100,26 @@ def test_a_criterion_with_trainable_parameters(translation: Path) -> None:
     assert seen[0] == before
     assert seen[1] != before, "the criterion's parameter was not perturbed"
     assert float(criterion.scale.detach()) != before, "the criterion's parameter did not train"
+
+
+def test_what_cannot_be_batched_stops_at_start_up_if_batches_are_asked_for(
+    translation: Path,
+) -> None:
+    flags = ("--sam-method", "per_instance", "--sam-per-instance-engine")
+    cases = (
+        (UNKNOWN, "none is known for ModelCriterion"),
+        ([*toys.TRANSLATION, "--sam-adaptive"], "adaptive neighbourhoods"),
+    )
+    for toy, reason in cases:
+        with pytest.raises(ValueError, match=f"(?s)engine batched: .*{reason}.*; or pass auto"):
+            toys.make_trainer(translation, *toy, *flags, "batched")._build_optimizer()
+        toys.make_trainer(translation, *toy, *flags, "auto")._build_optimizer()
+    trainer = toys.make_trainer(translation, *toys.TRANSLATION, *flags, "batched")
+
+    class OwnStep(TranslationTask):
+        def train_step(self, *args: object, **kwargs: object) -> object:
+            return super().train_step(*args, **kwargs)
+
+    trainer.task.__class__ = OwnStep
+    with pytest.raises(ValueError, match="OwnStep has a train_step of its own"):
+        trainer._build_optimizer()
