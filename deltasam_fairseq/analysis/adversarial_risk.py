@@ -1,4 +1,4 @@
-"""The adversarial risk of a checkpoint (Eq. 2, Table 4), one sentence at a time.
+"""The adversarial risk of a checkpoint over a data set (Eq. 2, Table 4).
 
 ``python -m deltasam_fairseq.analysis.adversarial_risk DATA --path CHECKPOINT …`` measures it.
 
@@ -11,53 +11,41 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from fairseq import checkpoint_utils, utils
 from torch import Tensor
 
-from deltasam_fairseq.core.graph import differentiate
-from deltasam_fairseq.core.space import WeightSpace
-from deltasam_fairseq.core.vectors import global_norm
+from deltasam_fairseq.analysis.adversarial_risk_engine import ENGINES, Pair, Scorer
+from deltasam_fairseq.core.per_instance import Unsupported
+from deltasam_fairseq.fairseq_plugin.sentence_losses import reader_for
 
+#: Begins the lines that are meant for whoever waits; the others are fairseq's.
+PREFIX = "adversarial risk: "
+SENTENCES = "adversarial_risk_sentences.json"
+_SECONDS_BETWEEN_LINES = 10.0
 
-def adversarial_loss(
-    losses_function: Callable[[], Tensor], params: Sequence[Tensor], *, rho: float
-) -> tuple[float, float]:
-    """Score one sentence at ``w`` and at the worst point near it.
-
-    Args:
-        losses_function: One forward pass, shape ``(1,)``.
-        params: Parameters to move; restored bit for bit.
-        rho: L2 norm of the perturbation.
-
-    Returns:
-        ``l(w)`` and ``l(w + rho g / |g|)``, nats. If the gradient is zero, both are the same.
-
-    Example:
-        >>> w = torch.tensor([3.0, 4.0], requires_grad=True)
-        >>> adversarial_loss(lambda: w.square().sum()[None], [w], rho=0.5)
-        (25.0, 30.25)
-    """
-    with torch.enable_grad():
-        loss = losses_function().sum()
-        gradient = differentiate(loss, params)
-    norm = global_norm(gradient)
-    if not torch.isfinite(norm) or norm == 0:
-        return loss.item(), loss.item()
-    scaled = [part * (rho / norm).to(part.dtype) for part in gradient]
-    with torch.no_grad(), WeightSpace.of(params).perturbed(scaled):
-        moved = losses_function().sum()
-    return loss.item(), moved.item()
+LossesOf = Callable[[Any], Tensor]
 
 
 def measure(
-    data: Path, checkpoint: Path, split: str, *, rho: float, device: torch.device
-) -> dict[str, Any]:
+    data: Path,
+    checkpoint: Path,
+    split: str,
+    *,
+    rho: float,
+    device: torch.device,
+    engine: str = "auto",
+    batch_size: int = 32,
+    say: Callable[[str], None] = print,
+) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     """Measure the adversarial risk of a checkpoint.
 
     Args:
@@ -66,35 +54,84 @@ def measure(
         split: Over which sentences.
         rho: Radius of the neighbourhood.
         device: Where to compute.
+        engine: ``batched``, ``loop``, or ``auto``: batched where that is exact.
+        batch_size: Sentences that the batched engine takes at once.
+        say: Told how far it is and why a batch goes by the loop.
 
     Returns:
-        ``risk`` and ``loss``, the means of l(w + eps) and l(w) in nats; ``rho``, ``n``, ``split``.
+        ``risk`` and ``loss``, the means of l(w + eps) and l(w) in nats; ``rho``, ``n``,
+        ``split``, ``engine``, ``seconds``, and ``refused``, the batched engine's reasons if it
+        refused. Then the single sentences: ``ids``, ``losses`` and ``risks``, in the
+        order of the data.
     """
-    # Registered by the user directory, which must be imported under fairseq's rules first.
-    from deltasam_fairseq.fairseq_plugin.sentence_losses import reader_for  # noqa: PLC0415
-
     overrides = {"data": str(data), "no_shuffle": True}
     (model,), config, task = checkpoint_utils.load_model_ensemble_and_task(
         [str(checkpoint)], overrides
     )
     model.to(device).eval()
     criterion = task.build_criterion(config.criterion).train()
-    reader = reader_for(criterion)
-    params = [param for param in model.parameters() if param.requires_grad]
-    losses, risks = [], []
-    for sample in _sentences(task, split, model, device):
-        losses_function = partial(_losses, reader, criterion, model, sample)
-        at, worst = adversarial_loss(losses_function, params, rho=rho)
-        losses.append(at)
-        risks.append(worst)
-    count = len(risks)
-    return {
-        "risk": sum(risks) / count,
-        "loss": sum(losses) / count,
-        "rho": rho,
-        "n": count,
-        "split": split,
+    losses_of = partial(_losses, reader_for(criterion), criterion, model)
+    task.load_dataset(split)
+    dataset = task.dataset(split)
+    scorer = Scorer(model, rho=rho, engine=engine, say=say)
+    found: dict[int, tuple[float, float]] = {}
+    began = spoke = time.monotonic()
+    for batch in batches_by_length(task, dataset, model.max_positions(), batch_size):
+        sample = _sample(dataset, device, batch)
+        ids = sample["id"].tolist()  # some data sets sort while they collate
+        alone = [partial(_alone, losses_of, dataset, device, number) for number in ids]
+        pair = scorer.score(partial(losses_of, sample), alone)
+        found |= _numbered(ids, pair)
+        if time.monotonic() - spoke > _SECONDS_BETWEEN_LINES:
+            spoke = time.monotonic()
+            say(f"{len(found)} of {len(dataset)} sentences")
+    ordered = sorted(found)
+    single: dict[str, list[Any]] = {
+        "ids": ordered,
+        "losses": [found[number][0] for number in ordered],
+        "risks": [found[number][1] for number in ordered],
     }
+    record = {
+        "risk": sum(single["risks"]) / len(ordered),
+        "loss": sum(single["losses"]) / len(ordered),
+        "rho": rho,
+        "n": len(ordered),
+        "split": split,
+        "engine": scorer.used,
+        "seconds": round(time.monotonic() - began, 2),
+    }
+    if scorer.reasons:
+        record["refused"] = scorer.reasons
+    return record, single
+
+
+def batches_by_length(
+    task: Any, dataset: Any, max_positions: Any, batch_size: int
+) -> Iterator[list[int]]:
+    """Group sentences of like lengths, the longest first: what does not fit fails at once.
+
+    Args:
+        task: fairseq's task.
+        dataset: Its data set.
+        max_positions: The model's limit of length.
+        batch_size: Sentences in a batch.
+
+    Yields:
+        Numbers of sentences; fewer at the end.
+
+    Refusals:
+        fairseq's own error for a sentence that is longer than the model takes.
+    """
+    dataset.set_epoch(1)
+    lengths = [dataset.num_tokens(number) for number in range(len(dataset))]
+    order = np.argsort(lengths, kind="stable")[::-1].copy()
+    order = task.filter_indices_by_size(order, dataset, max_positions)
+    for start in range(0, len(order), batch_size):
+        yield [int(number) for number in order[start : start + batch_size]]
+
+
+def _alone(losses_of: LossesOf, dataset: Any, device: torch.device, number: int) -> Tensor:
+    return losses_of(_sample(dataset, device, [number]))
 
 
 def _losses(reader: Any, criterion: Any, model: Any, sample: Any) -> Tensor:
@@ -102,16 +139,13 @@ def _losses(reader: Any, criterion: Any, model: Any, sample: Any) -> Tensor:
     return found
 
 
-def _sentences(task: Any, split: str, model: Any, device: torch.device) -> Iterator[Any]:
-    task.load_dataset(split)
-    batches = task.get_batch_iterator(
-        task.dataset(split),
-        max_sentences=1,
-        max_positions=model.max_positions(),
-        required_batch_size_multiple=1,
-    )
-    for sample in batches.next_epoch_itr(shuffle=False):
-        yield utils.move_to_cuda(sample, device) if device.type == "cuda" else sample
+def _sample(dataset: Any, device: torch.device, ids: Sequence[int]) -> Any:
+    sample = dataset.collater([dataset[number] for number in ids])
+    return utils.move_to_cuda(sample, device) if device.type == "cuda" else sample
+
+
+def _numbered(ids: Sequence[int], pair: Pair) -> dict[int, tuple[float, float]]:
+    return dict(zip(ids, zip(pair.losses, pair.risks, strict=True), strict=True))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -127,14 +161,33 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rho", type=float, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--user-dir", required=True)
+    parser.add_argument("--engine", choices=ENGINES, default="auto")
+    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--cpu", action="store_true")
     args = parser.parse_args(argv)
     utils.import_user_module(argparse.Namespace(user_dir=args.user_dir))
     device = torch.device("cuda" if torch.cuda.is_available() and not args.cpu else "cpu")
-    found = measure(args.data, args.path, args.split, rho=args.rho, device=device)
-    new = args.out.with_name(f"{args.out.name}.new")
-    new.write_text(json.dumps(found), encoding="utf-8")
-    new.replace(args.out)
+    try:
+        record, single = measure(
+            args.data,
+            args.path,
+            args.split,
+            rho=args.rho,
+            device=device,
+            engine=args.engine,
+            batch_size=args.batch_size,
+            say=lambda line: print(PREFIX + line, flush=True),
+        )
+    except Unsupported as refusal:
+        sys.exit(f"--engine {args.engine}: {refusal}; --engine loop can")
+    _write(args.out.with_name(SENTENCES), single)
+    _write(args.out, record)
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(json.dumps(content), encoding="utf-8")
+    new.replace(path)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean, median, stdev
 
-from deltasam_fairseq.analysis.sweep_cells import Group, Key, collect, describe_grid
+from deltasam_fairseq.analysis.sweep_cells import ORDER, Group, Key, collect, describe_grid
 from deltasam_fairseq.analysis.table import NONE, NOT_RUN, Table
 from deltasam_fairseq.data.glue import GLUE
-from deltasam_fairseq.recipes.base import CONTROLS, METHODS
 from deltasam_fairseq.recipes.glue_published import (
     BERT,
     ROBERTA,
@@ -21,87 +20,112 @@ from deltasam_fairseq.recipes.glue_published import (
 )
 
 #: Our models that are those of a half of Table 1, and what that half is called here.
-_HALVES = {
+HALVES = {
     BERT: ("BERT-base", ("bert_base_cased", "bert_base_uncased")),
     ROBERTA: ("RoBERTa-large", ("roberta_large",)),
 }
-_METHOD_OF_ROW = {row: method for method, row in ROW_OF_METHOD.items()}
-_ORDER = (*METHODS, *CONTROLS)
+METHOD_OF_ROW = {row: method for method, row in ROW_OF_METHOD.items()}
 
 Groups = Mapping[Key, Group]
 
 
-def table_1(folders: Sequence[Path]) -> Table:
+def table_1(folders: Sequence[Path], *, statistics: bool = False) -> Table:
     """Build Table 1: the GLUE tasks, the validation metric.
 
     Args:
         folders: With sweeps below them.
+        statistics: Whether to add mean and standard deviation over seeds.
 
     Returns:
         The rows of the paper, each followed by ours: median, best of n, and the difference
-        of the best from the published number. Then the models that the paper has not.
+        of the best from the published number. Then what the paper has not.
     """
     groups = collect(folders)
     header = ("system", "row", *(GLUE[task].name for task in TASKS), "average")
     rows: list[tuple[str, ...]] = []
-    for half, (title, models) in _HALVES.items():
+    for half, (title, models) in HALVES.items():
         for name, cells in TABLE_1[half].items():
             average, *numbers = cells
             rows.append((f"{title}, {name}", "published", *numbers, average))
-            method = _METHOD_OF_ROW.get(name)
+            method = METHOD_OF_ROW.get(name)
             if method is None:
                 rows.append((f"{title}, {name}", "ours", *(NOT_RUN,) * len(numbers), NOT_RUN))
                 continue
-            ran = [model for model in models if _any(groups, model, method)] or models[:1]
+            ran = [model for model in models if any_task(groups, model, method)] or models[:1]
             for model in ran:
-                rows += _ours(groups, f"{title}, {name}", model, method, numbers)
-    rows += _others(groups)
+                rows += _ours(
+                    groups, f"{title}, {name}", model, method, numbers, statistics=statistics
+                )
+    rows += _others(groups, statistics)
     return Table(header, rows, _note_1(groups))
 
 
-def table_4(folders: Sequence[Path]) -> Table:
+def table_4(folders: Sequence[Path], *, statistics: bool = False) -> Table:
     """Build Table 4: adversarial risk, and median and best accuracy, on MRPC and RTE.
 
     Args:
         folders: With sweeps below them.
+        statistics: Whether to add mean and standard deviation over seeds.
 
     Returns:
-        Published and ours for BERT, then the models that the paper has not.
+        Published and ours for BERT, then what the paper has not.
     """
     groups = collect(folders)
     header = (
         *("system", "row"),
         *(f"{GLUE[task].name} {what}" for task in TABLE_4_TASKS for what in ("risk", "med/max")),
     )
-    title, models = _HALVES[BERT]
+    title, models = HALVES[BERT]
     rows: list[tuple[str, ...]] = []
     for name in TABLE_4[TABLE_4_TASKS[0]]:
         printed = [TABLE_4[task][name] for task in TABLE_4_TASKS]
         cells = (cell for risk, mid, top in printed for cell in (risk, f"{mid}/{top}"))
         rows.append((f"{title}, {name}", "published", *cells))
-        method = _METHOD_OF_ROW[name]
-        for model in [m for m in models if _any(groups, m, method)] or models[:1]:
-            rows += list(_risk_rows(groups, f"{title}, {name}", model, method, printed))
-    known = {model for _, names in _HALVES.values() for model in names}
-    for model, method in _pairs(groups):
-        recipes = [f"glue/{task}" for task in TABLE_4_TASKS]
-        if model not in known and any((recipe, model, method) in groups for recipe in recipes):
-            rows += list(_risk_rows(groups, f"{model}, {method}", model, method, None))
+        method = METHOD_OF_ROW[name]
+        for model in [m for m in models if any_task(groups, m, method)] or models[:1]:
+            system = f"{title}, {name}"
+            rows += _risk_rows(groups, system, model, method, printed, statistics=statistics)
+    for model, method in others(groups, {BERT: TABLE_4[TABLE_4_TASKS[0]]}):
+        if any((f"glue/{task}", model, method) in groups for task in TABLE_4_TASKS):
+            rows += _risk_rows(
+                groups, f"{model}, {method}", model, method, None, statistics=statistics
+            )
     return Table(header, rows, _note_4(groups))
 
 
-def _any(groups: Groups, model: str, method: str) -> bool:
+def any_task(groups: Groups, model: str, method: str) -> bool:
+    """Tell whether there is a run of any of GLUE's tasks."""
     return any((f"glue/{task}", model, method) in groups for task in TASKS)
 
 
-def _pairs(groups: Groups) -> list[tuple[str, str]]:
-    """List model and method of all groups, methods in their usual order."""
-    found = {(model, method) for _, model, method in groups}
-    return sorted(found, key=lambda pair: (pair[0], _ORDER.index(pair[1])))
+def others(groups: Groups, table: Mapping[str, Iterable[str]]) -> list[tuple[str, str]]:
+    """List what was run and has no row in a table of the paper.
+
+    Args:
+        groups: What was run.
+        table: Names of rows, by the half of the table.
+
+    Returns:
+        Model and method, methods in their usual order.
+    """
+    known = {
+        (model, METHOD_OF_ROW.get(row))
+        for half, rows in table.items()
+        for model in HALVES[half][1]
+        for row in rows
+    }
+    found = {(model, method) for _, model, method in groups} - known
+    return sorted(found, key=lambda pair: (pair[0], ORDER.index(pair[1])))
 
 
 def _ours(
-    groups: Groups, system: str, model: str, method: str, printed: Sequence[str] | None
+    groups: Groups,
+    system: str,
+    model: str,
+    method: str,
+    printed: Sequence[str] | None,
+    *,
+    statistics: bool,
 ) -> Iterator[tuple[str, ...]]:
     found = [groups.get((f"glue/{task}", model, method)) for task in TASKS]
     name = f"ours, {model}"
@@ -117,20 +141,41 @@ def _ours(
         there = [value for value in values if value is not None]
         average = f"{fmean(there):.2f}" if len(there) == len(TASKS) else NONE
         yield (system, f"{name}, {what}", *cells, average)
+    if statistics:
+        cells = [NOT_RUN if group is None else spread(group.scores) for group in found]
+        yield (system, f"{name}, mean ± std", *cells, NONE)
     if printed is not None:
         tops = [max(group.scores) if group else None for group in found]
         cells = [_difference(top, cell) for top, cell in zip(tops, printed, strict=True)]
         yield (system, f"{name}, best - published", *cells, NONE)
 
 
-def _others(groups: Groups) -> list[tuple[str, ...]]:
-    known = {model for _, models in _HALVES.values() for model in models}
+def _others(groups: Groups, statistics: bool) -> list[tuple[str, ...]]:
     return [
         row
-        for model, method in _pairs(groups)
-        if model not in known
-        for row in _ours(groups, f"{model}, {method}", model, method, None)
+        for model, method in others(groups, TABLE_1)
+        for row in _ours(groups, f"{model}, {method}", model, method, None, statistics=statistics)
     ]
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Write mean, standard deviation and number.
+
+    Args:
+        values: One per seed, maybe none.
+        digits: Behind the point.
+
+    Returns:
+        A cell.
+
+    Example:
+        >>> spread([70.0, 71.0, 75.0])
+        '72.00 ± 2.65 (n=3)'
+    """
+    if not values:
+        return NOT_RUN
+    deviation = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{fmean(values):.{digits}f}{deviation} (n={len(values)})"
 
 
 def _difference(value: float | None, printed: str) -> str:
@@ -144,6 +189,8 @@ def _risk_rows(
     model: str,
     method: str,
     printed: Sequence[tuple[str, str, str]] | None,
+    *,
+    statistics: bool,
 ) -> Iterator[tuple[str, ...]]:
     found = [groups.get((f"glue/{task}", model, method)) for task in TABLE_4_TASKS]
     cells: list[str] = []
@@ -167,6 +214,9 @@ def _risk_rows(
             ]
             differences.append(NONE if group is None else "/".join(values))
     yield (system, f"ours, {model}", *cells)
+    if statistics and any(found):
+        pairs = ((spread(g.risks, 3), spread(g.scores)) if g else (NOT_RUN,) * 2 for g in found)
+        yield (system, f"ours, {model}, mean ± std", *(cell for pair in pairs for cell in pair))
     if printed is not None and any(found):
         yield (system, "ours - published", *differences)
 

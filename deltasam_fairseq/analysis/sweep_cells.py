@@ -9,9 +9,13 @@ from statistics import fmean, median
 from typing import Any
 
 from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.recipes.base import CONTROLS, METHODS
 from deltasam_fairseq.recipes.sweep_folder import read_records
 
+#: Recipe, model and method.
 Key = tuple[str, str, str]
+#: Of methods in tables.
+ORDER = (*METHODS, *CONTROLS)
 
 
 @dataclass(frozen=True)
@@ -20,16 +24,23 @@ class Group:
 
     Args:
         grid: Values of the search, by name.
-        records: Their records, one per seed.
+        records: Their records, one per seed, in the order of the seeds.
+        points: Number of points of the grid that it was chosen from.
     """
 
     grid: Mapping[str, str]
     records: Sequence[Mapping[str, Any]]
+    points: int = 1
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seed of each."""
+        return [record["seed"] for record in self.records]
 
     @property
     def scores(self) -> list[float]:
         """The task's metric of each, in percent."""
-        return [next(iter(record["metrics"].values())) for record in self.records]
+        return [_score(record) for record in self.records]
 
     @property
     def risks(self) -> list[float]:
@@ -40,6 +51,55 @@ class Group:
     def seconds(self) -> float:
         """Mean time of training."""
         return fmean(record["seconds"]["train"] for record in self.records)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Runs of two methods with the same seeds.
+
+    Args:
+        records: Of one method.
+        others: Of the other, with the seeds of ``records`` in their order.
+    """
+
+    records: Sequence[Mapping[str, Any]]
+    others: Sequence[Mapping[str, Any]]
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds."""
+        return [record["seed"] for record in self.records]
+
+    @property
+    def differences(self) -> list[float]:
+        """The task's metric of one minus that of the other, by seed, in points."""
+        return [_score(a) - _score(b) for a, b in zip(self.records, self.others, strict=True)]
+
+    @property
+    def has_examples(self) -> bool:
+        """Whether every record holds its predictions for the single sentences."""
+        return all("examples" in record for record in (*self.records, *self.others))
+
+
+def pair_up(key: Key, group: Group, other: Group) -> Pair:
+    """Find the runs of two groups that share a seed, if they were scored on the same data.
+
+    Args:
+        key: What is compared, for the message.
+        group: Runs of one method.
+        other: Runs of another, of the same recipe and model.
+
+    Returns:
+        The pairs, maybe none.
+    """
+    _require_comparable(key, [*group.records, *other.records])
+    by_seed = {record["seed"]: record for record in other.records}
+    shared = [record for record in group.records if record["seed"] in by_seed]
+    return Pair(shared, [by_seed[record["seed"]] for record in shared])
+
+
+def _score(record: Mapping[str, Any]) -> float:
+    return float(next(iter(record["metrics"].values())))
 
 
 def collect(folders: Iterable[Path]) -> dict[Key, Group]:
@@ -61,7 +121,10 @@ def collect(folders: Iterable[Path]) -> dict[Key, Group]:
     for key, found in points.items():
         _require_comparable(key, [record for records in found.values() for record in records])
     groups = {
-        key: [Group(records[0]["grid"], _one_per_seed(key, records)) for records in found.values()]
+        key: [
+            Group(records[0]["grid"], _one_per_seed(key, records), len(found))
+            for records in found.values()
+        ]
         for key, found in points.items()
     }
     return {

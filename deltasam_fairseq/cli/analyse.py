@@ -4,6 +4,8 @@ deltasam analyse curve RUN
     draw loss, sharpness and effective number of sentences per update
 deltasam analyse adversarial-risk RUN
     mean loss over each sentence's own worst weights within rho (Eq. 2)
+deltasam analyse estimator-quality RUN
+    what the weights of each estimator are worth, against exact quantities
 deltasam analyse probe-precision --encoder FOLDER --mrpc train.tsv --json > RECORD
     measure what each precision leaves of the weights of Eq. 5
 deltasam analyse probe-precision --random roberta-large --json > RECORD
@@ -20,7 +22,7 @@ import sys
 from pathlib import Path
 
 from deltasam_fairseq.analysis.curve import draw_curve
-from deltasam_fairseq.cli import analyse_risk
+from deltasam_fairseq.cli import analyse_quality, analyse_risk
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.recipes.run_folder import RunFolder
 
@@ -39,6 +41,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     analyse_risk.add_arguments(risk)
     risk.set_defaults(analyse=analyse_risk.run)
+    quality = analyses.add_parser(
+        "estimator-quality",
+        help=analyse_quality.HELP,
+        description=analyse_quality.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    analyse_quality.add_arguments(quality)
+    quality.set_defaults(analyse=analyse_quality.run)
     probe = analyses.add_parser(
         "probe-precision",
         help="what each precision leaves of the weights of Eq. 5",

@@ -3,13 +3,16 @@
     deltasam sweep glue/rte --model minilm_l6 --methods none,sam --seeds 1-5 --grid rho=0.02,0.05
 
 Called again, it skips finished runs and goes on with one that was broken off; several
-calls at once share the runs. Any further flag goes to fairseq-train. The records are in
-OUT/records; deltasam table 1 and deltasam table 4 read them.
+calls at once share the runs. Any further flag goes to fairseq-train and replaces the recipe's,
+for every method. The records are in OUT/records; deltasam table 1, 4, 6 and significance read
+them. --export DIR copies those of finished runs to DIR/RECIPE/MODEL, whole without the runs and
+without the paths of this machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -22,6 +25,7 @@ from deltasam_fairseq.recipes.catalogue import find_recipe
 from deltasam_fairseq.recipes.places import data_folder, encoder_folder, sweep_folder
 from deltasam_fairseq.recipes.slurm_array import array_script, submit
 from deltasam_fairseq.recipes.sweep import Sweep, run_sweep
+from deltasam_fairseq.recipes.sweep_export import export_records
 from deltasam_fairseq.recipes.sweep_folder import SweepFolder
 from deltasam_fairseq.recipes.sweep_plan import Cell, plan, read_grid, read_seeds
 
@@ -61,11 +65,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--discard-checkpoints", action="store_true", help="keep the records alone")
     parser.add_argument("--list", action="store_true", help="list the runs and their state")
     parser.add_argument("--cell", type=whole_number, metavar="N", help="run the n-th alone")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the command of every run and stop"
+    )
+    parser.add_argument(
+        "--export", type=Path, metavar="DIR", help="copy the records to keep them, and stop"
+    )
     parser.add_argument("--slurm", action="store_true", help="hand the runs to sbatch, as an array")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the sweep, list it, or hand it to SLURM.
+    """Run the sweep, show it, copy its records, or hand it to SLURM.
 
     Args:
         args: Of :func:`add_arguments`, and ``extra`` and ``typed``.
@@ -88,7 +98,12 @@ def run(args: argparse.Namespace) -> int:
     if args.list:
         _list(folder, cells)
         return 0
-    if args.slurm:
+    if args.export:
+        out = SweepFolder(args.export / recipe.name / args.model)
+        count = export_records(recipe.sentences, folder, out, data=args.data)
+        print(f"{out.path}: {count} records")
+        return 0
+    if args.slurm and not args.dry_run:
         script = array_script(_own_call(args.typed), len(cells), folder.path, gpus=args.gpus or 1)
         print(submit(script, folder.path))
         return 0
@@ -96,11 +111,14 @@ def run(args: argparse.Namespace) -> int:
         if args.cell > len(cells):
             raise UserError(f"--cell {args.cell}: there are {len(cells)} runs")
         cells = [cells[args.cell - 1]]
+    data = args.data or data_folder(recipe.name, args.model)
+    encoder = args.encoder or encoder_folder(args.model)
     sweep = Sweep(
         recipe=recipe,
-        data=PreparedSentences.load(args.data or data_folder(recipe.name, args.model)),
+        # Commands can be read before there is anything to run them on.
+        data=PreparedSentences(data, {}) if args.dry_run else PreparedSentences.load(data),
         model=args.model,
-        encoder=PreparedEncoder.load(args.encoder or encoder_folder(args.model)),
+        encoder=PreparedEncoder(encoder, {}) if args.dry_run else PreparedEncoder.load(encoder),
         folder=folder,
         overrides=args.extra,
         precision=args.precision,
@@ -109,6 +127,10 @@ def run(args: argparse.Namespace) -> int:
         keep=not args.discard_checkpoints,
         recipe_file=args.recipe_file,
     )
+    if args.dry_run:
+        for cell in cells:
+            print(f"# {cell.name}\n{shlex.join(sweep.request(cell).command(check=False))}")
+        return 0
     outcome = run_sweep(sweep, cells)
     print(f"{folder.path}: {len(cells)} runs: {outcome.summary()}")
     return 1 if outcome.failed else 0

@@ -8,30 +8,64 @@ deltasam table 1
     GLUE: Table 1 of the paper beside the records of deltasam sweep
 deltasam table 4
     adversarial risk and accuracy: Table 4 beside them
+deltasam table 6
+    minutes of training: Table 6 beside them, and times over those without perturbation
+deltasam table significance
+    each method against none, delta_sam against random as well: paired tests over the same
+    seeds, and over sentences
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from deltasam_fairseq.analysis.cost_plot import draw_costs
+from deltasam_fairseq.analysis.cost_table import table_6
 from deltasam_fairseq.analysis.paper_tables import table_1, table_4
 from deltasam_fairseq.analysis.published import PUBLISHED, build_published
-from deltasam_fairseq.analysis.table import FORMATS, build_table
+from deltasam_fairseq.analysis.table import FORMATS, Table, build_table
 from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.recipes.base import CONTROLS, METHODS
 
 HELP = "compare runs in a table"
 
-#: By their number in the paper.
-PAPER_TABLES = {"1": table_1, "4": table_4}
+SIGNIFICANCE = "significance"
+
+
+def _significance(args: argparse.Namespace) -> Table:
+    from deltasam_fairseq.analysis.significance import significance  # noqa: PLC0415 - needs numpy
+
+    return significance(args.sweeps, recipe=args.recipe, model=args.model, base=args.base)
+
+
+#: Made from the records of sweeps, by their number in the paper or their name.
+SWEEP_TABLES: dict[str, Callable[[argparse.Namespace], Table]] = {
+    "1": lambda args: table_1(args.sweeps, statistics=args.statistics),
+    "4": lambda args: table_4(args.sweeps, statistics=args.statistics),
+    "6": lambda args: table_6(args.sweeps),
+    SIGNIFICANCE: _significance,
+}
+#: Options, and the tables that they belong to.
+_ONLY = {
+    "plot": ("1", "4", "6"),
+    "statistics": ("1", "4"),
+    "recipe": (SIGNIFICANCE,),
+    "model": (SIGNIFICANCE,),
+    "base": (SIGNIFICANCE,),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the runs and the format."""
     parser.add_argument(
-        "runs", type=Path, nargs="*", metavar="RUN", help="folders of runs, or 1 or 4 alone"
+        "runs",
+        type=Path,
+        nargs="*",
+        metavar="RUN",
+        help=f"folders of runs, or one of {', '.join(SWEEP_TABLES)} alone",
     )
     parser.add_argument(
         "--sweeps",
@@ -39,13 +73,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[Path("sweeps")],
         metavar="DIR",
-        help="for 1 and 4: folders with sweeps below them (sweeps)",
+        help=f"for {', '.join(SWEEP_TABLES)}: folders with sweeps below them (sweeps)",
     )
     parser.add_argument(
         "--plot",
         type=Path,
         metavar="PNG",
-        help="for 1 and 4: draw metric against seconds of training as well",
+        help="for 1, 4 and 6: draw metric against seconds of training as well",
+    )
+    parser.add_argument(
+        "--statistics",
+        action="store_true",
+        help="for 1 and 4: mean and standard deviation over seeds as well",
+    )
+    parser.add_argument("--recipe", help=f"for {SIGNIFICANCE}: this one alone")
+    parser.add_argument("--model", help=f"for {SIGNIFICANCE}: this one alone")
+    parser.add_argument(
+        "--base",
+        choices=(*METHODS, *CONTROLS),
+        help=f"for {SIGNIFICANCE}: what to compare with (none, for delta_sam random too)",
     )
     parser.add_argument(
         "--published", choices=tuple(PUBLISHED), help="put them beside these published figures"
@@ -66,18 +112,19 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: If there is nothing to show.
     """
-    number = str(args.runs[0]) if len(args.runs) == 1 else ""
-    if args.plot and number not in PAPER_TABLES:
-        raise UserError(f"--plot goes with {' or '.join(PAPER_TABLES)}; see deltasam analyse curve")
-    if number in PAPER_TABLES:
-        table = PAPER_TABLES[number](args.sweeps)
+    name = str(args.runs[0]) if len(args.runs) == 1 else ""
+    for option, tables in _ONLY.items():
+        if getattr(args, option) and name not in tables:
+            raise UserError(f"--{option} goes with {' or '.join(tables)}; see deltasam table -h")
+    if name in SWEEP_TABLES:
+        table = SWEEP_TABLES[name](args)
     elif args.published:
         table = build_published(args.published, args.runs, args.split)
     elif args.runs:
         table = build_table(args.runs, args.split)
     else:
         raise UserError(
-            f"nothing to show: give runs, {' or '.join(PAPER_TABLES)}, or --published "
+            f"nothing to show: give runs, {' or '.join(SWEEP_TABLES)}, or --published "
             f"{' or '.join(PUBLISHED)}"
         )
     print(FORMATS[args.format](table))

@@ -21,6 +21,7 @@ from deltasam_fairseq.recipes.command import flag_values
 from deltasam_fairseq.recipes.run_folder import RunFolder
 from deltasam_fairseq.recipes.sweep_folder import SweepFolder
 from deltasam_fairseq.recipes.sweep_plan import Cell
+from deltasam_fairseq.recipes.sweep_record import examples, neutral
 from deltasam_fairseq.recipes.train_log import read_curve
 from deltasam_fairseq.recipes.training import TrainRequest, train
 
@@ -166,16 +167,18 @@ def _run_cell(sweep: Sweep, cell: Cell, say: Callable[[str], None]) -> dict[str,
     if not (began and run.record()["finished"]):
         train(request, resume=began, say=lambda line: say(f"  {line.strip()}"))
     began_evaluation = time.monotonic()
-    scores = {
-        split: classify(task, sweep.data, run, split, cpu=_on_cpu(run), say=say).scores or {}
+    classified = {
+        split: classify(task, sweep.data, run, split, cpu=_on_cpu(run), say=say)
         for split in sweep.data.facts["rows"]
         if split.startswith("valid")
     }
+    scores = {split: one.scores or {} for split, one in classified.items()}
     seconds = {"evaluate": round(time.monotonic() - began_evaluation, 2)}
     found: dict[str, Any] = dict(scores.pop("valid"))
     record = run.record()
     result: dict[str, Any] = {
         **{name: record[name] for name in _FROM_RUN},
+        "load": record.get("load"),  # runs begun by an earlier version have none
         "grid": dict(cell.grid),
         "flags": flag_values(record["starts"][0]["command"]),
         "encoder_sha256": sweep.encoder.facts["sha256"],
@@ -187,10 +190,15 @@ def _run_cell(sweep: Sweep, cell: Cell, say: Callable[[str], None]) -> dict[str,
         "n": found["n"],
         "signature": found["signature"],
         "checkpoint_sha256": found["checkpoint_sha256"],
+        "examples": examples(
+            task, "valid", classified["valid"].predictions, sweep.data.labels("valid")
+        ),
     }
     if sweep.risk is not None:
         began_risk = time.monotonic()
-        result["adversarial_risk"] = measure_risk(sweep.data, run, "valid", sweep.risk)
+        result["adversarial_risk"] = measure_risk(
+            sweep.data, run, "valid", sweep.risk, say=lambda line: say(f"  {line}")
+        )
         seconds["adversarial_risk"] = round(time.monotonic() - began_risk, 2)
     ended = [start["seconds"] for start in record["starts"] if "seconds" in start]
     result["seconds"] = {"train": round(sum(ended), 2), **seconds}
@@ -198,6 +206,7 @@ def _run_cell(sweep: Sweep, cell: Cell, say: Callable[[str], None]) -> dict[str,
     result["interruptions"] = len(record["starts"]) - 1
     epochs = read_curve(run.log, "train")  # the other lines leave the last few updates out
     result["updates"] = (epochs or read_curve(run.log))[-1]["num_updates"]
+    result = neutral(result)
     sweep.folder.write_record(cell.name, result)
     for path in run.checkpoints.glob("*.pt"):
         if path != run.best_checkpoint or not sweep.keep:
@@ -206,9 +215,20 @@ def _run_cell(sweep: Sweep, cell: Cell, say: Callable[[str], None]) -> dict[str,
 
 
 def measure_risk(
-    data: PreparedSentences, run: RunFolder, split: str, rho: float, *, cpu: bool | None = None
+    data: PreparedSentences,
+    run: RunFolder,
+    split: str,
+    rho: float,
+    *,
+    cpu: bool | None = None,
+    engine: str = "auto",
+    batch_size: int = 32,
+    say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Measure the adversarial risk of a run's best checkpoint, in a process of its own.
+
+    Leaves ``adversarial_risk.json`` and, with the single sentences' losses,
+    ``adversarial_risk_sentences.json`` beside the run's predictions.
 
     Args:
         data: What the run was trained on.
@@ -216,9 +236,12 @@ def measure_risk(
         split: Over which sentences.
         rho: Radius of the neighbourhood.
         cpu: Whether to leave a GPU alone; none asks the run's own command.
+        engine: ``batched``, ``loop``, or ``auto``: batched where that is exact.
+        batch_size: Sentences that the batched engine takes at once.
+        say: Told how far it is, and why a batch goes by the loop.
 
     Returns:
-        ``risk``, ``loss``, ``rho``, ``n``, ``split``.
+        ``risk``, ``loss``, ``rho``, ``n``, ``split``, ``engine``, ``seconds``.
 
     Raises:
         UserError: If there is no checkpoint, or the process fails.
@@ -233,8 +256,12 @@ def measure_risk(
         *(sys.executable, "-m", "deltasam_fairseq.analysis.adversarial_risk", str(data.binary)),
         *("--path", str(run.best_checkpoint), "--split", split, "--rho", repr(rho)),
         *("--user-dir", str(plugin_dir()), "--out", str(out), *(("--cpu",) if on_cpu else ())),
+        *("--engine", engine, "--batch-size", str(batch_size)),
     ]
-    status = run_logged(command, log)
+    mark = "adversarial risk: "  # begins what is meant for the user; the rest is fairseq's
+    status = run_logged(
+        command, log, on_line=lambda line: say(line) if line.startswith(mark) else None
+    )
     if status:
         raise UserError(failure("the adversarial risk", status, log))
     found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))

@@ -53,6 +53,10 @@ class SweepFolder:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return found
 
+    def recorded(self) -> list[str]:
+        """Return the names of the finished runs."""
+        return sorted(path.stem for path in (self.path / RECORDS).glob("*.json"))
+
     def write_record(self, name: str, record: dict[str, Any]) -> Path:
         """Write the record of a run, all or nothing.
 

@@ -1,15 +1,30 @@
-"""The adversarial risk: its slow twin, its limits, and weights that are put back."""
+"""The adversarial risk: its slow twin, its limits, weights put back, and both engines alike."""
 
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 pytest.importorskip("fairseq")
 
-from deltasam_fairseq.analysis.adversarial_risk import adversarial_loss  # noqa: E402
+from deltasam_fairseq.analysis import adversarial_risk  # noqa: E402
+from deltasam_fairseq.analysis.adversarial_risk import batches_by_length, measure  # noqa: E402
+from deltasam_fairseq.analysis.adversarial_risk_engine import (  # noqa: E402
+    Scorer,
+    adversarial_loss,
+)
+from deltasam_fairseq.core.per_instance import Unsupported  # noqa: E402
+from deltasam_fairseq.plugin_path import plugin_dir  # noqa: E402
+from tests.support import fairseq_toys as toys  # noqa: E402
 from tests.support.compare import assert_same_bits, copies  # noqa: E402
-from tests.support.problems import Problem, mlp  # noqa: E402
+from tests.support.problems import Problem, mlp, transformer  # noqa: E402
 
 
 def slow_twin(problem: Problem, sentence: int, rho: float) -> float:
@@ -23,6 +38,10 @@ def slow_twin(problem: Problem, sentence: int, rho: float) -> float:
 
 def one_of(problem: Problem, sentence: int) -> torch.Tensor:
     return problem.losses()()[sentence : sentence + 1]
+
+
+def alone(problem: Problem, count: int) -> list[Callable[[], Tensor]]:
+    return [partial(one_of, problem, sentence) for sentence in range(count)]
 
 
 @pytest.mark.parametrize("rho", [0.01, 0.5])
@@ -41,3 +60,131 @@ def test_it_is_its_slow_twin_and_puts_the_weights_back(rho: float) -> None:
 def test_without_a_gradient_there_is_nothing_to_climb() -> None:
     weight = torch.zeros(2, requires_grad=True)
     assert adversarial_loss(lambda: weight.square().sum()[None], [weight], rho=1.0) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("make", [mlp, transformer])
+@pytest.mark.parametrize(("dtype", "exactness"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_both_engines_give_the_same(
+    make: Callable[..., Problem], dtype: torch.dtype, exactness: float
+) -> None:
+    problem = make(dtype=dtype)
+    count = len(problem.losses()())
+    found = {}
+    for engine in ("batched", "loop", "auto"):
+        scorer = Scorer(problem.model, rho=0.1, engine=engine, say=pytest.fail)
+        found[engine] = scorer.score(problem.losses(), alone(problem, count))
+        assert scorer.used == ("loop" if engine == "loop" else "batched")
+    assert found["auto"] == found["batched"]
+    assert found["batched"].losses == pytest.approx(found["loop"].losses, rel=exactness)
+    assert found["batched"].risks == pytest.approx(found["loop"].risks, rel=exactness)
+    assert all(worst > at for at, worst in zip(*found["batched"], strict=True))
+
+
+def test_auto_says_once_why_it_takes_the_loop_and_batched_stops() -> None:
+    problem = mlp(sentences=3)
+    weight = next(iter(problem.params))
+
+    def square(sentence: slice) -> Tensor:
+        return (problem.losses()() + (weight * weight).sum())[sentence]
+
+    said: list[str] = []
+    scorer = Scorer(problem.model, rho=0.1, engine="auto", say=said.append)
+    single = [partial(square, slice(n, n + 1)) for n in range(3)]
+    first = scorer.score(partial(square, slice(None)), single)
+    assert scorer.score(partial(square, slice(None)), single) == first
+    expected = [adversarial_loss(one, problem.params, rho=0.1) for one in single]
+    assert list(zip(*first, strict=True)) == expected
+    assert len(said) == 1
+    assert "0.weight is used in torch" in said[0]
+    assert scorer.scored == {"batched": 0, "loop": 6}
+    assert scorer.reasons
+    with pytest.raises(Unsupported, match="0.weight is used in torch"):
+        Scorer(problem.model, rho=0.1, engine="batched", say=said.append).score(
+            partial(square, slice(None)), single
+        )
+
+
+class Lengths:
+    """A data set of sentences that are nothing but their lengths."""
+
+    def __init__(self, *lengths: int) -> None:
+        self.lengths = lengths
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def num_tokens(self, number: int) -> int:
+        return self.lengths[number]
+
+    def set_epoch(self, epoch: int) -> None:
+        assert epoch == 1
+
+
+class KeepsAll:
+    """A task without a limit of length."""
+
+    @staticmethod
+    def filter_indices_by_size(order: Any, *_: Any) -> Any:
+        return order
+
+
+def test_the_longest_sentences_come_first_and_the_last_batch_is_what_is_left() -> None:
+    found = list(batches_by_length(KeepsAll(), Lengths(3, 9, 1, 7, 5), None, 2))
+    assert found == [[1, 3], [4, 0], [2]]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
+    """Write a classifier and a translation model; fairseq sorts the latter's batches."""
+    made = {}
+    for name, write, flags in (
+        ("prediction", toys.write_prediction_data, toys.BERT),
+        ("translation", toys.write_translation_data, toys.TRANSLATION),
+    ):
+        data = write(tmp_path_factory.mktemp(name))
+        trainer = toys.make_trainer(data, *flags)
+        trainer.consolidate_optimizer()
+        place = data / "model.pt"
+        trainer.save_checkpoint(str(place), {"train_iterator": {"epoch": 1}})
+        made[name] = (data, place)
+    return made
+
+
+@pytest.mark.parametrize("name", ["prediction", "translation"])
+def test_a_checkpoint_by_both_engines(checkpoints: dict[str, tuple[Path, Path]], name: str) -> None:
+    data, checkpoint = checkpoints[name]
+    cpu = torch.device("cpu")
+    by = {}
+    count = {"prediction": 48, "translation": 64}[name]  # 7 to a batch leave 6 and 1
+    for engine, size in (("batched", 7), ("batched", 48), ("loop", 7)):
+        record, single = measure(
+            *(data, checkpoint, "train"), rho=0.05, device=cpu, engine=engine, batch_size=size
+        )
+        assert record["n"] == count
+        assert record["engine"] == engine
+        assert single["ids"] == list(range(count))
+        assert record["risk"] == pytest.approx(sum(single["risks"]) / count)
+        assert record["loss"] == pytest.approx(sum(single["losses"]) / count)
+        by[engine, size] = single
+    for size in (7, 48):
+        assert by["batched", size]["risks"] == pytest.approx(by["loop", 7]["risks"], rel=1e-5)
+        assert by["batched", size]["losses"] == pytest.approx(by["loop", 7]["losses"], rel=1e-5)
+
+
+def test_the_command_writes_the_record_and_the_sentences(
+    checkpoints: dict[str, tuple[Path, Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, checkpoint = checkpoints["prediction"]
+    out = tmp_path / "adversarial_risk.json"
+    adversarial_risk.main(
+        [
+            *(str(data), "--path", str(checkpoint), "--split", "train", "--rho", "0.05", "--cpu"),
+            *("--out", str(out), "--user-dir", str(plugin_dir())),
+        ]
+    )
+    record = json.loads(out.read_text())
+    assert (record["engine"], record["n"], record["rho"]) == ("batched", 48, 0.05)
+    single = json.loads((tmp_path / adversarial_risk.SENTENCES).read_text())
+    assert len(single["losses"]) == len(single["risks"]) == 48
+    assert "refused" not in record
+    capsys.readouterr()

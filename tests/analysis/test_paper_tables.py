@@ -1,36 +1,16 @@
 """Tables 1 and 4 from records: published numbers, ours, differences, and what was not run."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from deltasam_fairseq.analysis.cost_plot import draw_costs
-from deltasam_fairseq.analysis.paper_tables import table_1, table_4
+from deltasam_fairseq.analysis.paper_tables import spread, table_1, table_4
 from deltasam_fairseq.analysis.sweep_cells import collect
 from deltasam_fairseq.analysis.table import FORMATS, Table
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.recipes.glue_published import TABLE_1, TABLE_4
-from deltasam_fairseq.recipes.sweep_folder import SweepFolder
-
-
-def write(folder: Path, method: str, seed: int, score: float, **changes: Any) -> None:
-    record: dict[str, Any] = {
-        "recipe": "glue/rte",
-        "model": "bert_base_cased",
-        "method": method,
-        "seed": seed,
-        "grid": {},
-        "metrics": {"accuracy": score},
-        "n": 277,
-        "signature": "glue",
-        "data_sha256": "d",
-        "encoder_sha256": "e",
-        "seconds": {"train": 10.0 * seed},
-        **changes,
-    }
-    name = f"{method}-{'-'.join(map(str, record['grid'].values()))}-seed{seed}"
-    SweepFolder(folder / record["recipe"] / record["model"]).write_record(name, record)
+from tests.support.sweep_records import write_record
 
 
 def rows(table: Table, system: str) -> list[tuple[str, ...]]:
@@ -57,7 +37,7 @@ def test_without_records_all_published_numbers_and_nothing_of_ours(tmp_path: Pat
 
 def test_median_best_and_difference(tmp_path: Path) -> None:
     for seed, score in enumerate((70.0, 71.25, 73.0), start=1):
-        write(tmp_path, "delta_sam", seed, score)
+        write_record(tmp_path, "delta_sam", seed, score)
     table = table_1([tmp_path])
     rte = column(table, "RTE")
     cells = [row[rte] for row in rows(table, "BERT-base, δ-SAM")]
@@ -72,7 +52,7 @@ def test_of_a_grid_the_point_with_the_best_median_among_those_with_most_seeds(
 ) -> None:
     for rho, scores in {"0.01": (60, 70), "0.02": (66, 66), "0.05": (99,)}.items():
         for seed, score in enumerate(scores, start=1):
-            write(tmp_path, "sam", seed, score, grid={"rho": rho})
+            write_record(tmp_path, "sam", seed, score, grid={"rho": rho})
     (group,) = collect([tmp_path]).values()
     assert group.grid == {"rho": "0.02"}
     assert "rho 0.02, seeds 1,2" in table_1([tmp_path]).note
@@ -80,18 +60,29 @@ def test_of_a_grid_the_point_with_the_best_median_among_those_with_most_seeds(
 
 def test_other_models_have_rows_of_their_own_in_the_order_of_methods(tmp_path: Path) -> None:
     for method in ("random", "none", "delta_sam"):
-        write(tmp_path, method, 1, 60.0, model="minilm_l6")
+        write_record(tmp_path, method, 1, 60.0, model="minilm_l6")
     table = table_1([tmp_path])
     systems = [row[0] for row in table.rows if row[0].startswith("minilm_l6")]
     assert systems[::2] == ["minilm_l6, none", "minilm_l6, delta_sam", "minilm_l6, random"]
     assert rows(table, "BERT-base, vanilla")[1][column(table, "RTE")] == "not run"
 
 
+def test_methods_that_the_paper_has_no_row_for_are_shown_for_its_models_too(tmp_path: Path) -> None:
+    found = {"risk": 0.5, "rho": 0.05, "split": "valid"}
+    for method in ("sam", "random", "per_instance"):
+        write_record(tmp_path, method, 1, 60.0, adversarial_risk=found)
+    systems = dict.fromkeys(row[0] for row in table_1([tmp_path]).rows)
+    assert list(systems)[-2:] == ["bert_base_cased, per_instance", "bert_base_cased, random"]
+    systems = dict.fromkeys(row[0] for row in table_4([tmp_path]).rows)
+    assert list(systems)[-1] == "bert_base_cased, random"
+    assert "bert_base_cased, per_instance" not in systems
+
+
 def test_table_4_has_risk_median_and_best(tmp_path: Path) -> None:
     for seed, risk in ((1, 0.5), (2, 0.7)):
         found = {"risk": risk, "rho": 0.05, "split": "valid"}
-        write(tmp_path, "sam", seed, 60.0 + seed, adversarial_risk=found)
-    write(tmp_path, "sam", 1, 80.0, recipe="glue/mrpc")
+        write_record(tmp_path, "sam", seed, 60.0 + seed, adversarial_risk=found)
+    write_record(tmp_path, "sam", 1, 80.0, recipe="glue/mrpc")
     published, ours, difference = rows(table_4([tmp_path]), "BERT-base, SAM")
     assert published[2:] == ("0.62", "86.8/88.2", "0.78", "68.6/69.3")
     assert ours[2:] == ("not run", "80.00/80.00 (n=1)", "0.600 (n=2)", "61.50/62.00 (n=2)")
@@ -101,23 +92,42 @@ def test_table_4_has_risk_median_and_best(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("what", ["data_sha256", "signature", "n", "encoder_sha256"])
 def test_a_cell_does_not_mix_what_does_not_compare(tmp_path: Path, what: str) -> None:
-    write(tmp_path, "sam", 1, 60.0)
-    write(tmp_path, "sam", 2, 60.0, **{what: "another"})
+    write_record(tmp_path, "sam", 1, 60.0)
+    write_record(tmp_path, "sam", 2, 60.0, **{what: "another"})
     with pytest.raises(UserError, match=f"the records differ in {what}"):
         table_1([tmp_path])
 
 
 def test_a_cell_has_each_seed_once(tmp_path: Path) -> None:
-    write(tmp_path / "a", "sam", 1, 60.0)
-    write(tmp_path / "b", "sam", 1, 61.0)
+    write_record(tmp_path / "a", "sam", 1, 60.0)
+    write_record(tmp_path / "b", "sam", 1, 61.0)
     with pytest.raises(UserError, match="two records have the same seed; name one of the sweeps"):
         table_1([tmp_path])
     assert table_1([tmp_path / "a"]).rows
 
 
+def test_statistics_are_mean_and_deviation_over_seeds_where_asked_for(tmp_path: Path) -> None:
+    for seed, (score, risk) in enumerate(((70.0, 0.5), (71.0, 0.6), (75.0, 0.7)), start=1):
+        found = {"risk": risk, "rho": 0.05, "split": "valid"}
+        write_record(tmp_path, "sam", seed, score, adversarial_risk=found)
+    table = table_1([tmp_path], statistics=True)
+    (row,) = [row for row in table.rows if row[1].endswith("mean ± std")]
+    assert row[0] == "BERT-base, SAM"
+    assert row[column(table, "RTE")] == "72.00 ± 2.65 (n=3)"
+    assert row[column(table, "MNLI")] == "not run"
+    (row,) = [r for r in table_4([tmp_path], statistics=True).rows if r[1].endswith("± std")]
+    assert row[2:] == ("not run", "not run", "0.600 ± 0.100 (n=3)", "72.00 ± 2.65 (n=3)")
+    assert not any("±" in cell for row in table_1([tmp_path]).rows for cell in row)
+
+
+def test_one_seed_has_no_deviation() -> None:
+    assert spread([70.0]) == "70.00 (n=1)"
+    assert spread([]) == "not run"
+
+
 @pytest.mark.parametrize("style", FORMATS)
 def test_every_format_has_every_row(tmp_path: Path, style: str) -> None:
-    write(tmp_path, "sam", 1, 60.0)
+    write_record(tmp_path, "sam", 1, 60.0)
     table = table_1([tmp_path])
     text = FORMATS[style](table)
     assert text.count("best - published") == 1
@@ -129,6 +139,6 @@ def test_costs_are_drawn(tmp_path: Path) -> None:
         draw_costs([tmp_path], tmp_path / "costs.png")
     pytest.importorskip("matplotlib")
     for method, seed in (("none", 1), ("sam", 2), ("random", 1)):
-        write(tmp_path, method, seed, 60.0 + seed)
+        write_record(tmp_path, method, seed, 60.0 + seed)
     draw_costs([tmp_path], tmp_path / "costs.png")
     assert (tmp_path / "costs.png").read_bytes().startswith(b"\x89PNG")

@@ -83,4 +83,7 @@ def test_published_figures_without_a_run(capsys: pytest.CaptureFixture[str]) -> 
     lines = capsys.readouterr().out.splitlines()
     assert "| 44.70 | 21.54 | 41.81 |" in lines[6]
     assert lines[9].startswith("| ours: delta_sam | not run | not run |")
-    assert "nothing to show: give runs, 1 or 4, or --published cnndm" in message(capsys, "table")
+    assert (
+        "nothing to show: give runs, 1 or 4 or 6 or significance, or --published cnndm"
+        in message(capsys, "table")
+    )

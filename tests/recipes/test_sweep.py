@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import stat
 import threading
 from pathlib import Path
@@ -16,12 +17,14 @@ from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.recipes import sweep as module
 from deltasam_fairseq.recipes.catalogue import RECIPES
 from deltasam_fairseq.recipes.classification import Classified
+from deltasam_fairseq.recipes.command import flag_values
 from deltasam_fairseq.recipes.run_folder import RunFolder
 from deltasam_fairseq.recipes.slurm_array import array_script, submit
 from deltasam_fairseq.recipes.sweep import Sweep, run_sweep
 from deltasam_fairseq.recipes.sweep_folder import SweepFolder, read_records
 from deltasam_fairseq.recipes.sweep_plan import plan, read_grid, read_seeds
 
+PREDICTED = ["entailment", "not_entailment", "not_entailment"]
 UPDATE = '| INFO | train_inner | {"epoch": 1, "loss": "0.5", "num_updates": "9"}\n'
 
 
@@ -83,11 +86,13 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
 
     def classify(task: Any, data: Any, run: RunFolder, split: str, **options: Any) -> Classified:
         scores = {"accuracy": 100 / 3, "n": 3, "signature": "s", "checkpoint_sha256": "c"}
-        return Classified(run.path, [], scores, None)
+        return Classified(run.path, PREDICTED, scores, None)
 
     monkeypatch.setattr(module, "train", train)
     monkeypatch.setattr(module, "classify", classify)
     facts = {"rows": {"train": 9, "valid": 3, "test": 2}, "sha256": "d"}
+    (tmp_path / "data" / "raw").mkdir(parents=True)
+    (tmp_path / "data" / "raw" / "valid.label").write_text("entailment\n" * 3)
     return Sweep(
         recipe=RECIPES.get("glue/rte"),
         data=PreparedSentences(tmp_path / "data", facts),
@@ -111,8 +116,18 @@ def test_a_record_has_everything_and_the_best_checkpoint_stays(sweep: Sweep) -> 
     assert record["grid"] == {"rho": "0.07"}
     assert (record["seed"], record["updates"], record["interruptions"]) == (4, 9, 0)
     assert record["seconds"]["train"] == 2.0
+    assert record["examples"] == {"split": "valid", "predictions": "1 0 0", "labels": "1 1 1"}
     left = sweep.folder.cell("delta_sam-rho0.07-seed4").rglob("*.pt")
     assert [path.name for path in left] == ["checkpoint_best.pt"]
+
+
+def test_a_record_has_no_path_of_its_machine(sweep: Sweep, tmp_path: Path) -> None:
+    run_sweep(sweep, plan(["none"], [1], {}), say=silent)
+    (record,) = read_records(sweep.folder.path)
+    assert str(tmp_path) not in json.dumps(record)
+    assert record["flags"]["save-dir"] == "checkpoints"
+    assert record["flags"]["user-dir"] == "deltasam_user_dir"
+    assert record["flags"]["restore-file"] == "model.pt"
 
 
 def test_what_is_finished_is_skipped_and_what_fails_is_not(sweep: Sweep) -> None:
@@ -244,6 +259,54 @@ def test_sweeps_that_cannot_begin(
     monkeypatch.chdir(tmp_path)
     assert main(["sweep", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def dry_run(
+    arguments: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> dict[str, dict[str, str]]:
+    """Return the flags of every run by its name, from what the command prints."""
+    typed = ["sweep", "glue/sts-b", "--model", "minilm_l6", "--seeds", "1", "--dry-run"]
+    assert main([*typed, *arguments]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert not list(folder.iterdir())
+    return {
+        name.removeprefix("# "): flag_values(shlex.split(command))
+        for name, command in zip(lines[::2], lines[1::2], strict=True)
+    }
+
+
+ALL = ["--methods", "none,sam,delta_sam,random,per_instance"]
+
+
+def test_per_instance_has_twice_the_epochs_unless_the_user_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs = dry_run(ALL, tmp_path, capsys)
+    stop = ("max-epoch", "total-num-update", "warmup-updates")
+    once = {name: int(runs["none-seed1"][name]) for name in stop}
+    for name in ("sam-seed1", "delta_sam-seed1", "random-seed1"):
+        assert {flag: int(runs[name][flag]) for flag in stop} == once
+    twice = {flag: int(runs["per_instance-seed1"][flag]) for flag in stop}
+    assert twice == {flag: 2 * value for flag, value in once.items()}
+
+    typed = {"max-update": "180", "total-num-update": "170", "warmup-updates": "11"}
+    flags = [part for flag, value in typed.items() for part in (f"--{flag}", value)]
+    for name, run in dry_run([*ALL, *flags], tmp_path, capsys).items():
+        assert {flag: run[flag] for flag in typed} == typed, name
+
+
+def test_flags_behind_a_sweep_reach_every_run_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = [*ALL, "--grid", "rho=0.02", "--sam-per-instance-engine", "batched", "--lr=1e-4"]
+    runs = dry_run(arguments, tmp_path, capsys)
+    assert list(runs)[-1] == "per_instance-rho0.02-seed1"
+    for run in runs.values():
+        assert (run["sam-per-instance-engine"], run["lr"]) == ("batched", "1e-4")
+    assert runs["per_instance-rho0.02-seed1"]["sam-rho"] == "0.02"
+    assert runs["per_instance-rho0.02-seed1"]["sam-method"] == "per_instance"
 
 
 def test_without_sbatch_the_error_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
