@@ -13,8 +13,8 @@ from pathlib import Path
 from deltasam_fairseq.cli.options import whole_number
 from deltasam_fairseq.data.prepared_sentences import PreparedSentences
 from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.recipes.adversarial_risk import measure_risk
 from deltasam_fairseq.recipes.run_folder import RunFolder
-from deltasam_fairseq.recipes.sweep import measure_risk
 
 HELP = "the adversarial risk of Eq. 2"
 

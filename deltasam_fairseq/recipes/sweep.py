@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,9 +10,8 @@ from typing import Any
 
 from deltasam_fairseq.data.encoder import PreparedEncoder
 from deltasam_fairseq.data.prepared_sentences import PreparedSentences
-from deltasam_fairseq.data.process import failure, run_logged
 from deltasam_fairseq.errors import UserError
-from deltasam_fairseq.plugin_path import plugin_dir
+from deltasam_fairseq.recipes.adversarial_risk import measure_risk, on_cpu
 from deltasam_fairseq.recipes.base import Recipe
 from deltasam_fairseq.recipes.classification import classify
 from deltasam_fairseq.recipes.command import flag_values
@@ -141,20 +138,45 @@ def run_sweep(
             if not free:
                 say(f"{where}: another process works on it")
                 outcome.elsewhere.append(cell.name)
-            elif sweep.folder.record(cell.name) is not None:
+                continue
+            record = sweep.folder.record(cell.name)
+            if record is not None and not _lacks_risk(sweep, record):
                 outcome.skipped.append(cell.name)
-            else:
-                say(f"{where}: begins")
-                try:
+                continue
+            say(f"{where}: {'begins' if record is None else 'lacks its adversarial risk'}")
+            try:
+                if record is None:
                     record = _run_cell(sweep, cell, say)
-                except UserError as error:
-                    say(f"{where}: failed: {error}")
-                    outcome.failed[cell.name] = str(error)
-                    continue
-                metric = sweep.recipe.metric
-                say(f"{where}: {metric} {record['metrics'][metric]:.2f}")
-                outcome.finished.append(cell.name)
+                else:
+                    record = _with_risk(sweep, cell, record, say)
+                    sweep.folder.write_record(cell.name, record)
+            except UserError as error:
+                say(f"{where}: failed: {error}")
+                outcome.failed[cell.name] = str(error)
+                continue
+            metric = sweep.recipe.metric
+            say(f"{where}: {metric} {record['metrics'][metric]:.2f}")
+            outcome.finished.append(cell.name)
     return outcome
+
+
+def _lacks_risk(sweep: Sweep, record: dict[str, Any]) -> bool:
+    """Tell whether a risk is asked for that a record does not have."""
+    found = record.get("adversarial_risk") or {}
+    return sweep.risk is not None and found.get("rho") != sweep.risk
+
+
+def _with_risk(
+    sweep: Sweep, cell: Cell, record: dict[str, Any], say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Measure the risk of a run whose best checkpoint is there, and add it to its record."""
+    if sweep.risk is None:
+        return record
+    began = time.monotonic()
+    run = sweep.request(cell).run
+    found = measure_risk(sweep.data, run, "valid", sweep.risk, say=lambda line: say(f"  {line}"))
+    seconds = {**record["seconds"], "adversarial_risk": round(time.monotonic() - began, 2)}
+    return {**record, "adversarial_risk": found, "seconds": seconds}
 
 
 def _run_cell(sweep: Sweep, cell: Cell, say: Callable[[str], None]) -> dict[str, Any]:
@@ -168,7 +190,7 @@ def _run_cell(sweep: Sweep, cell: Cell, say: Callable[[str], None]) -> dict[str,
         train(request, resume=began, say=lambda line: say(f"  {line.strip()}"))
     began_evaluation = time.monotonic()
     classified = {
-        split: classify(task, sweep.data, run, split, cpu=_on_cpu(run), say=say)
+        split: classify(task, sweep.data, run, split, cpu=on_cpu(run), say=say)
         for split in sweep.data.facts["rows"]
         if split.startswith("valid")
     }
@@ -194,79 +216,15 @@ def _run_cell(sweep: Sweep, cell: Cell, say: Callable[[str], None]) -> dict[str,
             task, "valid", classified["valid"].predictions, sweep.data.labels("valid")
         ),
     }
-    if sweep.risk is not None:
-        began_risk = time.monotonic()
-        result["adversarial_risk"] = measure_risk(
-            sweep.data, run, "valid", sweep.risk, say=lambda line: say(f"  {line}")
-        )
-        seconds["adversarial_risk"] = round(time.monotonic() - began_risk, 2)
     ended = [start["seconds"] for start in record["starts"] if "seconds" in start]
     result["seconds"] = {"train": round(sum(ended), 2), **seconds}
     # The time of a start that was killed is known to nobody.
     result["interruptions"] = len(record["starts"]) - 1
     epochs = read_curve(run.log, "train")  # the other lines leave the last few updates out
     result["updates"] = (epochs or read_curve(run.log))[-1]["num_updates"]
-    result = neutral(result)
+    result = neutral(_with_risk(sweep, cell, result, say))
     sweep.folder.write_record(cell.name, result)
     for path in run.checkpoints.glob("*.pt"):
         if path != run.best_checkpoint or not sweep.keep:
             path.unlink()
     return result
-
-
-def measure_risk(
-    data: PreparedSentences,
-    run: RunFolder,
-    split: str,
-    rho: float,
-    *,
-    cpu: bool | None = None,
-    engine: str = "auto",
-    batch_size: int = 32,
-    say: Callable[[str], None] = print,
-) -> dict[str, Any]:
-    """Measure the adversarial risk of a run's best checkpoint, in a process of its own.
-
-    Leaves ``adversarial_risk.json`` and, with the single sentences' losses,
-    ``adversarial_risk_sentences.json`` beside the run's predictions.
-
-    Args:
-        data: What the run was trained on.
-        run: The run.
-        split: Over which sentences.
-        rho: Radius of the neighbourhood.
-        cpu: Whether to leave a GPU alone; none asks the run's own command.
-        engine: ``batched``, ``loop``, or ``auto``: batched where that is exact.
-        batch_size: Sentences that the batched engine takes at once.
-        say: Told how far it is, and why a batch goes by the loop.
-
-    Returns:
-        ``risk``, ``loss``, ``rho``, ``n``, ``split``, ``engine``, ``seconds``.
-
-    Raises:
-        UserError: If there is no checkpoint, or the process fails.
-    """
-    if not run.best_checkpoint.is_file():
-        raise UserError(f"{run.best_checkpoint}: no such file; train first")
-    folder = run.predictions(split)
-    folder.mkdir(parents=True, exist_ok=True)
-    out, log = folder / "adversarial_risk.json", folder / "adversarial_risk.log"
-    on_cpu = _on_cpu(run) if cpu is None else cpu
-    command = [
-        *(sys.executable, "-m", "deltasam_fairseq.analysis.adversarial_risk", str(data.binary)),
-        *("--path", str(run.best_checkpoint), "--split", split, "--rho", repr(rho)),
-        *("--user-dir", str(plugin_dir()), "--out", str(out), *(("--cpu",) if on_cpu else ())),
-        *("--engine", engine, "--batch-size", str(batch_size)),
-    ]
-    mark = "adversarial risk: "  # begins what is meant for the user; the rest is fairseq's
-    status = run_logged(
-        command, log, on_line=lambda line: say(line) if line.startswith(mark) else None
-    )
-    if status:
-        raise UserError(failure("the adversarial risk", status, log))
-    found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
-    return found
-
-
-def _on_cpu(run: RunFolder) -> bool:
-    return "cpu" in flag_values(run.record()["starts"][0]["command"])

@@ -5,6 +5,7 @@ import os
 import shlex
 import stat
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,31 @@ def test_a_record_has_everything_and_the_best_checkpoint_stays(sweep: Sweep) -> 
     assert record["examples"] == {"split": "valid", "predictions": "1 0 0", "labels": "1 1 1"}
     left = sweep.folder.cell("delta_sam-rho0.07-seed4").rglob("*.pt")
     assert [path.name for path in left] == ["checkpoint_best.pt"]
+
+
+def test_a_risk_that_is_asked_for_later_is_added(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[float] = []
+
+    def measure(data: Any, run: RunFolder, split: str, rho: float, **options: Any) -> Any:
+        assert run.best_checkpoint.is_file()
+        measured.append(rho)
+        return {"risk": 2.0, "rho": rho}
+
+    monkeypatch.setattr(module, "measure_risk", measure)
+    cells = plan(["none"], [1], {})
+    run_sweep(sweep, cells, say=silent)
+    (before,) = read_records(sweep.folder.path)
+    said: list[str] = []
+    for risk in (0.05, 0.05, 0.1):
+        run_sweep(replace(sweep, risk=risk), cells, say=said.append)
+    assert measured == [0.05, 0.1]
+    assert said[0] == "1 of 1, none-seed1: lacks its adversarial risk"
+    (after,) = read_records(sweep.folder.path)
+    assert after.pop("adversarial_risk") == {"risk": 2.0, "rho": 0.1}
+    assert after["seconds"].pop("adversarial_risk") >= 0
+    assert after == before
 
 
 def test_a_record_has_no_path_of_its_machine(sweep: Sweep, tmp_path: Path) -> None:
