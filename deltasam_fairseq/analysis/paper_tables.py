@@ -253,4 +253,20 @@ def _ours_note(groups: Groups) -> str:
         f"{recipe} {model} {method}: {describe_grid(group)}"
         for (recipe, model, method), group in sorted(groups.items())
     )
-    return f"Ours: best is the highest of n seeds, of the point of the grid named here. {chosen}"
+    seeds: dict[tuple[str, str], set[tuple[int, ...]]] = {}
+    for (recipe, model, _), group in groups.items():
+        own = tuple(sorted(record["seed"] for record in group.records))
+        seeds.setdefault((recipe, model), set()).add(own)
+    unequal = sorted(
+        f"{recipe} {model}" for (recipe, model), sets in seeds.items() if len(sets) > 1
+    )
+    warning = (
+        f" The methods of {', '.join(unequal)} have different seeds: their rows are not "
+        "comparable, deltasam table significance takes the seeds that two methods share."
+        if unequal
+        else ""
+    )
+    return (
+        "Ours: best is the highest of n seeds, of the point of the grid named here. "
+        f"{chosen}.{warning}"
+    )

@@ -117,6 +117,10 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, option) and name not in tables:
             raise UserError(f"--{option} goes with {' or '.join(tables)}; see deltasam table -h")
     if name in SWEEP_TABLES:
+        for folder in args.sweeps:
+            # The default may be missing: then nothing was run, and the tables say so.
+            if folder != Path("sweeps") and not folder.is_dir():
+                raise UserError(f"--sweeps {folder}: no such folder")
         table = SWEEP_TABLES[name](args)
     elif args.published:
         table = build_published(args.published, args.runs, args.split)

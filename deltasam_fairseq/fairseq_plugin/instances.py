@@ -11,7 +11,7 @@ import torch
 from fairseq.optim.amp_optimizer import AMPOptimizer
 from fairseq.tasks import FairseqTask
 
-from deltasam_fairseq.core.per_instance import Engine, Unsupported
+from deltasam_fairseq.core.per_instance import AmbiguousBatch, Engine, Unsupported
 from deltasam_fairseq.fairseq_plugin.batched import BatchedResult, batched_per_instance
 from deltasam_fairseq.fairseq_plugin.meters import AscentSums, combined
 from deltasam_fairseq.fairseq_plugin.samples import Sample
@@ -25,8 +25,9 @@ logger = logging.getLogger(__name__)
 class BatchedInstances(MicroScope):
     """Every sentence's own perturbation in two passes over the batch, where that is exact.
 
-    Where it is not, ``--sam-per-instance-engine auto`` takes the loop for the
-    rest of the run and says so once, and ``batched`` stops.
+    Where it is not for the model or task, ``--sam-per-instance-engine auto`` takes
+    the loop for the rest of the run and says so once, and ``batched`` stops. A
+    batch that does not tell whose rows are whose goes by the loop alone.
     """
 
     def train_step(self, sample: Sample, model: Any, ignore_grad: bool, **kwargs: Any) -> Result:  # noqa: D102
@@ -34,6 +35,15 @@ class BatchedInstances(MicroScope):
             return super().train_step(sample, model, ignore_grad, **kwargs)
         try:
             result = self._batched(sample, model, **kwargs)
+        except AmbiguousBatch as reason:
+            if not self.run.ambiguous_batches:
+                logger.warning(
+                    "a batch goes sentence by sentence, and so will others like it, of which "
+                    "nothing more is said: %s",
+                    reason,
+                )
+            self.run.ambiguous_batches += 1
+            return super().train_step(sample, model, ignore_grad, **kwargs)
         except Unsupported as reason:
             if self.settings.per_instance_engine == "batched":
                 raise

@@ -32,6 +32,8 @@ class Run:
     Attributes:
         engine: The batched per-instance engine, once it was needed.
         needs_loop: Whether it was found not to be exact for this run.
+        ambiguous_batches: How many batches went by the loop because they did not
+            tell whose rows are whose.
     """
 
     def __init__(self, trainer: Any, settings: Sharpness) -> None:
@@ -42,6 +44,7 @@ class Run:
         self.covered = Covered()
         self.engine: Engine | None = None
         self.needs_loop = False
+        self.ambiguous_batches = 0
         self._warned = False
         if settings.method == "delta_sam" and not self.probes_in_full:
             self._warn_of_coarse_weights()

@@ -30,7 +30,7 @@ def containers_copied(sample: Any) -> Any:
 
 
 def split_by_sentence(sample: Sample, padding_idx: int) -> list[Sample]:
-    """Make a batch of one out of every sentence of a batch, with its padding.
+    """Make a batch of one out of every sentence of a batch, without padding if it is of pairs.
 
     Args:
         sample: A mini-batch of one data set: every tensor has a row per sentence.
@@ -57,7 +57,33 @@ def split_by_sentence(sample: Sample, padding_idx: int) -> list[Sample]:
     for piece in pieces:
         if "nsentences" in piece:
             piece["nsentences"] = 1
+        _drop_padding(piece, padding_idx)
     return pieces
+
+
+def _drop_padding(piece: Sample, padding_idx: int) -> None:
+    """Leave out columns that are padding alone, as a batch made of this sentence would.
+
+    Recurrent layers rely on it. Where other entries may be aligned with the tokens, the
+    padding stays.
+    """
+    inputs = piece.get("net_input")
+    if not isinstance(inputs, dict) or not (
+        piece.keys() <= {"id", "nsentences", "ntokens", "net_input", "target"}
+        and inputs.keys() == {"src_tokens", "src_lengths", "prev_output_tokens"}
+    ):
+        return
+    source, previous = inputs["src_tokens"], inputs["prev_output_tokens"]
+    target = piece.get("target")
+    if target is None or previous.shape != target.shape or not source.dim() == previous.dim() == 2:
+        return
+    kept = source.ne(padding_idx).any(0)
+    if kept.any():
+        inputs["src_tokens"] = source[:, kept]
+    kept = (previous.ne(padding_idx) | target.ne(padding_idx)).any(0)
+    if kept.any():
+        inputs["prev_output_tokens"] = previous[:, kept]
+        piece["target"] = target[:, kept]
 
 
 def _row(value: Any, index: int, count: int, place: str) -> Any:

@@ -47,6 +47,15 @@ def test_median_best_and_difference(tmp_path: Path) -> None:
     assert "seeds 1,2,3" in table.note
 
 
+def test_methods_with_other_seeds_are_not_compared(tmp_path: Path) -> None:
+    for method, seeds in {"none": (1, 2), "delta_sam": (1, 2)}.items():
+        for seed in seeds:
+            write_record(tmp_path, method, seed, 70.0)
+    assert "not comparable" not in table_1([tmp_path]).note
+    write_record(tmp_path, "none", 3, 80.0)
+    assert "have different seeds: their rows are not comparable" in table_1([tmp_path]).note
+
+
 def test_of_a_grid_the_point_with_the_best_median_among_those_with_most_seeds(
     tmp_path: Path,
 ) -> None:

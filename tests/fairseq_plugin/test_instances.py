@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from deltasam_fairseq.core.per_instance import Unsupported
+from deltasam_fairseq.core.per_instance import AmbiguousBatch, Engine, Unsupported
 from deltasam_fairseq.fairseq_plugin import hook, instances
 from tests.support import fairseq_toys as toys
 from tests.support.compare import assert_close, assert_same_bits
@@ -85,3 +86,51 @@ def test_what_the_engine_does_not_know_falls_back_or_stops(
         found = [r.getMessage() for r in caplog.records if r.name == instances.__name__]
         assert len(found) == 1
         assert "sentence by sentence" in found[0]
+
+
+def test_the_loop_runs_what_the_engine_cannot_with_padded_batches(translation: Path) -> None:
+    """A packed sequence has no padding: a sentence of a recurrent model is a batch of its own."""
+    flags = (
+        *"--task translation --source-lang src --target-lang tgt --arch lstm".split(),
+        *"--criterion cross_entropy --encoder-embed-dim 8 --decoder-embed-dim 8".split(),
+        *"--encoder-hidden-size 8 --decoder-hidden-size 8 --decoder-out-embed-dim 8".split(),
+    )
+    trainer = toys.make_trainer(translation, *flags, "--sam-method", "per_instance")
+    dataset = trainer.task.dataset("train")
+    sample = dataset.collater([dataset[i] for i in range(6)])
+    assert sample["net_input"]["src_tokens"].eq(trainer.task.source_dictionary.pad()).any()
+    (log,) = toys.updates(trainer, [[sample]])
+    assert log["sharpness"] > 0
+
+
+def test_a_batch_that_tells_nothing_goes_by_the_loop_alone(
+    translation: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ends = []
+    for engine in ("loop", "batched"):
+        flags = (*FLAGS, "--sam-per-instance-engine", engine)
+        trainer = toys.make_trainer(translation, *toys.TRANSLATION, *flags)
+        samples = toys.batches(trainer)[:5]
+        ascend = Engine.ascend
+        asked: list[int] = []
+
+        def unsure(
+            self: Engine, *args: Any, asked: list[int] = asked, ascend: Any = ascend, **kwargs: Any
+        ) -> Any:
+            asked.append(1)
+            if len(asked) in (2, 4):
+                raise AmbiguousBatch("it does not tell")
+            return ascend(self, *args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Engine, "ascend", unsure)
+            toys.updates(trainer, [[s] for s in samples])
+        ends.append(toys.parameters(trainer))
+        run = hook._runs[trainer]
+        assert run.ambiguous_batches == (2 if engine == "batched" else 0)
+        assert not run.needs_loop
+    assert len(asked) == 5
+    assert_close(ends[1], ends[0], rtol=1e-3, atol=1e-5)
+    told = [r.getMessage() for r in caplog.records if "sentence by sentence" in r.getMessage()]
+    assert len(told) == 1
+    assert "it does not tell" in told[0]

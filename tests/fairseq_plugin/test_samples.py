@@ -43,6 +43,26 @@ def test_pieces_add_up_to_the_batch(kind: str, request: pytest.FixtureRequest) -
         torch.testing.assert_close(sum(o[0] for o in own), loss, rtol=1e-5, atol=1e-5)
 
 
+def test_a_piece_is_the_batch_that_fairseq_makes_of_its_sentence(translation: Path) -> None:
+    trainer = toys.make_trainer(translation, *toys.TRANSLATION, "--optimizer", "adam")
+    dataset = trainer.task.dataset("train")
+    sample = dataset.collater([dataset[i] for i in range(8)])
+    padding = trainer.get_criterion().padding_idx
+    assert sample["target"].eq(padding).any()
+    for piece in split_by_sentence(sample, padding):
+        own = dataset.collater([dataset[int(piece["id"])]])
+        assert torch.equal(piece["target"], own["target"])
+        for name, value in own["net_input"].items():
+            assert torch.equal(piece["net_input"][name], value), name
+
+
+def test_padding_stays_where_other_entries_may_be_aligned_with_it() -> None:
+    tokens = torch.tensor([[5, 1], [5, 5]])
+    sample = {"id": torch.arange(2), "ntokens": 3, "net_input": {"src_tokens": tokens}}
+    (first, _) = split_by_sentence(sample, padding_idx=1)
+    assert first["net_input"]["src_tokens"].tolist() == [[5, 1]]
+
+
 @pytest.mark.parametrize(
     ("sample", "message"),
     [
@@ -63,8 +83,9 @@ def test_what_cannot_be_split_says_why(sample: dict[str, object], message: str) 
         split_by_sentence(sample, padding_idx=1)
 
 
-def test_per_instance_refuses_such_a_batch_before_the_first_update(translation: Path) -> None:
-    trainer = toys.make_trainer(translation, *toys.TRANSLATION, "--sam-method", "per_instance")
+def test_the_loop_refuses_such_a_batch_before_the_first_update(translation: Path) -> None:
+    flags = ("--sam-method", "per_instance", "--sam-per-instance-engine", "loop")
+    trainer = toys.make_trainer(translation, *toys.TRANSLATION, *flags)
     (sample, *_) = toys.batches(trainer)
     before = toys.parameters(trainer)
     trainer.save_checkpoint = lambda *a, **k: None

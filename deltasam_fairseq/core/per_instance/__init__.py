@@ -1,7 +1,7 @@
 """The exact per-instance perturbation in one batched pass (``docs/per_instance.md``)."""
 
 from deltasam_fairseq.core.per_instance.engine import Ascent, Engine
-from deltasam_fairseq.core.per_instance.errors import Unsupported
+from deltasam_fairseq.core.per_instance.errors import AmbiguousBatch, Unsupported
 from deltasam_fairseq.core.per_instance.rules import LAYER_RULES, LayerRule, layer_rule
 from deltasam_fairseq.core.per_instance.step import (
     batched_per_instance_step,
@@ -11,6 +11,7 @@ from deltasam_fairseq.core.per_instance.strategy import Plan
 
 __all__ = [
     "LAYER_RULES",
+    "AmbiguousBatch",
     "Ascent",
     "Engine",
     "LayerRule",

@@ -40,6 +40,8 @@ class Ascent:
         engine: The engine.
         loss_scale: Factor that the gradients carry.
 
+    The second pass covers the parameters that the first one did.
+
     Attributes:
         usable: Which sentences are perturbed, shape ``(N,)``: those whose norm is
             finite and not zero.
@@ -64,6 +66,7 @@ class Ascent:
         self._records = records
         self._layouts = layouts
         self._engine = engine
+        self._space, self._names = engine.space, engine.names
         self._loss_scale = loss_scale
         self._forms = dict(forms)
         if not self.usable.all():
@@ -94,8 +97,7 @@ class Ascent:
         Refusals:
             ``Unsupported`` if the pass differs from the first one.
         """
-        engine = self._engine
-        with Perturbing(engine.names, self._records, self._layouts, self._moved()) as watch:
+        with Perturbing(self._names, self._records, self._layouts, self._moved()) as watch:
             yield
         watch.finish()
 
@@ -103,11 +105,11 @@ class Ascent:
         scale = self._rho / (self.norms * self._loss_scale)
         scale = torch.where(self.usable, scale, 0.0)
         moved = {}
-        for param in self._engine.space if self._rho else ():
+        for param in self._space if self._rho else ():
             forms = self._forms.get(id(param))
             if forms:
                 kind = torch.promote_types(param.dtype, torch.float32)
-                own = (scale * self._engine.space.factor(param) ** 2).to(param.device, kind)
+                own = (scale * self._space.factor(param) ** 2).to(param.device, kind)
                 moved[id(param)] = Perturbation(param.shape, forms, own, self._engine.plan)
         return moved
 
@@ -118,8 +120,9 @@ class Engine:
     Args:
         model: The model.
         params: The parameters that are perturbed, or their
-            :class:`~deltasam_fairseq.core.space.WeightSpace`; all that train when
-            left out.
+            :class:`~deltasam_fairseq.core.space.WeightSpace`; all of the model's
+            when left out. Each ascent covers those of them that train at that
+            moment, so that layers may be frozen and unfrozen between steps.
         plan: Memory limit and constants of the choice among products.
 
     Raises:
@@ -129,13 +132,20 @@ class Engine:
     def __init__(
         self, model: nn.Module, params: Sequence[Tensor] | None = None, *, plan: Plan | None = None
     ) -> None:
-        every = [p for p in model.parameters() if p.requires_grad] if params is None else params
-        self.space = WeightSpace.of(every)
+        self._model = model
+        self._given = None if params is None else WeightSpace.of(params)
         self.plan = plan or Plan()
         self.sites = Sites()
+        self._cover()
         if self.space.is_adaptive:
             raise Unsupported("adaptive neighbourhoods have no batched perturbation")
-        called = {id(p): name for name, p in model.named_parameters()}
+
+    def _cover(self) -> None:
+        """Find the parameters that train now."""
+        named = dict(self._model.named_parameters())
+        training = [p for p in named.values() if p.requires_grad]
+        self.space = WeightSpace.of(training) if self._given is None else self._given
+        called = {id(p): name for name, p in named.items()}
         self.names = {
             id(p): called.get(id(p), f"parameter {n}")
             for n, p in enumerate(self.space)
@@ -164,10 +174,13 @@ class Engine:
             ``Unsupported`` if the perturbation would not be exact.
 
         Cost:
-            1 forward pass and 1 backward pass without weight gradients; on the
-            first batches 1 more, to find out which rows are whose.
+            1 forward pass and 1 backward pass without weight gradients. One more
+            backward pass finds out which rows are whose: on the first batches and on
+            every 64th, and on every batch for the layers behind rows that were
+            picked by a mask or an index.
         """
         rho = not_negative(rho, "rho")
+        self._cover()
         with Recording(self.names) as watch:
             losses = losses_function()
         if losses.dim() != 1:

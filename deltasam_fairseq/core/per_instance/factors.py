@@ -149,9 +149,9 @@ def same(ids: Tensor, others: Tensor) -> Tensor:
 def _inner_dense(value: Tensor, other: Form) -> Tensor:
     if isinstance(other, Dense):
         # As a product of vectors: nothing of the gradients' size is made.
-        return torch.bmm(value.flatten(1)[:, None], wide(other.value).flatten(1)[:, :, None]).view(
-            -1
-        )
+        count = len(value)
+        first, second = value.reshape(count, 1, -1), wide(other.value).reshape(count, -1, 1)
+        return torch.bmm(first, second).view(-1)
     matrix = value.flatten(2)
     if isinstance(other, Outer):
         return (torch.bmm(wide(other.left), matrix) * wide(other.right)).sum((1, 2))

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from deltasam_fairseq.core.per_instance.errors import Unsupported
+from deltasam_fairseq.core.per_instance.errors import AmbiguousBatch, Unsupported
+from deltasam_fairseq.core.per_instance.factors import wide
 from deltasam_fairseq.core.per_instance.layout import Layout, Strided
-from deltasam_fairseq.core.per_instance.probe import Probe, factors
+from deltasam_fairseq.core.per_instance.probe import COARSE, FINE, Probe, factors
 from deltasam_fairseq.core.per_instance.rules.base import Call
 from deltasam_fairseq.core.per_instance.sites import Recorded, Site, Sites
 from deltasam_fairseq.core.per_instance.watch import Watch, owned
@@ -54,6 +55,7 @@ class Recording(Watch):
                 stride=output.stride(),
                 dtype=output.dtype,
                 version=call.input._version,
+                picked=self.picks,
             )
         )
         if spreads is not None:
@@ -104,16 +106,17 @@ def attributed(
                 f"the input of {watch.describe(record)} was overwritten in place afterwards"
             )
     count = losses.numel()
+    sites.begin()
     known = [sites.settled(record, count) for record in records]
     asked = [n for n, layout in enumerate(known) if layout is None and not records[n].spread]
     deltas = _gradients(losses.sum() * loss_scale, records, keep=bool(asked))
     probed: dict[int, Probe] = {}
+    coarse = any(record.dtype.itemsize < 4 for record in records)
     if asked:
         weights = factors(count, losses.detach())
         again = _gradients((losses * weights).sum() * loss_scale, [records[n] for n in asked])
         norms = torch.stack([losses.new_zeros(())] + [g.norm() for g in again if g is not None])
         largest = float(norms[torch.isfinite(norms)].max())
-        coarse = any(record.dtype.itemsize < 4 for record in records)
         for number, gradient in zip(asked, again, strict=True):
             delta = deltas[number]
             if delta is not None and gradient is not None:
@@ -129,13 +132,14 @@ def attributed(
     for number, record in enumerate(records):
         delta, layout = deltas[number], known[number]
         if record.spread:
-            _check_spread(watch, record, delta, [deltas[n] for n in record.spread])
+            parts = [deltas[n] for n in record.spread]
+            _check_spread(watch, record, delta, parts, coarse=coarse)
             found.append(Attributed(None, None))
         elif number in probed:
             probe = probed.pop(number)
             if _is_lost(probe, layouts := probe.layouts(), loss_scale):
                 return None
-            layout = _chosen(watch, record, layouts, sites, probe)
+            layout = _chosen(watch, number, layouts, sites, probe)
             found.append(Attributed(None if layout is None else delta, layout))
         else:
             if delta is None and layout is None:
@@ -159,14 +163,17 @@ def _is_lost(probe: Probe, layouts: Sequence[Layout], loss_scale: float) -> bool
 
 
 def _chosen(
-    watch: Recording, record: Recorded, layouts: Sequence[Layout], sites: Sites, probe: Probe
+    watch: Recording, number: int, layouts: Sequence[Layout], sites: Sites, probe: Probe
 ) -> Layout | None:
+    record = watch.records[number]
     where = f"rows of {watch.describe(record)}'s output, of shape {tuple(record.shape)}"
     if not layouts:
-        raise Unsupported(f"{where}, have no single sentence whose loss depends on them")
+        product = watch.multiplied.get(number)
+        why = f" (they are used in {product})" if product else ""
+        raise Unsupported(f"{where}, have no single sentence whose loss depends on them{why}")
     layout = sites.choose(record, layouts, decisive=probe.decisive)
     if layout is None and bool(probe.delta.any()):
-        raise Unsupported(f"the batch does not tell which {where}, belong to which sentence")
+        raise AmbiguousBatch(f"the batch does not tell which {where}, belong to which sentence")
     return layout
 
 
@@ -177,13 +184,22 @@ def _only_fitting(record: Recorded, count: int) -> Layout | None:
 
 
 def _check_spread(
-    watch: Recording, record: Recorded, whole: Tensor | None, parts: Sequence[Tensor | None]
+    watch: Recording,
+    record: Recorded,
+    whole: Tensor | None,
+    parts: Sequence[Tensor | None],
+    *,
+    coarse: bool,
 ) -> None:
     """Make sure that rows which are shared by sentences are used in those sums only."""
     if whole is None:
         return
-    summed = sum((p.sum_to_size(whole.shape) for p in parts if p is not None), whole * 0)
-    if (whole - summed).norm() > 1e-2 * whole.norm():
+    tolerance, floor = COARSE if coarse else FINE
+    used = [wide(part) for part in parts if part is not None]
+    # Sentences may cancel in the sum over them, and leave what rounding made.
+    rounding = floor * sum(float(part.norm()) for part in used)
+    rest = wide(whole) - sum((part.sum_to_size(whole.shape) for part in used), wide(whole) * 0)
+    if rest.norm() > tolerance * wide(whole).norm() + rounding:
         raise Unsupported(
             f"{watch.describe(record)}'s output is shared by sentences and used outside sums"
         )

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from deltasam_fairseq.core.per_instance.errors import Unsupported
+from deltasam_fairseq.core.per_instance.errors import AmbiguousBatch, Unsupported
 from deltasam_fairseq.core.per_instance.layout import Layout
 from deltasam_fairseq.core.per_instance.perturbation import Perturbation
 from deltasam_fairseq.core.per_instance.rules.base import Call
@@ -57,7 +57,7 @@ class Perturbing(Watch):
             return call.rule.forward(call, params), number
         layout = self._layouts[number]
         if layout is None:
-            raise Unsupported(
+            raise AmbiguousBatch(
                 f"the batch does not tell the sentences' rows of shape {tuple(record.shape)} apart"
             )
         output = call.rule.perturbed(call, params, moved, layout)

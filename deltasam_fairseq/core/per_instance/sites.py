@@ -14,6 +14,9 @@ from deltasam_fairseq.core.per_instance.rules.base import Call
 
 # A place is probed until this many batches have agreed.
 ENOUGH = 2
+# Whatever is settled is probed again in every batch whose number this divides: sentences
+# that come to depend on each other in the middle of training would go unnoticed.
+AGAIN = 64
 
 Site = tuple[Any, ...]
 
@@ -32,6 +35,7 @@ class Recorded:
         stride: Of the output.
         dtype: Of the output.
         version: Of the input; another one later means that it was overwritten.
+        picked: Whether rows were picked by what is in the batch before this call.
         spread: Numbers of the calls that take this one's place.
     """
 
@@ -43,6 +47,7 @@ class Recorded:
     stride: tuple[int, ...]
     dtype: torch.dtype
     version: int
+    picked: bool = False
     spread: list[int] = field(default_factory=list)
 
     @property
@@ -61,14 +66,20 @@ class Sites:
     """What earlier batches said about each site.
 
     A plain dimension that holds the sentences is a property of the program; it
-    is settled once some batches have agreed on it. Packed rows are different in
-    every batch and never settled.
+    is settled once some batches have agreed on it, and asked for again from time
+    to time. Rows that were picked may be different in every batch, however they
+    looked in some; they and all calls behind a pick are never settled.
     """
 
     _found: dict[Site, Strided] = field(default_factory=dict)
     _alone: dict[Site, bool] = field(default_factory=dict)
     _agreed: Counter[Site] = field(default_factory=Counter)
     _never: set[Site] = field(default_factory=set)
+    _batches: int = 0
+
+    def begin(self) -> None:
+        """Count a batch."""
+        self._batches += 1
 
     def settled(self, record: Recorded, count: int) -> Layout | None:
         """Return the layout of a call, if it is settled and the shape agrees.
@@ -82,7 +93,8 @@ class Sites:
         """
         if count == 1:
             return Strided(0, 1) if record.rows else None
-        if record.site in self._never or self._agreed[record.site] < ENOUGH:
+        due = record.picked or self._batches % AGAIN == 0
+        if due or record.site in self._never or self._agreed[record.site] < ENOUGH:
             return None
         layout = replace(self._found[record.site], count=count)
         if not layout.fits(record.shape):

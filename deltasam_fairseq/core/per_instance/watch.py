@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from deltasam_fairseq.core.per_instance.errors import Unsupported
+from deltasam_fairseq.core.per_instance.picks import picks_rows
 from deltasam_fairseq.core.per_instance.rules.base import (
     DECOMPOSITIONS,
     LAYER_RULES,
@@ -40,6 +41,10 @@ METADATA = {
 # What returns the parameter itself where it has that type already.
 CASTS = {Tensor.float, Tensor.double, Tensor.to, Tensor.type_as, Tensor.contiguous}
 SUMS = {torch.add, Tensor.add, Tensor.add_}
+# Where picked rows, such as ``W[:k]``, would be a matrix that all sentences share.
+MATRIX_PRODUCTS = {
+    getattr(place, name) for place in (torch, Tensor) for name in ("matmul", "mm", "bmm")
+} | {Tensor.__matmul__, Tensor.__rmatmul__, torch.nn.functional.linear}
 
 
 class Watch(TorchFunctionMode):
@@ -47,11 +52,18 @@ class Watch(TorchFunctionMode):
 
     Args:
         names: Names of the covered parameters by ``id``.
+
+    Attributes:
+        picks: Whether rows were picked by what is in the batch, up to now.
+        multiplied: The matrix product that picked rows of a parameter went into,
+            by the number of the call that picked them.
     """
 
     def __init__(self, names: Mapping[int, str]) -> None:
         super().__init__()
         self.names = names
+        self.picks = False
+        self.multiplied: dict[int, str] = {}
         self.stand_ins: dict[int, Tensor] = {}
         self._picked: dict[int, tuple[Tensor, int, Call, int]] = {}
 
@@ -95,6 +107,9 @@ class Watch(TorchFunctionMode):
         if not used:
             if self._picked and func in SUMS:
                 args = self._spread(args)
+            if self._picked and func in MATRIX_PRODUCTS:
+                self._note_product(func, args)
+            self.picks = self.picks or picks_rows(func, args, kwargs)
             return func(*args, **kwargs)
         if func in METADATA:
             return func(*args, **kwargs)
@@ -126,6 +141,12 @@ class Watch(TorchFunctionMode):
         if isinstance(call.rule, PickedRows):
             self._picked[id(output)] = (output, output._version, call, number)
         return output
+
+    def _note_product(self, func: Any, args: Sequence[Any]) -> None:
+        for value in args:
+            if id(value) in self._picked:
+                number = self._picked[id(value)][3]
+                self.multiplied[number] = operation(func)
 
     def _spread(self, args: Sequence[Any]) -> Sequence[Any]:
         """Let rows that are about to be broadcast in a sum be recorded spread out."""

@@ -188,6 +188,10 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         ),
         r"rows of middle\.layer\.weight's output, of shape \(3, 4\), have no single sentence",
     ),
+    "rows as a matrix": (
+        lambda: Using(lambda h, layer: h @ layer.weight[:WIDTH]),
+        r"rows of middle\.layer\.weight's output.* \(they are used in torch\.Tensor\.matmul\)",
+    ),
     "shared rows in and outside a sum": (
         lambda: Using(lambda h, layer: h + shared_twice(h, layer)),
         r"middle\.layer\.weight's output is shared by sentences and used outside sums",
