@@ -155,7 +155,7 @@ def test_the_command(tmp_path: Path, style: str, capsys: pytest.CaptureFixture[s
         (["significance", "--statistics"], "--statistics goes with 1 or 4"),
         (["significance", "--plot", "x"], "--plot goes with 1 or 4 or 6"),
         (["run", "other", "--recipe", "x"], "--recipe goes with significance"),
-        (["significance", "--sweeps", "nowhere"], "nothing to compare below nowhere"),
+        (["significance", "--sweeps", "nowhere"], "--sweeps nowhere: no such folder"),
     ],
 )
 def test_options_of_other_tables(
