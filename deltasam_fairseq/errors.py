@@ -9,3 +9,18 @@ class UserError(ValueError):
     The command line prints the message as it is, without a traceback, and
     exits with status 2. A plain ``ValueError`` stays a programming error.
     """
+
+
+def at_least(flag: str, value: float, least: float) -> None:
+    """Refuse a number of the command line that is too small, or not a number.
+
+    Args:
+        flag: The flag, with its dashes.
+        value: What was given.
+        least: The smallest value that is allowed.
+
+    Raises:
+        UserError: If the value is below, or NaN; the message names flag and value.
+    """
+    if not value >= least:
+        raise UserError(f"{flag} must be at least {least}, got {value}")

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from deltasam_fairseq.analysis.estimator_quality_bench import Cell
 from deltasam_fairseq.analysis.estimator_quality_subject import Subject
+from deltasam_fairseq.analysis.table import markdown_lines
 from deltasam_fairseq.core.checks import positive
-from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.errors import UserError, at_least
 
 ANALYSIS, SCHEMA = "estimator-quality", 1
 PRECISIONS = ("float32", "float64")
@@ -66,9 +65,7 @@ class Settings:
             ("seed", 0),
             ("threads", 1),
         ):
-            if getattr(self, name) < least:
-                flag = name.replace("_", "-")
-                raise UserError(f"--{flag} must be at least {least}, got {getattr(self, name)}")
+            at_least(f"--{name.replace('_', '-')}", getattr(self, name), least)
         try:
             positive(self.eta, "--eta")
             positive(self.probe_radius, "--probe-radius")
@@ -76,8 +73,7 @@ class Settings:
                 positive(radius, "--rho")
         except ValueError as error:
             raise UserError(str(error)) from None
-        if not self.minutes >= 0:
-            raise UserError(f"--minutes must be at least 0, got {self.minutes}")
+        at_least("--minutes", self.minutes, 0)
 
     def command(self, source: str) -> str:
         """Return the command line that measures this again.
@@ -162,29 +158,6 @@ def spread(values: Iterable[float | None]) -> dict[str, Any]:
     }
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """Read a record.
-
-    Args:
-        path: What ``deltasam analyse estimator-quality --json`` printed.
-
-    Returns:
-        The record.
-
-    Raises:
-        UserError: If the file is something else.
-    """
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not JSON: {error}") from None
-    if not isinstance(record, dict) or record.get("analysis") != ANALYSIS:
-        raise UserError(f"{path}: not a record of deltasam analyse {ANALYSIS}")
-    return record
-
-
 def tables_of(records: Sequence[Mapping[str, Any]]) -> str:
     """Lay records out, one table each.
 
@@ -210,7 +183,7 @@ def _table(record: Mapping[str, Any]) -> str:
         for cell in record["cells"]
     ]
     rule = ("--:", "---", *("--:" for _ in head[2:]))
-    return "\n".join([_caption(record), "", *(f"| {' | '.join(r)} |" for r in (head, rule, *rows))])
+    return "\n".join([_caption(record), "", *markdown_lines(head, rule, rows)])
 
 
 def _paired(found: Mapping[str, Any], base: Mapping[str, Any] | None) -> str:

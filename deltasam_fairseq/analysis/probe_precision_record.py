@@ -14,7 +14,7 @@ from deltasam_fairseq.analysis.probe_precision import Findings
 from deltasam_fairseq.analysis.probe_precision_load import Subject
 from deltasam_fairseq.core.checks import positive
 from deltasam_fairseq.core.weights import usable
-from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.errors import UserError, at_least
 from deltasam_fairseq.evaluation.metrics import spearman
 
 SCHEMA = 1
@@ -63,16 +63,14 @@ class Settings:
             ("seed", 0),
             ("threads", 1),
         ):
-            if getattr(self, name) < least:
-                raise UserError(f"--{name} must be at least {least}, got {getattr(self, name)}")
+            at_least(f"--{name}", getattr(self, name), least)
         try:
             positive(self.eta, "--eta")
             for radius in self.rho:
                 positive(radius, "--rho")
         except ValueError as error:
             raise UserError(str(error)) from None
-        if not self.minutes >= 0:
-            raise UserError(f"--minutes must be at least 0, got {self.minutes}")
+        at_least("--minutes", self.minutes, 0)
         if self.device == "cuda" and not torch.cuda.is_available():
             raise UserError("--device cuda: torch finds no GPU that it can use")
 

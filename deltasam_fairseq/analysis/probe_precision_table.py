@@ -2,44 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.analysis.table import markdown_lines
 
 NOT_RUN = "not run"
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """Read a record.
-
-    Args:
-        path: What ``deltasam analyse probe-precision --json`` printed.
-
-    Returns:
-        The record.
-
-    Raises:
-        UserError: If the file is something else.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not JSON: {error}") from None
-    if not isinstance(record, dict) or record.get("analysis") != "probe-precision":
-        raise UserError(f"{path}: not a record of deltasam analyse probe-precision")
-    return record
 
 
 def tables_of(records: Sequence[Mapping[str, Any]]) -> str:
     """Lay records out, one table each.
 
     Args:
-        records: From :func:`read_record`.
+        records: From :func:`~deltasam_fairseq.analysis.kept_record.read_record`.
 
     Returns:
         Markdown, without a newline at the end.
@@ -62,7 +37,7 @@ def _table(record: Mapping[str, Any]) -> str:
     rows = [_row(record, name) for name in dict.fromkeys(c["precision"] for c in record["cells"])]
     rows += [(name, *(NOT_RUN,) * (len(head) - 1)) for name in record["not_run"]]
     rule = ("---", *("--:" for _ in head[1:]))
-    return "\n".join([_caption(record), "", *(f"| {' | '.join(r)} |" for r in (head, rule, *rows))])
+    return "\n".join([_caption(record), "", *markdown_lines(head, rule, rows)])
 
 
 def _caption(record: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,8 +85,14 @@ def as_text(table: Table) -> str:
 def as_markdown(table: Table) -> str:
     """Write a table in Markdown, with the note below it."""
     rules = tuple("---" if index < _TEXT_COLUMNS else "--:" for index in range(len(table.header)))
-    lines = [f"| {' | '.join(row)} |" for row in (table.header, rules, *table.rows)]
-    return "\n".join([*lines, "", table.note])
+    return "\n".join([*markdown_lines(table.header, rules, table.rows), "", table.note])
+
+
+def markdown_lines(
+    header: Sequence[str], rules: Sequence[str], rows: Iterable[Sequence[str]]
+) -> list[str]:
+    """Return the lines of a table in Markdown; ``rules`` say how each column is aligned."""
+    return [f"| {' | '.join(row)} |" for row in (header, rules, *rows)]
 
 
 def as_csv(table: Table) -> str:

@@ -10,7 +10,7 @@ import torch
 from deltasam_fairseq.benchmarks.environment import cores
 from deltasam_fairseq.benchmarks.measurement import CLOCKS
 from deltasam_fairseq.benchmarks.plan import DEVICES
-from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.errors import UserError, at_least
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,7 @@ class LengthPlan:
             ("--threads", self.threads, 0),
             ("--seed", self.seed, 0),
         ):
-            if value < least:
-                raise UserError(f"{flag} must be at least {least}, got {value}")
+            at_least(flag, value, least)
         if self.width % self.heads:
             raise UserError(f"--width {self.width} is not divisible by --heads {self.heads}")
         if not self.lengths or len(set(self.lengths)) != len(self.lengths):

@@ -11,7 +11,7 @@ from deltasam_fairseq.benchmarks.environment import cores
 from deltasam_fairseq.benchmarks.measurement import CLOCKS
 from deltasam_fairseq.benchmarks.methods import METHODS, SLOW_METHODS
 from deltasam_fairseq.benchmarks.workloads import WORKLOADS, Workload
-from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.errors import UserError, at_least
 
 MODELS = tuple(WORKLOADS)
 # What ``--model both`` means: they take minutes together, on any machine.
@@ -80,8 +80,7 @@ class Plan:
             ("--sentences", self.sentences, 0),
             ("--tokens", self.tokens, 0),
         ):
-            if value < least:
-                raise UserError(f"{flag} must be at least {least}, got {value}")
+            at_least(flag, value, least)
         for model in self.models:
             positions = WORKLOADS[model][self.size].positions
             if self.tokens == 1 or self.tokens > positions:

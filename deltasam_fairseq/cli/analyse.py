@@ -115,13 +115,11 @@ def _add_probe_precision(parser: argparse.ArgumentParser) -> None:
 
 def _probe_precision(args: argparse.Namespace) -> None:
     # Only now: the other analyses need no torch.
-    from deltasam_fairseq.analysis.probe_precision_table import (  # noqa: PLC0415
-        read_record,
-        tables_of,
-    )
+    from deltasam_fairseq.analysis.kept_record import read_record  # noqa: PLC0415
+    from deltasam_fairseq.analysis.probe_precision_table import tables_of  # noqa: PLC0415
 
     if args.show:
-        print(tables_of([read_record(path) for path in args.show]))
+        print(tables_of([read_record(path, "probe-precision") for path in args.show]))
         return
     record = _probed(args)
     print(json.dumps(record, indent=2, ensure_ascii=False) if args.json else tables_of([record]))

@@ -100,13 +100,11 @@ def run(args: argparse.Namespace) -> None:
         UserError: If there is no model, or more than one.
     """
     # Only now: the other analyses need no torch.
-    from deltasam_fairseq.analysis.estimator_quality_record import (  # noqa: PLC0415
-        read_record,
-        tables_of,
-    )
+    from deltasam_fairseq.analysis.estimator_quality_record import tables_of  # noqa: PLC0415
+    from deltasam_fairseq.analysis.kept_record import read_record  # noqa: PLC0415
 
     if args.show:
-        print(tables_of([read_record(path) for path in args.show]))
+        print(tables_of([read_record(path, "estimator-quality") for path in args.show]))
         return
     if (args.run_dir is None) == (args.encoder is None):
         raise UserError("give a model: either RUN or --encoder FOLDER --mrpc TSV")

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from deltasam_fairseq.analysis import probe_precision as probes
+from deltasam_fairseq.analysis.kept_record import read_record
 from deltasam_fairseq.analysis.probe_precision_load import (
     SIZES,
     fine_tune,
@@ -34,7 +35,7 @@ from deltasam_fairseq.analysis.probe_precision_record import (
     record_of,
 )
 from deltasam_fairseq.analysis.probe_precision_run import run_random
-from deltasam_fairseq.analysis.probe_precision_table import read_record, tables_of
+from deltasam_fairseq.analysis.probe_precision_table import tables_of
 from deltasam_fairseq.analysis.probe_precision_text import Pair, WordPiece, read_pairs, words
 from deltasam_fairseq.core.noise import seed_for
 from deltasam_fairseq.errors import UserError
@@ -435,11 +436,11 @@ def test_unknown_sizes_and_long_sentences_are_refused() -> None:
 def test_files_that_are_no_records_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "record.json"
     with pytest.raises(UserError, match="no such file"):
-        read_record(path)
+        read_record(path, "probe-precision")
     for text, message in (("{", "not JSON"), ("[]", "not a record"), ("{}", "not a record")):
         path.write_text(text)
         with pytest.raises(UserError, match=message):
-            read_record(path)
+            read_record(path, "probe-precision")
 
 
 def test_the_page_shows_the_records() -> None:
@@ -450,4 +451,4 @@ def test_the_page_shows_the_records() -> None:
     assert names == [
         str(path.relative_to(ROOT)) for path in sorted(RESULTS.glob("probe_precision_*.json"))
     ]
-    assert table == tables_of([read_record(ROOT / name) for name in names])
+    assert table == tables_of([read_record(ROOT / name, "probe-precision") for name in names])
