@@ -9,7 +9,6 @@ does not say over which split its Table 4 is; here it is the one that is asked f
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from deltasam_fairseq.analysis.adversarial_risk_engine import ENGINES, Pair, Scorer
 from deltasam_fairseq.core.per_instance import Unsupported
+from deltasam_fairseq.decoding.predict import checkpoint_arguments, checkpoint_parser
 from deltasam_fairseq.fairseq_plugin.sentence_losses import reader_for
 
 #: Begins the lines that are meant for whoever waits; the others are fairseq's.
@@ -154,19 +154,10 @@ def main(argv: list[str] | None = None) -> None:
     Args:
         argv: Arguments; those of the process when left out.
     """
-    parser = argparse.ArgumentParser(prog="adversarial_risk", description=__doc__)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--path", type=Path, required=True)
-    parser.add_argument("--split", required=True)
+    parser = checkpoint_parser("adversarial_risk", __doc__)
     parser.add_argument("--rho", type=float, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--user-dir", required=True)
     parser.add_argument("--engine", choices=ENGINES, default="auto")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--cpu", action="store_true")
-    args = parser.parse_args(argv)
-    utils.import_user_module(argparse.Namespace(user_dir=args.user_dir))
-    device = torch.device("cuda" if torch.cuda.is_available() and not args.cpu else "cpu")
+    args, device = checkpoint_arguments(parser, argv)
     try:
         record, single = measure(
             args.data,

@@ -23,7 +23,24 @@ def main(argv: list[str] | None = None) -> None:
     Args:
         argv: Arguments; those of the process when left out.
     """
-    parser = argparse.ArgumentParser(prog="predict", description=__doc__)
+    args, device = checkpoint_arguments(checkpoint_parser("predict", __doc__), argv)
+    ids, logits = predict(args.data, args.path, args.split, args.batch_size, device)
+    new = args.out.with_name(f"{args.out.name}.new")
+    new.write_text(json.dumps({"ids": ids, "logits": logits}), encoding="utf-8")
+    new.replace(args.out)
+
+
+def checkpoint_parser(prog: str, description: str | None) -> argparse.ArgumentParser:
+    """Return a parser of what every run of a checkpoint over a split needs.
+
+    Args:
+        prog: Name of the program.
+        description: Of the program.
+
+    Returns:
+        The parser, for :func:`checkpoint_arguments`.
+    """
+    parser = argparse.ArgumentParser(prog=prog, description=description)
     parser.add_argument("data", type=Path)
     parser.add_argument("--path", type=Path, required=True)
     parser.add_argument("--split", required=True)
@@ -31,13 +48,24 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--user-dir", required=True)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--cpu", action="store_true")
+    return parser
+
+
+def checkpoint_arguments(
+    parser: argparse.ArgumentParser, argv: list[str] | None
+) -> tuple[argparse.Namespace, torch.device]:
+    """Read the arguments, import the user directory and choose the device.
+
+    Args:
+        parser: From :func:`checkpoint_parser`.
+        argv: Arguments; those of the process when left out.
+
+    Returns:
+        The arguments, and a GPU if there is one and ``--cpu`` was not given.
+    """
     args = parser.parse_args(argv)
     utils.import_user_module(argparse.Namespace(user_dir=args.user_dir))
-    device = torch.device("cuda" if torch.cuda.is_available() and not args.cpu else "cpu")
-    ids, logits = predict(args.data, args.path, args.split, args.batch_size, device)
-    new = args.out.with_name(f"{args.out.name}.new")
-    new.write_text(json.dumps({"ids": ids, "logits": logits}), encoding="utf-8")
-    new.replace(args.out)
+    return args, torch.device("cuda" if torch.cuda.is_available() and not args.cpu else "cpu")
 
 
 def predict(
