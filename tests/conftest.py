@@ -46,7 +46,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    """Start every test from the same random state, whatever ran before it."""
+    """Start every test from the same random state and one thread, whatever ran before it.
+
+    Benchmarks and analyses set the number of threads of their process, and sums over
+    two threads round otherwise than those of the processes that a test starts.
+    """
+    torch.set_num_threads(1)
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
