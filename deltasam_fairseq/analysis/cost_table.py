@@ -19,9 +19,10 @@ _NOTE = (
     "Published: minutes on one RTX 2080, for the same number of epochs with every method. Ours: "
     "minutes of fairseq-train with validation and saving, mean ± std over n seeds; over none and "
     "over sam: time of one update divided by that of the run with the same seed on the "
-    "same kind of machine. Runs that were broken off are left out, the "
-    "time of a killed start is not known. Runs that shared their machine with others, or each "
-    "other, give noise: what a method costs is measured by deltasam bench step."
+    "same kind of machine; processor time without a GPU, where both records have it. Runs that "
+    "were broken off are left out, the time of a killed start is not known. Runs that shared "
+    "their machine with others, or each other, give noise, in processor time less of it: what a "
+    "method costs is measured by deltasam bench step."
 )
 
 Groups = Mapping[Key, Group]
@@ -83,7 +84,7 @@ def _ratios(recipe: str, model: str, group: Group | None, base: Group | None) ->
     pair = pair_up((recipe, model, "the methods"), group, base)
     return spread(
         [
-            _update(one) / _update(other)
+            _ratio(one, other)
             for one, other in zip(pair.records, pair.others, strict=True)
             if _is_timed(one) and _is_timed(other) and _machine(one) == _machine(other)
         ]
@@ -94,8 +95,13 @@ def _is_timed(record: Mapping[str, Any]) -> bool:
     return bool(record["interruptions"] == 0 and record["seconds"]["train"] > 0)
 
 
-def _update(record: Mapping[str, Any]) -> float:
-    return float(record["seconds"]["train"] / record["updates"])
+def _ratio(record: Mapping[str, Any], base: Mapping[str, Any]) -> float:
+    clock = "train"
+    if not record["hardware"].get("gpus"):
+        processor = "train_processor"
+        clock = processor if processor in record["seconds"].keys() & base["seconds"] else clock
+    one, other = (r["seconds"][clock] / r["updates"] for r in (record, base))
+    return float(one / other)
 
 
 def _machine(record: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -43,6 +44,7 @@ def run_logged(
     *,
     append: bool = False,
     environment: Mapping[str, str] | None = None,
+    inherited: Sequence[int] = (),
     on_line: Callable[[str], None] = lambda line: None,
 ) -> int:
     """Run a program and write all it says to a file while it says it.
@@ -52,6 +54,7 @@ def run_logged(
         log: File for its output and its errors, interleaved.
         append: Whether to keep what the file holds.
         environment: Variables beside those of this process.
+        inherited: File descriptors that the program keeps open.
         on_line: Called with every line, without the newline.
 
     Returns:
@@ -65,6 +68,7 @@ def run_logged(
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env=variables,
+            pass_fds=inherited,
             text=True,
             encoding="utf-8",
             errors="replace",
@@ -75,6 +79,17 @@ def run_logged(
             file.flush()
             on_line(line.rstrip("\n"))
     return process.returncode
+
+
+def processor_seconds() -> float:
+    """Return what the programs that this process ran have taken of the processor.
+
+    Returns:
+        User and system time, in seconds, of those that have ended and of their own programs:
+        the difference of two calls around :func:`run_logged` is its program's.
+    """
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def failure(program: str, status: int, log: Path, *, lines: int = 12) -> str:

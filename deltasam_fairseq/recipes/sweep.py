@@ -134,8 +134,8 @@ def run_sweep(
     outcome = Outcome()
     for number, cell in enumerate(cells, start=1):
         where = f"{number} of {len(cells)}, {cell.name}"
-        with sweep.folder.locked(cell.name) as free:
-            if not free:
+        with sweep.folder.locked(cell.name) as lock:
+            if lock is None:
                 say(f"{where}: another process works on it")
                 outcome.elsewhere.append(cell.name)
                 continue
@@ -146,7 +146,7 @@ def run_sweep(
             say(f"{where}: {'begins' if record is None else 'lacks its adversarial risk'}")
             try:
                 if record is None:
-                    record = _run_cell(sweep, cell, say)
+                    record = _run_cell(sweep, cell, lock, say)
                 else:
                     record = _with_risk(sweep, cell, record, say)
                     sweep.folder.write_record(cell.name, record)
@@ -179,7 +179,7 @@ def _with_risk(
     return {**record, "adversarial_risk": found, "seconds": seconds}
 
 
-def _run_cell(sweep: Sweep, cell: Cell, say: Callable[[str], None]) -> dict[str, Any]:
+def _run_cell(sweep: Sweep, cell: Cell, lock: int, say: Callable[[str], None]) -> dict[str, Any]:
     task = sweep.recipe.sentences
     if task is None:
         raise UserError(f"the recipe {sweep.recipe.name} is no task on sentences")
@@ -187,7 +187,7 @@ def _run_cell(sweep: Sweep, cell: Cell, say: Callable[[str], None]) -> dict[str,
     run = request.run
     began = run.has_checkpoints()
     if not (began and run.record()["finished"]):
-        train(request, resume=began, say=lambda line: say(f"  {line.strip()}"))
+        train(request, resume=began, inherited=[lock], say=lambda line: say(f"  {line.strip()}"))
     began_evaluation = time.monotonic()
     classified = {
         split: classify(task, sweep.data, run, split, cpu=on_cpu(run), say=say)
@@ -216,9 +216,12 @@ def _run_cell(sweep: Sweep, cell: Cell, say: Callable[[str], None]) -> dict[str,
             task, "valid", classified["valid"].predictions, sweep.data.labels("valid")
         ),
     }
-    ended = [start["seconds"] for start in record["starts"] if "seconds" in start]
-    result["seconds"] = {"train": round(sum(ended), 2), **seconds}
     # The time of a start that was killed is known to nobody.
+    ended = [start for start in record["starts"] if "seconds" in start]
+    result["seconds"] = {"train": round(sum(start["seconds"] for start in ended), 2), **seconds}
+    if all("processor_seconds" in start for start in ended):
+        used = sum(start["processor_seconds"] for start in ended)
+        result["seconds"]["train_processor"] = round(used, 2)
     result["interruptions"] = len(record["starts"]) - 1
     epochs = read_curve(run.log, "train")  # the other lines leave the last few updates out
     result["updates"] = (epochs or read_curve(run.log))[-1]["num_updates"]

@@ -101,14 +101,16 @@ class SweepFolder:
             new.unlink()
 
     @contextmanager
-    def locked(self, name: str) -> Iterator[bool]:
+    def locked(self, name: str) -> Iterator[int | None]:
         """Hold the lock of a run; the operating system frees it when the process ends.
 
         Args:
             name: Of the run.
 
         Yields:
-            Whether the lock was free.
+            The lock's file descriptor, or none if another process holds it. A program that
+            inherits it holds the lock as well, so that nobody goes on with a run whose sweep
+            was killed while its fairseq-train lives.
         """
         path = self.path / "locks" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,9 +118,9 @@ class SweepFolder:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                yield False
+                yield None
                 return
-            yield True
+            yield file.fileno()
 
 
 def read_records(folder: Path) -> Iterator[dict[str, Any]]:

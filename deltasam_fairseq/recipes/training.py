@@ -13,7 +13,12 @@ from deltasam_fairseq.data.bart import PreparedBart
 from deltasam_fairseq.data.encoder import PreparedEncoder
 from deltasam_fairseq.data.prepared import PreparedData
 from deltasam_fairseq.data.prepared_sentences import PreparedSentences
-from deltasam_fairseq.data.process import failure, require_fairseq, run_logged
+from deltasam_fairseq.data.process import (
+    failure,
+    processor_seconds,
+    require_fairseq,
+    run_logged,
+)
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.recipes.base import Recipe
 from deltasam_fairseq.recipes.command import train_command
@@ -131,6 +136,7 @@ def train(
     *,
     resume: bool = False,
     restart: bool = False,
+    inherited: Sequence[int] = (),
     say: Callable[[str], None] = print,
 ) -> None:
     """Train, and keep a record of it in ``run.json``.
@@ -139,6 +145,7 @@ def train(
         request: What to train, on what, where.
         resume: Continue the run that is there.
         restart: Move the run that is there aside first.
+        inherited: File descriptors, of locks, that fairseq-train holds as long as it lives.
         say: Told what happens, line by line.
 
     Raises:
@@ -165,9 +172,13 @@ def train(
     start: dict[str, Any] = {"command": command, "began": _now(), "ended": None, "status": None}
     record["starts"].append(start)
     run.write_record(record)
-    began = time.monotonic()
-    status = run_logged(command, run.log, append=resume, on_line=_reporter(command, say))
+    began, used = time.monotonic(), processor_seconds()
+    status = run_logged(
+        command, run.log, append=resume, inherited=inherited, on_line=_reporter(command, say)
+    )
     seconds = round(time.monotonic() - began, 1)
+    if not request.slurm:  # srun's own time says nothing about the job's
+        start["processor_seconds"] = round(processor_seconds() - used, 2)
     start.update(ended=_now(), seconds=seconds, status=status)
     record["finished"] = status == 0
     run.write_record(record)

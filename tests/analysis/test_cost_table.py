@@ -16,8 +16,17 @@ def cell(table: Table, system: str, row: str, task: str = "RTE") -> str:
     return found[table.header.index(task)]
 
 
-def timed(folder: Path, method: str, seed: int, seconds: float, **changes: object) -> None:
-    changes = {"model": "minilm_l6", "seconds": {"train": seconds}, **changes}
+def timed(
+    folder: Path,
+    method: str,
+    seed: int,
+    seconds: float,
+    **changes: object,
+) -> None:
+    taken: dict[str, object] = {"train": seconds}
+    if "processor" in changes:
+        taken["train_processor"] = changes.pop("processor")
+    changes = {"model": "minilm_l6", "seconds": taken, **changes}
     write_record(folder, method, seed, 60.0, **changes)
 
 
@@ -54,6 +63,17 @@ def test_it_is_the_time_of_an_update(tmp_path: Path) -> None:
     system = "minilm_l6, per_instance"
     assert cell(table, system, "ours, minilm_l6, over none") == "10.00 (n=1)"
     assert cell(table, system, "ours, minilm_l6, over sam") == "5.00 (n=1)"
+
+
+def test_it_is_processor_time_where_both_have_it_and_no_gpu_ran(tmp_path: Path) -> None:
+    for seed in (1, 2, 3):
+        hardware = {"cpu": "c", "cores": 2, **({"gpus": ["H"]} if seed == 2 else {})}
+        known: dict[str, object] = {} if seed == 3 else {"processor": 60.0}
+        timed(tmp_path, "none", seed, 600.0, hardware=hardware, **known)
+        timed(tmp_path, "sam", seed, 900.0, hardware=hardware, processor=120.0)
+    # 2.0, 1.5 and 1.5.
+    found = cell(table_6([tmp_path]), "minilm_l6, sam", "ours, minilm_l6, over none")
+    assert found == "1.67 ± 0.29 (n=3)"
 
 
 @pytest.mark.parametrize(

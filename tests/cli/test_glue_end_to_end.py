@@ -105,7 +105,7 @@ def test_a_sweep_fills_the_tables_and_skips_what_is_finished(
     one = found["sam-rho0.05-seed1"]
     assert one["flags"]["sam-rho"] == "0.05"
     assert one["updates"] == 3
-    assert set(one["seconds"]) == {"train", "evaluate", "adversarial_risk"}
+    assert set(one["seconds"]) == {*("train", "train_processor", "evaluate", "adversarial_risk")}
     assert one["adversarial_risk"]["n"] == one["n"] == 8
     assert {"versions", "hardware", "commit", "checkpoint_sha256"} <= set(one)
     assert main(arguments) == 0

@@ -4,7 +4,10 @@ import json
 import os
 import shlex
 import stat
+import subprocess
+import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,7 +75,7 @@ def test_a_grid_has_each_name_once() -> None:
 def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
     """Return a sweep whose runs do nothing but leave what runs leave."""
 
-    def train(request: Any, *, resume: bool, say: Any) -> None:
+    def train(request: Any, *, resume: bool, inherited: Any, say: Any) -> None:
         run: RunFolder = request.run
         run.checkpoints.mkdir(parents=True, exist_ok=True)
         for name in ("best", "last"):
@@ -80,7 +83,7 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
         run.log.write_text(UPDATE)
         command = request.command(check=False)
         facts = {**request.facts(), "versions": {}, "commit": None, "hardware": {}}
-        starts = [{"command": command, "seconds": 2.0}]
+        starts = [{"command": command, "seconds": 2.0, "processor_seconds": 1.5}]
         run.write_record({**facts, "finished": True, "starts": starts})
         if "--fail" in request.overrides:
             raise UserError("it failed")
@@ -117,6 +120,7 @@ def test_a_record_has_everything_and_the_best_checkpoint_stays(sweep: Sweep) -> 
     assert record["grid"] == {"rho": "0.07"}
     assert (record["seed"], record["updates"], record["interruptions"]) == (4, 9, 0)
     assert record["seconds"]["train"] == 2.0
+    assert record["seconds"]["train_processor"] == 1.5
     assert record["examples"] == {"split": "valid", "predictions": "1 0 0", "labels": "1 1 1"}
     left = sweep.folder.cell("delta_sam-rho0.07-seed4").rglob("*.pt")
     assert [path.name for path in left] == ["checkpoint_best.pt"]
@@ -186,7 +190,7 @@ def test_a_broken_run_is_resumed(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) 
     run.write_record({"finished": False})
     resumed: list[bool] = []
 
-    def train(request: Any, *, resume: bool, say: Any) -> None:
+    def train(request: Any, *, resume: bool, inherited: Any, say: Any) -> None:
         resumed.append(resume)
         raise UserError("enough")
 
@@ -197,18 +201,44 @@ def test_a_broken_run_is_resumed(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_run_that_somebody_works_on_is_left_alone(sweep: Sweep) -> None:
     cells = plan(["none", "sam"], [1], {})
-    with sweep.folder.locked("none-seed1") as free:
-        assert free
+    with sweep.folder.locked("none-seed1") as lock:
+        assert lock is not None
         outcome = run_sweep(sweep, cells, say=silent)
     assert outcome.elsewhere == ["none-seed1"]
     assert outcome.finished == ["sam-seed1"]
 
 
+def test_a_training_that_outlives_its_sweep_keeps_the_lock(tmp_path: Path) -> None:
+    folder = SweepFolder(tmp_path)
+    training = "open('pipe').read()"  # until somebody opens the other end and closes it
+    statements = (
+        "import sys; from pathlib import Path",
+        "from deltasam_fairseq.data.process import run_logged",
+        "from deltasam_fairseq.recipes.sweep_folder import SweepFolder",
+        "with SweepFolder(Path()).locked('a') as lock:",
+        f"    run_logged([sys.executable, '-c', {training!r}], Path('log'), inherited=[lock])",
+    )
+    os.mkfifo(tmp_path / "pipe")
+    command = [sys.executable, "-c", "\n".join(statements)]
+    sweep = subprocess.Popen(command, cwd=tmp_path)
+    with (tmp_path / "pipe").open("w"):  # returns when the training reads
+        sweep.kill()
+        sweep.wait()
+        with folder.locked("a") as lock:
+            assert lock is None
+    free, deadline = False, time.monotonic() + 30
+    while not free and time.monotonic() < deadline:
+        with folder.locked("a") as lock:
+            free = lock is not None
+        time.sleep(0.01)
+    assert free
+
+
 def test_locks_are_free_again_and_records_never_half_written(tmp_path: Path) -> None:
     folder = SweepFolder(tmp_path)
     for _ in range(2):
-        with folder.locked("a") as free:
-            assert free
+        with folder.locked("a") as lock:
+            assert lock is not None
     large = {"values": list(range(20_000))}
     broken: list[int] = []
 

@@ -68,6 +68,7 @@ def test_a_run_leaves_a_record_a_log_and_short_progress(
     (start,) = record["starts"]
     assert start["status"] == 0
     assert start["seconds"] >= 0
+    assert start["processor_seconds"] > 0
     assert start["began"] <= start["ended"]
 
 
