@@ -120,6 +120,21 @@ def test_a_sweep_fills_the_tables_and_skips_what_is_finished(
     assert "split valid" in capsys.readouterr().out
 
 
+def test_the_kept_records_give_the_tables_of_the_sweep(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [*SWEEP, "--out", "kept_from", "--seeds", "1-2"]
+    assert main([*arguments, *SHORT]) == 0
+    assert main([*arguments, "--export", "kept"]) == 0
+    assert sorted(records("kept/glue/rte/minilm_l6")) == sorted(records("kept_from"))
+    capsys.readouterr()
+    for table in (["1", "--statistics"], ["6"], ["significance"]):
+        printed = []
+        for sweeps in ("kept_from", "kept"):
+            assert main(["table", *table, "--format", "csv", "--sweeps", sweeps]) == 0
+            printed.append(capsys.readouterr().out)
+        assert printed[0] == printed[1]
+        assert "n=2" in printed[0] or ",2," in printed[0]
+
+
 def test_a_sweep_of_something_else_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [*SWEEP, "--out", "other", "--methods", "none", *SHORT]
     assert main(arguments) == 0
