@@ -8,6 +8,7 @@ import sys
 
 import fairseq
 import torch
+from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
 from fairseq.trainer import Trainer
 
 # Private or undocumented names in use:
@@ -15,6 +16,7 @@ from fairseq.trainer import Trainer
 #   Trainer._prepare_sample(sample) -> (sample, is_dummy_batch)
 #   LegacyDistributedDataParallel.accumulate_grads
 #   MultiheadAttention.skip_embed_dim_check
+#   TransformerEncoderLayerBase.can_use_fastpath
 #   FP16Optimizer.fp16_params, .fp32_params; ``scaler`` of the precision wrappers
 #   checkpoint_utils.torch_persistent_save, .PathManager, .load_checkpoint_to_cpu, .save_checkpoint
 #   fairseq.distributed.utils.broadcast_object / ._TensorPlaceholder
@@ -45,6 +47,19 @@ def check_fairseq() -> None:
                 f"Trainer.{name} takes {arguments}; in fairseq {fairseq.__version__} it takes "
                 f"{found}. Install one of these versions"
             )
+
+
+def avoid_encoder_kernel() -> None:
+    """Keep fairseq 0.12.2's encoder layers from PyTorch's fused kernel in evaluation.
+
+    Since torch 2.0 the kernel refuses fairseq's mask ("Mask Type should be defined"), so that
+    no checkpoint of a post-norm encoder can be evaluated; and it has no backward pass, which
+    the adversarial risk needs. Later versions of fairseq have it no more.
+    """
+    # Set by each layer's constructor; a property of the class comes before it.
+    TransformerEncoderLayerBase.can_use_fastpath = property(
+        lambda layer: False, lambda layer, value: None
+    )
 
 
 def allow_own_checkpoints() -> None:

@@ -18,7 +18,12 @@ from fairseq.trainer import Trainer
 
 from deltasam_fairseq.fairseq_plugin import checkpoints, step_errors
 from deltasam_fairseq.fairseq_plugin.begin import begin
-from deltasam_fairseq.fairseq_plugin.compat import allow_own_checkpoints, check_fairseq, versions
+from deltasam_fairseq.fairseq_plugin.compat import (
+    allow_own_checkpoints,
+    avoid_encoder_kernel,
+    check_fairseq,
+    versions,
+)
 from deltasam_fairseq.fairseq_plugin.optimizer import sharpness_of
 from deltasam_fairseq.fairseq_plugin.run import Run
 from deltasam_fairseq.fairseq_plugin.support import check_run
@@ -34,6 +39,7 @@ def install() -> None:
         return
     check_fairseq()
     allow_own_checkpoints()
+    avoid_encoder_kernel()
     build, step = Trainer._build_optimizer, Trainer.train_step
 
     @functools.wraps(build)

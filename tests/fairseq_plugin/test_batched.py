@@ -39,7 +39,7 @@ RHO = 0.1
 @pytest.fixture
 def precise(float64: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> torch.dtype:
     """Keep fairseq's losses in float64 as well: it casts them to float32."""
-    single = torch.Tensor.float
+    single, mse_loss = torch.Tensor.float, F.mse_loss
 
     def log_softmax(x: torch.Tensor, dim: int, **_: Any) -> torch.Tensor:
         return x.log_softmax(dim)
@@ -47,6 +47,8 @@ def precise(float64: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> torch.dtyp
     monkeypatch.setattr(utils, "log_softmax", log_softmax)
     monkeypatch.setattr(F, "log_softmax", log_softmax)
     monkeypatch.setattr(modules, "gelu", F.gelu)
+    # Before torch 2.5 its backward pass refuses two dtypes.
+    monkeypatch.setattr(F, "mse_loss", lambda x, y, **how: mse_loss(x, y.to(x.dtype), **how))
     monkeypatch.setattr(
         torch.Tensor, "float", lambda x: x if x.dtype == torch.float64 else single(x)
     )

@@ -23,6 +23,19 @@ def test_installing_twice_wraps_once() -> None:
     assert Trainer.train_step is before
 
 
+def test_encoder_layers_are_evaluated_without_the_kernel_of_0_12_2(translation: Path) -> None:
+    trainer = toys.make_trainer(translation, *toys.TRANSLATION)
+    model = trainer.get_model()
+    for layer in model.encoder.layers:
+        layer.can_use_fastpath = True  # what the constructor of 0.12.2 sets
+        layer.load_to_BT, layer.ever_training = True, False
+    sample = toys.batches(trainer)[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "_transformer_encoder_layer_fwd", None)
+        model.eval()(**sample["net_input"])[0].sum().backward()
+    assert model.encoder.layers[0].fc1.weight.grad is not None
+
+
 def test_other_optimizers_never_reach_a_step(
     translation: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-fairseq = pytest.importorskip("fairseq")
+pytest.importorskip("fairseq")
 
 from tests.support import fairseq_toys as toys  # noqa: E402
 
@@ -74,10 +74,6 @@ def test_hydra(data: Path, tmp_path: Path, method: str) -> None:
     assert list(saved["last_optimizer_state"]["param_groups"][0]["betas"]) == [0.9, 0.98]
 
 
-@pytest.mark.skipif(
-    fairseq.__version__ == "0.12.2" and int(torch.__version__.split(".")[0]) > 1,
-    reason="evaluation of a post-norm encoder in fairseq 0.12.2 fails on torch 2 by itself",
-)
 def test_generation_from_a_checkpoint(data: Path, tmp_path: Path) -> None:
     python(
         *("-m", "fairseq_cli.train", str(data), "--user-dir", str(ROOT / "user_dir")),
