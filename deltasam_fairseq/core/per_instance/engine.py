@@ -19,6 +19,7 @@ from deltasam_fairseq.core.per_instance.graph_check import refuse_unseen_uses
 from deltasam_fairseq.core.per_instance.layout import Layout
 from deltasam_fairseq.core.per_instance.norms import gathered, squared_norms
 from deltasam_fairseq.core.per_instance.perturbation import Perturbation
+from deltasam_fairseq.core.per_instance.picks import Tables
 from deltasam_fairseq.core.per_instance.second_pass import Perturbing
 from deltasam_fairseq.core.per_instance.sites import Recorded, Sites
 from deltasam_fairseq.core.per_instance.strategy import Plan
@@ -136,6 +137,7 @@ class Engine:
         self._given = None if params is None else WeightSpace.of(params)
         self.plan = plan or Plan()
         self.sites = Sites()
+        self._tables = Tables()
         self._cover()
         if self.space.is_adaptive:
             raise Unsupported("adaptive neighbourhoods have no batched perturbation")
@@ -181,7 +183,7 @@ class Engine:
         """
         rho = not_negative(rho, "rho")
         self._cover()
-        with Recording(self.names) as watch:
+        with Recording(self.names, self._tables) as watch:
             losses = losses_function()
         if losses.dim() != 1:
             raise ValueError(

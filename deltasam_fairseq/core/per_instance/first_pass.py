@@ -18,6 +18,7 @@ from torch.autograd.graph import get_gradient_edge
 from deltasam_fairseq.core.per_instance.errors import AmbiguousBatch, Unsupported
 from deltasam_fairseq.core.per_instance.factors import wide
 from deltasam_fairseq.core.per_instance.layout import Layout, Strided
+from deltasam_fairseq.core.per_instance.picks import Tables
 from deltasam_fairseq.core.per_instance.probe import COARSE, FINE, Probe, factors
 from deltasam_fairseq.core.per_instance.rules.base import Call
 from deltasam_fairseq.core.per_instance.sites import Recorded, Site, Sites
@@ -29,10 +30,11 @@ class Recording(Watch):
 
     Args:
         names: Names of the covered parameters by ``id``.
+        tables: Constants of earlier batches that rows were looked up in.
     """
 
-    def __init__(self, names: Mapping[int, str]) -> None:
-        super().__init__(names)
+    def __init__(self, names: Mapping[int, str], tables: Tables | None = None) -> None:
+        super().__init__(names, tables)
         self.records: list[Recorded] = []
         self._uses: Counter[Site] = Counter()
 

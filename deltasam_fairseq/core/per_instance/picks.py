@@ -8,6 +8,7 @@ such an operation is therefore asked for in every batch (``sites.py``).
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from types import EllipsisType
 from typing import Any
@@ -35,13 +36,41 @@ JOINS = _named("cat", "concat", "concatenate", "stack", "hstack", "vstack", "row
 PLAIN = (int, slice, EllipsisType, type(None))
 
 
-def picks_rows(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+class Tables:
+    """Constants that rows are looked up in, such as fairseq's sinusoidal positions.
+
+    Features of a frozen encoder have no gradient either, but they are another object in every
+    batch; a constant is the same one.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[int, weakref.ref[Tensor]] = {}
+
+    def knows(self, table: Tensor) -> bool:
+        """Tell whether rows were looked up in this very tensor before, and remember it.
+
+        Args:
+            table: Not the result of covered parameters.
+
+        Returns:
+            False the first time: the batch is asked then, as the first ones are anyway.
+        """
+        key = id(table)
+        if key in self._seen:
+            return True
+        # The entry goes with the tensor, whose number may be another's afterwards.
+        self._seen[key] = weakref.ref(table, lambda _: self._seen.pop(key, None))
+        return False
+
+
+def picks_rows(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], tables: Tables) -> bool:
     """Tell whether a call may choose rows by what is in this batch.
 
     Args:
         func: A function that reached a torch function mode.
         args: As it was called; no covered parameter is among them.
         kwargs: As it was called.
+        tables: Constants of earlier batches.
 
     Returns:
         Whether rows behind it may belong to other sentences in the next batch.
@@ -54,9 +83,10 @@ def picks_rows(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> boo
         return _chooses(args[1]) and isinstance(args[2], Tensor) and args[2].dim() > 0
     if func is F.embedding:
         table = kwargs.get("weight", args[1] if len(args) > 1 else None)
-        return isinstance(table, Tensor) and table.grad_fn is not None
+        constant = isinstance(table, Tensor) and table.grad_fn is None
+        return not (constant and tables.knows(table))
     if func in (torch.index_select, Tensor.index_select) and args and _is_table(args[0]):
-        return False
+        return not tables.knows(args[0])
     if func in JOINS:
         return not _joins_features(func, args, kwargs)
     return func in BY_NUMBER
@@ -68,7 +98,7 @@ def _chooses(index: Any) -> bool:
 
 
 def _is_table(source: Any) -> bool:
-    """Tell whether rows are looked up in constants, as fairseq's sinusoidal positions are."""
+    """Tell whether it may be a constant, as fairseq's sinusoidal positions are."""
     return not source.requires_grad and source.is_floating_point() and source.dim() == 2
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from deltasam_fairseq.core.per_instance.errors import Unsupported
-from deltasam_fairseq.core.per_instance.picks import picks_rows
+from deltasam_fairseq.core.per_instance.picks import Tables, picks_rows
 from deltasam_fairseq.core.per_instance.rules.base import (
     DECOMPOSITIONS,
     LAYER_RULES,
@@ -52,6 +52,7 @@ class Watch(TorchFunctionMode):
 
     Args:
         names: Names of the covered parameters by ``id``.
+        tables: Constants of earlier batches that rows were looked up in.
 
     Attributes:
         picks: Whether rows were picked by what is in the batch, up to now.
@@ -59,9 +60,10 @@ class Watch(TorchFunctionMode):
             by the number of the call that picked them.
     """
 
-    def __init__(self, names: Mapping[int, str]) -> None:
+    def __init__(self, names: Mapping[int, str], tables: Tables | None = None) -> None:
         super().__init__()
         self.names = names
+        self.tables = Tables() if tables is None else tables
         self.picks = False
         self.multiplied: dict[int, str] = {}
         self.stand_ins: dict[int, Tensor] = {}
@@ -109,7 +111,7 @@ class Watch(TorchFunctionMode):
                 args = self._spread(args)
             if self._picked and func in MATRIX_PRODUCTS:
                 self._note_product(func, args)
-            self.picks = self.picks or picks_rows(func, args, kwargs)
+            self.picks = self.picks or picks_rows(func, args, kwargs, self.tables)
             return func(*args, **kwargs)
         if func in METADATA:
             return func(*args, **kwargs)

@@ -18,7 +18,7 @@ from deltasam_fairseq.core.per_instance import (
     batched_per_instance_step,
     sites,
 )
-from deltasam_fairseq.core.per_instance.picks import picks_rows
+from deltasam_fairseq.core.per_instance.picks import Tables, picks_rows
 from tests.core.per_instance.toys import Tagger, assert_equals_loop, problem
 from tests.support.compare import assert_close
 from tests.support.problems import Problem, mlp, transformer
@@ -116,6 +116,34 @@ def test_nor_do_ids_that_are_picked_before_the_first_layer(way: str) -> None:
     assert_equals_loop(counted(score, [2, 2], [2, 2], [3, 1]))
 
 
+@pytest.mark.parametrize("way", ["index_select", "an embedding of activations"])
+def test_rows_of_frozen_features_are_picked_rows_too(way: str) -> None:
+    """They need no gradient, as a table of constants does not."""
+
+    def score(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+        tokens, mask = batch
+        features = (tokens[..., None] * torch.arange(1.0, WIDTH + 1, dtype=torch.float64)).sin()
+        hidden = PICKS[way](features, mask)
+        logits = model.get_submodule("head")(model.get_submodule("middle")(hidden).tanh())
+        losses = F.cross_entropy(logits, tokens[mask], reduction="none")
+        return losses.new_zeros(len(tokens)).index_add(0, mask.nonzero(as_tuple=True)[0], losses)
+
+    assert_equals_loop(counted(score, [1, 1, 1], [1, 1, 1], [2, 0, 1]))
+
+
+def test_a_table_of_constants_is_known_by_the_second_batch() -> None:
+    table, numbers, tables = torch.ones(3, 2), torch.tensor([0, 1]), Tables()
+    frozen = nn.Parameter(torch.ones(3, 2), requires_grad=False)
+    lookups = [(Tensor.index_select, (table, 0, numbers)), (F.embedding, (numbers, frozen))]
+    assert all(picks_rows(*call, {}, tables) for call in lookups)
+    assert not any(picks_rows(*call, {}, tables) for call in lookups)
+    assert picks_rows(Tensor.index_select, (table.clone(), 0, numbers), {}, tables)
+    for _ in range(3):  # features, which often get the number of the last batch's
+        features = torch.ones(3, 2)
+        assert picks_rows(Tensor.index_select, (features, 0, numbers), {}, tables)
+        del features
+
+
 def test_a_pick_is_asked_for_and_an_everyday_index_is_not() -> None:
     hidden = torch.ones(2, 3, 4, requires_grad=True) * 1
     numbers = torch.tensor([0, 1])
@@ -128,7 +156,6 @@ def test_a_pick_is_asked_for_and_an_everyday_index_is_not() -> None:
         (setting, (hidden, hidden > 1, 0.0)),
         (torch.cat, ([hidden, hidden], -1)),
         (torch.cat, ([hidden, hidden], 2)),
-        (F.embedding, (numbers, nn.Parameter(torch.ones(2, 2)))),
         (torch.add, (hidden, hidden)),
     ]
     picks = [
@@ -142,10 +169,11 @@ def test_a_pick_is_asked_for_and_an_everyday_index_is_not() -> None:
         (torch.cat, ([hidden[0, 0], hidden[0, 0]],)),
         (F.embedding, (numbers, hidden[0])),
     ]
-    assert not [call for call in everyday if picks_rows(*call, {})]
-    assert [call for call in picks if not picks_rows(*call, {})] == []
-    assert not picks_rows(torch.cat, (), {"tensors": [hidden], "dim": -1})
-    assert picks_rows(F.embedding, (numbers,), {"weight": hidden[0]})
+    tables = Tables()
+    assert not [call for call in everyday if picks_rows(*call, {}, tables)]
+    assert [call for call in picks if not picks_rows(*call, {}, tables)] == []
+    assert not picks_rows(torch.cat, (), {"tensors": [hidden], "dim": -1}, tables)
+    assert picks_rows(F.embedding, (numbers,), {"weight": hidden[0]}, tables)
 
 
 def test_the_layers_before_a_pick_settle() -> None:
