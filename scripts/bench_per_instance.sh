@@ -27,7 +27,9 @@ step() { # MODEL SENTENCES TOKENS ROUNDS …
 step minilm 16 64 7 "$@"
 step minilm 16 128 7 "$@"
 step minilm 32 64 7 "$@"
-step bert_base 16 64 5 "$@"
+step minilm 32 128 5 --methods none,sam,delta_sam,per_instance "$@"
+step bert_base 16 64 3 --methods none,sam,delta_sam,per_instance "$@"
+step bert_base 16 128 3 --methods none,sam,per_instance "$@"
 for width in 384 768; do
   keep "length_$width" deltasam bench length --width $width --layers 1 --repeats 5 \
     --threads 1 --clock processor --json "$@"
