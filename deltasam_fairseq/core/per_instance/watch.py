@@ -111,7 +111,8 @@ class Watch(TorchFunctionMode):
                 args = self._spread(args)
             if self._picked and func in MATRIX_PRODUCTS:
                 self._note_product(func, args)
-            self.picks = self.picks or picks_rows(func, args, kwargs, self.tables)
+            # Asked every time: behind a pick, too, tables become known.
+            self.picks |= picks_rows(func, args, kwargs, self.tables)
             return func(*args, **kwargs)
         if func in METADATA:
             return func(*args, **kwargs)
