@@ -22,6 +22,7 @@ from deltasam_fairseq.analysis.adversarial_risk_engine import (  # noqa: E402
 )
 from deltasam_fairseq.core.per_instance import Unsupported  # noqa: E402
 from deltasam_fairseq.plugin_path import plugin_dir  # noqa: E402
+from tests.support import fairseq_data  # noqa: E402
 from tests.support import fairseq_toys as toys  # noqa: E402
 from tests.support.compare import assert_same_bits, copies  # noqa: E402
 from tests.support.problems import Problem, mlp, transformer  # noqa: E402
@@ -138,8 +139,8 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Pat
     """Write a classifier and a translation model; fairseq sorts the latter's batches."""
     made = {}
     for name, write, flags in (
-        ("prediction", toys.write_prediction_data, toys.BERT),
-        ("translation", toys.write_translation_data, toys.TRANSLATION),
+        ("prediction", fairseq_data.write_prediction_data, toys.BERT),
+        ("translation", fairseq_data.write_translation_data, toys.TRANSLATION),
     ):
         data = write(tmp_path_factory.mktemp(name))
         trainer = toys.make_trainer(data, *flags)

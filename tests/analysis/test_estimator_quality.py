@@ -41,6 +41,7 @@ from deltasam_fairseq.cli.main import main  # noqa: E402
 from deltasam_fairseq.core import reference  # noqa: E402
 from deltasam_fairseq.core.estimators import ESTIMATORS  # noqa: E402
 from deltasam_fairseq.core.per_instance import Engine  # noqa: E402
+from tests.support import fairseq_data  # noqa: E402
 from tests.support import fairseq_toys as toys  # noqa: E402
 from tests.support.compare import assert_close, assert_same_bits, copies  # noqa: E402
 from tests.support.problems import Problem, transformer  # noqa: E402
@@ -248,9 +249,9 @@ def test_float32_has_rows_that_are_probed_in_float64() -> None:
 @pytest.mark.parametrize("name", ["prediction", "translation"])
 def test_fairseq_checkpoints_in_float64_are_in_float64(name: str, tmp_path: Path) -> None:
     if name == "prediction":
-        data, flags = toys.write_prediction_data(tmp_path), toys.BERT
+        data, flags = fairseq_data.write_prediction_data(tmp_path), toys.BERT
     else:
-        data, flags = toys.write_translation_data(tmp_path), toys.TRANSLATION
+        data, flags = fairseq_data.write_translation_data(tmp_path), toys.TRANSLATION
     trainer = toys.make_trainer(data, *flags)
     trainer.consolidate_optimizer()
     trainer.save_checkpoint(str(data / "model.pt"), {"train_iterator": {"epoch": 1}})
@@ -345,7 +346,7 @@ def test_what_cannot_be_measured_is_said(
 
 
 def test_too_few_sentences_are_an_error(tmp_path: Path) -> None:
-    data = toys.write_prediction_data(tmp_path)
+    data = fairseq_data.write_prediction_data(tmp_path)
     trainer = toys.make_trainer(data, *toys.BERT)
     trainer.consolidate_optimizer()
     trainer.save_checkpoint(str(data / "model.pt"), {"train_iterator": {"epoch": 1}})

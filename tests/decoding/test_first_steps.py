@@ -22,7 +22,7 @@ from deltasam_fairseq.fairseq_plugin import register as plugin  # noqa: E402, F4
 from deltasam_fairseq.recipes.catalogue import RECIPES  # noqa: E402
 from deltasam_fairseq.recipes.command import generate_command, train_command  # noqa: E402
 from deltasam_fairseq.recipes.generation import DECODE_BOS  # noqa: E402
-from tests.support import fairseq_toys as toys  # noqa: E402
+from tests.support import fairseq_data  # noqa: E402
 
 pytestmark = pytest.mark.fairseq
 
@@ -65,7 +65,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    folder = toys.write_translation_data(tmp_path / "data", train=8, valid=4)
+    folder = fairseq_data.write_translation_data(tmp_path / "data", train=8, valid=4)
     prepare_bart(
         tmp_path / "bart",
         BartRequest(folder / "dict.src.txt", random="small"),

@@ -11,31 +11,33 @@ pytest.importorskip("fairseq")
 
 from fairseq import utils  # noqa: E402
 
-from tests.support import fairseq_toys as toys  # noqa: E402
+from tests.support import fairseq_data  # noqa: E402
 
 
 @pytest.fixture(scope="session")
 def translation(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return pairs of sentences whose targets are the reversed sources."""
-    return toys.write_translation_data(tmp_path_factory.mktemp("translation"))
+    return fairseq_data.write_translation_data(tmp_path_factory.mktemp("translation"))
 
 
 @pytest.fixture(scope="session")
 def prediction(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return sentences with one of two classes."""
-    return toys.write_prediction_data(tmp_path_factory.mktemp("prediction"))
+    return fairseq_data.write_prediction_data(tmp_path_factory.mktemp("prediction"))
 
 
 @pytest.fixture(scope="session")
 def regression(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return sentences with a number each."""
-    return toys.write_prediction_data(tmp_path_factory.mktemp("regression"), regression=True)
+    return fairseq_data.write_prediction_data(
+        tmp_path_factory.mktemp("regression"), regression=True
+    )
 
 
 @pytest.fixture(scope="session")
 def monolingual(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return sentences alone."""
-    return toys.write_monolingual_data(tmp_path_factory.mktemp("monolingual"))
+    return fairseq_data.write_monolingual_data(tmp_path_factory.mktemp("monolingual"))
 
 
 @pytest.fixture

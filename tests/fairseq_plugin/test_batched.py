@@ -30,6 +30,7 @@ from tests.fairseq_plugin.test_sentence_losses import (
     Problem,
     problem,
 )
+from tests.support import fairseq_data
 from tests.support import fairseq_toys as toys
 from tests.support.compare import assert_close, assert_same_bits
 
@@ -57,7 +58,7 @@ def precise(float64: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> torch.dtyp
 
 @pytest.fixture(scope="session")
 def aligned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return toys.write_translation_data(tmp_path_factory.mktemp("aligned"), aligned=True)
+    return fairseq_data.write_translation_data(tmp_path_factory.mktemp("aligned"), aligned=True)
 
 
 def prepared(found: Problem, dtype: torch.dtype, *, dropout: float = 0.0) -> Problem:

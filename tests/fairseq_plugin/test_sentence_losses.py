@@ -20,6 +20,7 @@ from deltasam_fairseq.fairseq_plugin.sentence_losses import (
     sentence_losses_for,
 )
 from deltasam_fairseq.registry import UnknownName
+from tests.support import fairseq_data
 from tests.support import fairseq_toys as toys
 
 TRANSLATION = ("--task", "translation", "--source-lang", "src", "--target-lang", "tgt", *toys.TINY)
@@ -80,7 +81,7 @@ def ranking_problem(data: Path) -> Problem:
 
 @pytest.fixture(scope="session")
 def aligned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return toys.write_translation_data(tmp_path_factory.mktemp("aligned"), aligned=True)
+    return fairseq_data.write_translation_data(tmp_path_factory.mktemp("aligned"), aligned=True)
 
 
 PROBLEMS: dict[str, tuple[str, Callable[[Path], Problem]]] = {

@@ -9,6 +9,7 @@ import torch
 from fairseq.tasks import TASK_REGISTRY, FairseqTask
 
 from deltasam_fairseq.fairseq_plugin.support import TASKS
+from tests.support import fairseq_data
 from tests.support import fairseq_toys as toys
 
 MULTILINGUAL = (
@@ -26,7 +27,7 @@ LEVENSHTEIN = (
 
 @pytest.fixture(scope="session")
 def two_directions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return toys.write_translation_data(tmp_path_factory.mktemp("directions"))
+    return fairseq_data.write_translation_data(tmp_path_factory.mktemp("directions"))
 
 
 @pytest.mark.parametrize("scope", ["update", "micro"])

@@ -1,4 +1,4 @@
-"""Tiny data sets, models and runs, through fairseq's own doors.
+"""Tiny models and runs, through fairseq's own doors.
 
 fairseq ships no test helpers with its wheel, so these are ours. Everything
 runs in this process; a trainer made here is the one ``fairseq-train`` makes.
@@ -10,7 +10,6 @@ import contextlib
 import io
 import json
 import logging
-import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,6 @@ import numpy as np
 import torch
 from fairseq import options, tasks, utils
 from fairseq.criterions import FairseqCriterion, register_criterion
-from fairseq.data import Dictionary, indexed_dataset
 from fairseq.dataclass import FairseqDataclass
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.logging import metrics
@@ -36,120 +34,6 @@ from deltasam_fairseq.fairseq_plugin import (
 if not hasattr(np, "compat"):
     # fairseq's language-model data sets use np.compat.long, which NumPy 2 dropped.
     np.compat = SimpleNamespace(long=int)  # type: ignore[attr-defined]
-
-WORDS = [f"w{i}" for i in range(20)]
-
-
-def write_translation_data(
-    folder: Path, *, train: int = 64, valid: int = 16, aligned: bool = False
-) -> Path:
-    """Write a binarized data set whose targets are the reversed sources.
-
-    Args:
-        folder: Where to.
-        train: Number of training pairs.
-        valid: Number of validation pairs.
-        aligned: Whether to write word alignments as well.
-
-    Returns:
-        The folder, ready for ``--task translation``.
-    """
-    draw = random.Random(0)
-    folder.mkdir(parents=True, exist_ok=True)
-    dictionary = Dictionary()
-    for word in WORDS:
-        dictionary.add_symbol(word, n=100)
-    for side in ("src", "tgt"):
-        dictionary.save(str(folder / f"dict.{side}.txt"))
-    for split, count in (("train", train), ("valid", valid)):
-        sources = [draw.choices(WORDS, k=draw.randint(2, 7)) for _ in range(count)]
-        lines = {"src": sources, "tgt": [s[::-1] for s in sources]}
-        for side, sentences in lines.items():
-            _write(folder / f"{split}.src-tgt.{side}", sentences, dictionary)
-        if aligned:
-            prefix = folder / f"{split}.src-tgt.align.src-tgt"
-            builder = _builder(prefix)
-            for s in sources:
-                pairs = [(i, len(s) - 1 - i) for i in range(len(s))]
-                builder.add_item(torch.IntTensor(pairs).flatten())
-            builder.finalize(f"{prefix}.idx")
-    return folder
-
-
-def write_prediction_data(folder: Path, *, train: int = 48, regression: bool = False) -> Path:
-    """Write a binarized data set for ``--task sentence_prediction``.
-
-    Args:
-        folder: Where to.
-        train: Number of training sentences.
-        regression: Whether targets are numbers rather than two classes.
-
-    Returns:
-        The folder.
-    """
-    draw = random.Random(1)
-    words = Dictionary()
-    for word in WORDS:
-        words.add_symbol(word, n=100)
-    words.add_symbol("<mask>")
-    for part in ("input0", "label"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
-    words.save(str(folder / "input0" / "dict.txt"))
-    labels = Dictionary()
-    for label in ("0", "1"):
-        labels.add_symbol(label, n=10)
-    labels.save(str(folder / "label" / "dict.txt"))
-    for split, count in (("train", train), ("valid", 16)):
-        sentences = [draw.choices(WORDS, k=draw.randint(2, 7)) for _ in range(count)]
-        _write(folder / "input0" / split, sentences, words)
-        firsts = [int(s[0][1:]) for s in sentences]
-        if regression:
-            text = "\n".join(str(first / len(WORDS)) for first in firsts)
-            (folder / "label" / f"{split}.label").write_text(text + "\n")
-        else:
-            _write(folder / "label" / split, [[str(int(f < 10))] for f in firsts], labels)
-    return folder
-
-
-def write_monolingual_data(folder: Path, *, train: int = 48) -> Path:
-    """Write a binarized data set for ``--task language_modeling`` or ``masked_lm``.
-
-    Args:
-        folder: Where to.
-        train: Number of training sentences.
-
-    Returns:
-        The folder.
-    """
-    draw = random.Random(2)
-    folder.mkdir(parents=True, exist_ok=True)
-    words = Dictionary()
-    for word in WORDS:
-        words.add_symbol(word, n=100)
-    words.save(str(folder / "dict.txt"))
-    for split, count in (("train", train), ("valid", 16)):
-        _write(
-            folder / split, [draw.choices(WORDS, k=draw.randint(2, 7)) for _ in range(count)], words
-        )
-    return folder
-
-
-def _builder(prefix: Path) -> Any:
-    return indexed_dataset.make_builder(
-        f"{prefix}.bin",
-        impl="mmap",
-        vocab_size=len(WORDS) + 10,
-    )
-
-
-def _write(prefix: Path, sentences: Sequence[Sequence[str]], dictionary: Dictionary) -> None:
-    builder = _builder(prefix)
-    for sentence in sentences:
-        builder.add_item(
-            dictionary.encode_line(" ".join(sentence), add_if_not_exist=False, append_eos=True)
-        )
-    builder.finalize(f"{prefix}.idx")
-
 
 TINY = (
     "--encoder-layers 2 --decoder-layers 2 --encoder-embed-dim 16 --decoder-embed-dim 16 "

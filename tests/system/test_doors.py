@@ -11,6 +11,7 @@ import torch
 
 pytest.importorskip("fairseq")
 
+from tests.support import fairseq_data  # noqa: E402
 from tests.support import fairseq_toys as toys  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,7 +41,7 @@ model:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return toys.write_translation_data(tmp_path_factory.mktemp("doors"))
+    return fairseq_data.write_translation_data(tmp_path_factory.mktemp("doors"))
 
 
 def python(*arguments: str, cwd: Path) -> str:

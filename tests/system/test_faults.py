@@ -21,6 +21,7 @@ from fairseq.criterions.label_smoothed_cross_entropy import (  # noqa: E402
 
 from deltasam_fairseq.fairseq_plugin import checkpoints, step_errors  # noqa: E402
 from deltasam_fairseq.fairseq_plugin.checkpoint_damage import damage  # noqa: E402
+from tests.support import fairseq_data  # noqa: E402
 from tests.support import fairseq_toys as toys  # noqa: E402
 from tests.support import fault_runs as runs  # noqa: E402
 from tests.system.test_resume import assert_same_run, checkpoint  # noqa: E402
@@ -43,7 +44,7 @@ SOON = 20.0
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # One epoch of 30 updates, 15 of two workers.
-    return toys.write_translation_data(tmp_path_factory.mktemp("faults"), train=240)
+    return fairseq_data.write_translation_data(tmp_path_factory.mktemp("faults"), train=240)
 
 
 def flags(data: Path, save: Path, *more: str) -> list[str]:
@@ -199,7 +200,7 @@ def test_a_nan_batch(
     freq: str,
 ) -> None:
     """A number to predict is no number, and fairseq's search for the module fails (RoBERTa)."""
-    data = toys.write_prediction_data(tmp_path / "data", regression=True)
+    data = fairseq_data.write_prediction_data(tmp_path / "data", regression=True)
     labels = data / "label" / "train.label"
     lines = labels.read_text().splitlines()
     labels.write_text("\n".join([*lines[:-1], "nan"]) + "\n")
@@ -243,7 +244,7 @@ def test_the_search_for_the_module_that_made_a_nan(
     save = tmp_path / "run"
     with pytest.raises(FloatingPointError, match="in update 5; the log says which module made it"):
         toys.train(
-            toys.write_monolingual_data(tmp_path / "data"),
+            fairseq_data.write_monolingual_data(tmp_path / "data"),
             *LANGUAGE_MODEL,
             *("--save-dir", str(save), "--save-interval-updates", "1", "--sam-method", "sam"),
             save=True,

@@ -13,6 +13,7 @@ import torch
 
 pytest.importorskip("fairseq")
 
+from tests.support import fairseq_data  # noqa: E402
 from tests.support import fairseq_toys as toys  # noqa: E402
 from tests.support.workers import free_port  # noqa: E402
 
@@ -46,7 +47,7 @@ def launch_line(name: str, data: Path, save: Path) -> str:
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("name", ["torchrun", "slurm"])
 def test_two_workers_train_together(tmp_path: Path, name: str) -> None:
-    data = toys.write_translation_data(tmp_path / "data")
+    data = fairseq_data.write_translation_data(tmp_path / "data")
     srun = tmp_path / "srun"
     srun.write_text(SRUN)
     srun.chmod(0o755)
@@ -71,7 +72,7 @@ def test_torchrun_that_fairseq_ignores_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = toys.make_trainer(
-        toys.write_translation_data(tmp_path), *toys.TRANSLATION, "--sam-method", "none"
+        fairseq_data.write_translation_data(tmp_path), *toys.TRANSLATION, "--sam-method", "none"
     )
     for name, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "RANK": "1"}.items():
         monkeypatch.setenv(name, value)

@@ -16,6 +16,7 @@ import torch
 
 pytest.importorskip("fairseq")
 
+from tests.support import fairseq_data  # noqa: E402
 from tests.support import fairseq_toys as toys  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,12 +24,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return toys.write_translation_data(tmp_path_factory.mktemp("resume"))
+    return fairseq_data.write_translation_data(tmp_path_factory.mktemp("resume"))
 
 
 @pytest.fixture(scope="module")
 def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return toys.write_prediction_data(tmp_path_factory.mktemp("classes"))
+    return fairseq_data.write_prediction_data(tmp_path_factory.mktemp("classes"))
 
 
 def flags_of(save: Path, *flags: str) -> list[str]:
@@ -91,7 +92,7 @@ def test_resuming_in_the_middle_of_an_epoch(data: Path, tmp_path: Path) -> None:
 def test_a_killed_run_goes_on_from_its_last_checkpoint(data: Path, tmp_path: Path) -> None:
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     # One long epoch, so that the kill falls between two of its checkpoints.
-    longer = toys.write_translation_data(tmp_path / "data", train=800)
+    longer = fairseq_data.write_translation_data(tmp_path / "data", train=800)
     run(longer, straight, "--max-epoch", "1")
     flags = ("--max-epoch", "1", "--save-interval-updates", "7", "--keep-interval-updates", "1")
     command = [
