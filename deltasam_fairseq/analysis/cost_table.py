@@ -96,11 +96,10 @@ def _is_timed(record: Mapping[str, Any]) -> bool:
 
 
 def _ratio(record: Mapping[str, Any], base: Mapping[str, Any]) -> float:
-    clock = "train"
-    if not record["hardware"].get("gpus"):
-        processor = "train_processor"
-        clock = processor if processor in record["seconds"].keys() & base["seconds"] else clock
-    one, other = (r["seconds"][clock] / r["updates"] for r in (record, base))
+    both = (record, base)
+    known = all("train_processor" in r["seconds"] for r in both)
+    clock = "train_processor" if known and not record["hardware"].get("gpus") else "train"
+    one, other = (r["seconds"][clock] / r["updates"] for r in both)
     return float(one / other)
 
 

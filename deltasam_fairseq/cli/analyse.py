@@ -22,6 +22,8 @@ import sys
 from pathlib import Path
 
 from deltasam_fairseq.analysis.curve import draw_curve
+from deltasam_fairseq.analysis.kept_record import read_record
+from deltasam_fairseq.analysis.probe_precision_table import tables_of
 from deltasam_fairseq.cli import analyse_quality, analyse_risk
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.recipes.run_folder import RunFolder
@@ -114,10 +116,6 @@ def _add_probe_precision(parser: argparse.ArgumentParser) -> None:
 
 
 def _probe_precision(args: argparse.Namespace) -> None:
-    # Only now: the other analyses need no torch.
-    from deltasam_fairseq.analysis.kept_record import read_record  # noqa: PLC0415
-    from deltasam_fairseq.analysis.probe_precision_table import tables_of  # noqa: PLC0415
-
     if args.show:
         print(tables_of([read_record(path, "probe-precision") for path in args.show]))
         return

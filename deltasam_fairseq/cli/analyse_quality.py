@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from deltasam_fairseq.analysis.kept_record import read_record
 from deltasam_fairseq.cli.options import whole_number
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.recipes.run_folder import RunFolder
@@ -99,9 +100,9 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         UserError: If there is no model, or more than one.
     """
-    # Only now: the other analyses need no torch.
-    from deltasam_fairseq.analysis.estimator_quality_record import tables_of  # noqa: PLC0415
-    from deltasam_fairseq.analysis.kept_record import read_record  # noqa: PLC0415
+    from deltasam_fairseq.analysis.estimator_quality_record import (  # noqa: PLC0415 - needs torch
+        tables_of,
+    )
 
     if args.show:
         print(tables_of([read_record(path, "estimator-quality") for path in args.show]))

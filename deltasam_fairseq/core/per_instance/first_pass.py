@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from torch.autograd.graph import get_gradient_edge
 from deltasam_fairseq.core.per_instance.errors import AmbiguousBatch, Unsupported
 from deltasam_fairseq.core.per_instance.factors import wide
 from deltasam_fairseq.core.per_instance.layout import Layout, Strided
-from deltasam_fairseq.core.per_instance.picks import Tables
+from deltasam_fairseq.core.per_instance.picks import Tables, picks_rows
 from deltasam_fairseq.core.per_instance.probe import COARSE, FINE, Probe, factors
 from deltasam_fairseq.core.per_instance.rules.base import Call
 from deltasam_fairseq.core.per_instance.sites import Recorded, Site, Sites
@@ -31,12 +31,23 @@ class Recording(Watch):
     Args:
         names: Names of the covered parameters by ``id``.
         tables: Constants of earlier batches that rows were looked up in.
+
+    Attributes:
+        picks: Whether rows were picked by what is in the batch, up to now.
     """
 
-    def __init__(self, names: Mapping[int, str], tables: Tables | None = None) -> None:
-        super().__init__(names, tables)
+    def __init__(self, names: Mapping[int, str], tables: Tables) -> None:
+        super().__init__(names)
+        self.tables = tables
+        self.picks = False
         self.records: list[Recorded] = []
         self._uses: Counter[Site] = Counter()
+
+    def pass_by(  # noqa: D102 - the base class says it
+        self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> None:
+        # Asked every time: behind a pick, too, tables become known.
+        self.picks |= picks_rows(func, args, kwargs, self.tables)
 
     def use(self, call: Call, *, spreads: int | None = None) -> tuple[Tensor, int]:  # noqa: D102
         params = {role: self.stand_in(param) for role, param in call.params.items()}

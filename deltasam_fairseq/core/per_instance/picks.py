@@ -8,7 +8,6 @@ such an operation is therefore asked for in every batch (``sites.py``).
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from types import EllipsisType
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 
 def _named(*names: str) -> set[Callable[..., Any]]:
@@ -44,7 +44,7 @@ class Tables:
     """
 
     def __init__(self) -> None:
-        self._seen: dict[int, weakref.ref[Tensor]] = {}
+        self._seen = WeakTensorKeyDictionary()
 
     def knows(self, table: Tensor) -> bool:
         """Tell whether rows were looked up in this very tensor before, and remember it.
@@ -55,12 +55,9 @@ class Tables:
         Returns:
             False the first time: the batch is asked then, as the first ones are anyway.
         """
-        key = id(table)
-        if key in self._seen:
-            return True
-        # The entry goes with the tensor, whose number may be another's afterwards.
-        self._seen[key] = weakref.ref(table, lambda _: self._seen.pop(key, None))
-        return False
+        known = table in self._seen
+        self._seen[table] = True
+        return known
 
 
 def picks_rows(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], tables: Tables) -> bool:

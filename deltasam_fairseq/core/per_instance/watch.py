@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from deltasam_fairseq.core.per_instance.errors import Unsupported
-from deltasam_fairseq.core.per_instance.picks import Tables, picks_rows
 from deltasam_fairseq.core.per_instance.rules.base import (
     DECOMPOSITIONS,
     LAYER_RULES,
@@ -52,19 +51,15 @@ class Watch(TorchFunctionMode):
 
     Args:
         names: Names of the covered parameters by ``id``.
-        tables: Constants of earlier batches that rows were looked up in.
 
     Attributes:
-        picks: Whether rows were picked by what is in the batch, up to now.
         multiplied: The matrix product that picked rows of a parameter went into,
             by the number of the call that picked them.
     """
 
-    def __init__(self, names: Mapping[int, str], tables: Tables | None = None) -> None:
+    def __init__(self, names: Mapping[int, str]) -> None:
         super().__init__()
         self.names = names
-        self.tables = Tables() if tables is None else tables
-        self.picks = False
         self.multiplied: dict[int, str] = {}
         self.stand_ins: dict[int, Tensor] = {}
         self._picked: dict[int, tuple[Tensor, int, Call, int]] = {}
@@ -80,6 +75,9 @@ class Watch(TorchFunctionMode):
         Returns:
             Its result and its number.
         """
+
+    def pass_by(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Look at an operation that no covered parameter takes part in."""
 
     def covered(self, value: Any) -> bool:
         """Tell whether a value is a covered parameter."""
@@ -111,8 +109,7 @@ class Watch(TorchFunctionMode):
                 args = self._spread(args)
             if self._picked and func in MATRIX_PRODUCTS:
                 self._note_product(func, args)
-            # Asked every time: behind a pick, too, tables become known.
-            self.picks |= picks_rows(func, args, kwargs, self.tables)
+            self.pass_by(func, args, kwargs)
             return func(*args, **kwargs)
         if func in METADATA:
             return func(*args, **kwargs)
