@@ -419,6 +419,7 @@ def test_no_batch_is_begun_that_would_not_end_in_time() -> None:
         ({"rho": (0.0,)}, "--rho"),
         ({"eta": float("nan")}, "--eta"),
         ({"minutes": -1.0}, "--minutes must be at least 0"),
+        ({"minutes": float("nan")}, "--minutes must be at least 0, got nan"),
     ],
 )
 def test_settings_outside_their_range_are_refused(changes: dict, message: str) -> None:

@@ -199,6 +199,20 @@ def test_a_broken_run_is_resumed(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) 
     assert resumed == [True]
 
 
+def test_training_is_given_the_lock_of_its_run(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[Path] = []
+
+    def train(request: Any, *, resume: bool, inherited: Any, say: Any) -> None:
+        held.extend(Path(f"/proc/self/fd/{descriptor}").resolve() for descriptor in inherited)
+        raise UserError("enough")
+
+    monkeypatch.setattr(module, "train", train)
+    run_sweep(sweep, plan(["none"], [1], {}), say=silent)
+    assert held == [(sweep.folder.path / "locks" / "none-seed1").resolve()]
+
+
 def test_a_run_that_somebody_works_on_is_left_alone(sweep: Sweep) -> None:
     cells = plan(["none", "sam"], [1], {})
     with sweep.folder.locked("none-seed1") as lock:
