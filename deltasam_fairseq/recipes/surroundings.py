@@ -80,13 +80,26 @@ def hardware() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """Name the processor, as well as the operating system knows it."""
+    """Name the processor, as well as the operating system knows it.
+
+    Returns:
+        The name, on Linux with family, model and stepping where it has them: virtual machines
+        give one name, such as AMD EPYC, to generations that differ in speed by several times.
+    """
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or "unknown"
+    # One block of lines per core, all alike: what comes first is kept.
+    facts: dict[str, str] = {}
+    for line in lines:
+        key, _, value = line.partition(":")
+        facts.setdefault(key.strip(), value.strip())
+    name = facts.get("model name") or platform.processor() or "unknown"
+    numbers = {"family": "cpu family", "model": "model", "stepping": "stepping"}
+    if any(key not in facts for key in numbers.values()):
+        return name
+    return f"{name} ({', '.join(f'{said} {facts[key]}' for said, key in numbers.items())})"
 
 
 def cores() -> int:

@@ -1,3 +1,4 @@
+import platform
 import re
 import subprocess
 from pathlib import Path
@@ -79,6 +80,28 @@ def test_hardware_without_the_files_of_linux(monkeypatch: pytest.MonkeyPatch) ->
     assert hardware()["cores"] >= 1
     monkeypatch.setattr(Path, "read_text", refuse)
     assert processor()
+
+
+NUMBERS = "cpu family\t: 23\nmodel\t\t: 1\nstepping\t: 2\n"
+NAME = "model name\t: AMD EPYC\n"
+
+
+@pytest.mark.parametrize(
+    ("core", "name"),
+    [
+        (NUMBERS + NAME, "AMD EPYC (family 23, model 1, stepping 2)"),
+        (NAME, "AMD EPYC"),
+        (NUMBERS, "abacus (family 23, model 1, stepping 2)"),
+        ("", "abacus"),
+        (NUMBERS + NAME + "\nmodel name: another", "AMD EPYC (family 23, model 1, stepping 2)"),
+    ],
+)
+def test_processors_of_one_name_are_told_apart(
+    core: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda *args, **kwargs: core)
+    monkeypatch.setattr(platform, "processor", lambda: "abacus")
+    assert processor() == name
 
 
 @pytest.mark.parametrize(("text", "threads"), [("3", 3), ("", None), ("4,2", None)])
