@@ -13,6 +13,7 @@ from deltasam_fairseq.analysis.paired_tests import compare_over_sentences, least
 from deltasam_fairseq.analysis.summed_metrics import SUMMED, Array, summed_score
 from deltasam_fairseq.analysis.sweep_cells import (
     ORDER,
+    OWN_FLAGS,
     Group,
     Key,
     Pair,
@@ -29,8 +30,6 @@ _HEADER = (
 )
 #: Predictions are kept with four decimals, so a metric made of them differs by no more.
 _ROUNDING = 0.01
-#: Flags that say what a run is, not how it was trained.
-_OWN = ("seed", "save-dir", "user-dir", "sam-method")
 #: Beside flags, what two runs that are compared should have alike.
 _FACTS = ("updates", "commit")
 
@@ -153,7 +152,8 @@ def _remarks(group: Group, against: Group, pair: Pair) -> Iterator[str]:
         for found in _differing(*pair_of)
     )
     if differing:
-        yield f"they differ in {', '.join(f'{name} ({how})' for name, how in differing.items())}"
+        said = (f"{name} ({how})" for name, how in sorted(differing.items()))
+        yield f"they differ in {', '.join(said)}"
 
 
 def _differing(record: Record, other: Record) -> Iterator[tuple[str, str]]:
@@ -162,7 +162,7 @@ def _differing(record: Record, other: Record) -> Iterator[tuple[str, str]]:
         {**one.get("flags", {}), **{name: str(one.get(name, NONE)) for name in _FACTS}}
         for one in (record, other)
     )
-    for name in sorted({*first, *second} - {*_OWN}):
+    for name in sorted({*first, *second} - {*OWN_FLAGS}):
         values = first.get(name, NONE), second.get(name, NONE)
         # A method has flags of its own; those that both have, rho above all, should agree.
         own = name.startswith("sam-") and NONE in values

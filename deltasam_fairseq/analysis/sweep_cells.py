@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
@@ -11,9 +11,15 @@ from typing import Any
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.recipes.base import CONTROLS, METHODS
 from deltasam_fairseq.recipes.sweep_folder import read_records
+from deltasam_fairseq.recipes.sweep_plan import flag_of
 
 #: Recipe, model and method.
 Key = tuple[str, str, str]
+#: Values of a grid, by name.
+Point = tuple[tuple[str, str], ...]
+#: Flags that say what a run is and where it lies, not how it was trained; the model's file is
+#: compared by its checksum.
+OWN_FLAGS = ("seed", "save-dir", "user-dir", "sam-method", "restore-file")
 #: Of methods in tables.
 ORDER = (*METHODS, *CONTROLS)
 
@@ -102,6 +108,39 @@ def _score(record: Mapping[str, Any]) -> float:
     return float(next(iter(record["metrics"].values())))
 
 
+def read_points(folders: Iterable[Path]) -> dict[Key, list[Group]]:
+    """Read records and sort them by what they differ in.
+
+    Args:
+        folders: With sweeps below them.
+
+    Returns:
+        By recipe, model and method: the points of the grid, in the order of their values. Records
+        that were scored on different data, or that differ in a flag which is no name of their
+        grid, are no points of one search and stop it.
+    """
+    found: dict[Key, dict[Point, list[dict[str, Any]]]] = {}
+    for folder in folders:
+        for record in read_records(folder):
+            key = (record["recipe"], record["model"], record["method"])
+            point = tuple(sorted(record["grid"].items()))
+            found.setdefault(key, {}).setdefault(point, []).append(record)
+    for key, points in found.items():
+        records = [record for records in points.values() for record in records]
+        _require_comparable(key, records)
+        for alike in points.values():
+            _require_equal_flags(key, alike)
+        searched = {flag_of(name) for point in points for name, _ in point}
+        _require_equal_flags(key, records, besides=searched)
+    return {
+        key: [
+            Group(points[point][0]["grid"], _one_per_seed(key, points[point]), len(points))
+            for point in sorted(points, key=_by_value)
+        ]
+        for key, points in found.items()
+    }
+
+
 def collect(folders: Iterable[Path]) -> dict[Key, Group]:
     """Read records and choose a point of the grid for each cell.
 
@@ -112,25 +151,23 @@ def collect(folders: Iterable[Path]) -> dict[Key, Group]:
         By recipe, model and method: of the points with the most seeds the one with the
         highest median, as the paper chooses: on the validation set that it reports.
     """
-    points: dict[Key, dict[str, list[dict[str, Any]]]] = {}
-    for folder in folders:
-        for record in read_records(folder):
-            key = (record["recipe"], record["model"], record["method"])
-            point = str(sorted(record["grid"].items()))
-            points.setdefault(key, {}).setdefault(point, []).append(record)
-    for key, found in points.items():
-        _require_comparable(key, [record for records in found.values() for record in records])
-    groups = {
-        key: [
-            Group(records[0]["grid"], _one_per_seed(key, records), len(found))
-            for records in found.values()
-        ]
-        for key, found in points.items()
-    }
     return {
-        key: max(found, key=lambda group: (len(group.records), median(group.scores)))
-        for key, found in groups.items()
+        key: max(groups, key=lambda group: (len(group.records), median(group.scores)))
+        for key, groups in read_points(folders).items()
     }
+
+
+def _by_value(point: Point) -> list[tuple[str, bool, float | str]]:
+    values = [(name, _value(text)) for name, text in point]
+    return [(name, isinstance(value, str), value) for name, value in values]
+
+
+def _value(text: str) -> float | str:
+    """Read what may be a number: 1e-5 and 1e-05 are one value."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _require_comparable(key: Key, records: Sequence[Mapping[str, Any]]) -> None:
@@ -140,6 +177,21 @@ def _require_comparable(key: Key, records: Sequence[Mapping[str, Any]]) -> None:
             raise UserError(
                 f"{' '.join(key)}: the records differ in {what}, so they cannot share a cell; "
                 "name one of the sweeps with --sweeps"
+            )
+
+
+def _require_equal_flags(
+    key: Key, records: Sequence[Mapping[str, Any]], besides: Collection[str] = ()
+) -> None:
+    settings = [record["flags"] for record in records]
+    names = {name for flags in settings for name in flags}
+    for name in sorted(names - {*OWN_FLAGS, *besides}):
+        values = {flags.get(name, "not given") for flags in settings}
+        if len({_value(text) for text in values}) > 1:
+            raise UserError(
+                f"{' '.join(key)}: the records differ in --{name} "
+                f"({', '.join(sorted(values))}) and not by "
+                "a grid, so they cannot share a cell; name one of the sweeps with --sweeps"
             )
 
 
@@ -161,6 +213,5 @@ def describe_grid(group: Group) -> str:
     Returns:
         For a note below a table.
     """
-    values = ", ".join(f"{name} {value}" for name, value in group.grid.items())
-    seeds = ",".join(str(record["seed"]) for record in group.records)
-    return f"{values + ', ' if values else ''}seeds {seeds}"
+    values = [f"{name} {value}" for name, value in group.grid.items()]
+    return ", ".join([*values, f"seeds {','.join(map(str, group.seeds))}"])

@@ -10,6 +10,8 @@ deltasam table 4
     adversarial risk and accuracy: Table 4 beside them
 deltasam table 6
     minutes of training: Table 6 beside them, and times over those without perturbation
+deltasam table grid
+    every point of every search, of which tables 1 and 4 show the best alone
 deltasam table significance
     each method against none, delta_sam against random as well: paired tests over the same
     seeds, and over sentences
@@ -24,6 +26,7 @@ from pathlib import Path
 
 from deltasam_fairseq.analysis.cost_plot import draw_costs
 from deltasam_fairseq.analysis.cost_table import table_6
+from deltasam_fairseq.analysis.grid_table import grid_table
 from deltasam_fairseq.analysis.paper_tables import table_1, table_4
 from deltasam_fairseq.analysis.published import PUBLISHED, build_published
 from deltasam_fairseq.analysis.table import FORMATS, Table, build_table
@@ -32,6 +35,7 @@ from deltasam_fairseq.recipes.base import CONTROLS, METHODS
 
 HELP = "compare runs in a table"
 
+GRID = "grid"
 SIGNIFICANCE = "significance"
 
 
@@ -46,14 +50,15 @@ SWEEP_TABLES: dict[str, Callable[[argparse.Namespace], Table]] = {
     "1": lambda args: table_1(args.sweeps, statistics=args.statistics),
     "4": lambda args: table_4(args.sweeps, statistics=args.statistics),
     "6": lambda args: table_6(args.sweeps),
+    GRID: lambda args: grid_table(args.sweeps, recipe=args.recipe, model=args.model),
     SIGNIFICANCE: _significance,
 }
 #: Options, and the tables that they belong to.
 _ONLY = {
     "plot": ("1", "4", "6"),
     "statistics": ("1", "4"),
-    "recipe": (SIGNIFICANCE,),
-    "model": (SIGNIFICANCE,),
+    "recipe": (GRID, SIGNIFICANCE),
+    "model": (GRID, SIGNIFICANCE),
     "base": (SIGNIFICANCE,),
 }
 
@@ -86,8 +91,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="for 1 and 4: mean and standard deviation over seeds as well",
     )
-    parser.add_argument("--recipe", help=f"for {SIGNIFICANCE}: this one alone")
-    parser.add_argument("--model", help=f"for {SIGNIFICANCE}: this one alone")
+    for option in ("--recipe", "--model"):
+        parser.add_argument(option, help=f"for {GRID} and {SIGNIFICANCE}: this one alone")
     parser.add_argument(
         "--base",
         choices=(*METHODS, *CONTROLS),

@@ -19,6 +19,16 @@ SHORT = {
 Grid = Mapping[str, Sequence[str]]
 
 
+def flag_of(name: str) -> str:
+    """Return the flag, without dashes, that a name of a grid stands for.
+
+    Example:
+        >>> flag_of("rho"), flag_of("lr")
+        ('sam-rho', 'lr')
+    """
+    return SHORT[name][0] if name in SHORT else name
+
+
 @dataclass(frozen=True)
 class Cell:
     """One run of a sweep.
@@ -46,8 +56,7 @@ class Cell:
 
     def overrides(self) -> list[str]:
         """Return the flags of fairseq that the grid's values stand for."""
-        flags = ((SHORT[name][0] if name in SHORT else name, value) for name, value in self.grid)
-        return [part for name, value in flags for part in (f"--{name}", value)]
+        return [part for name, value in self.grid for part in (f"--{flag_of(name)}", value)]
 
 
 def plan(methods: Sequence[str], seeds: Sequence[int], grid: Grid) -> list[Cell]:

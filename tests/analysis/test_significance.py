@@ -108,11 +108,12 @@ def test_what_differs_beside_the_method_is_named(tmp_path: Path) -> None:
     for seed in (1, 2):
         write_record(tmp_path, "none", seed, 60, flags=flags, commit="abc")
     other = {**flags, "sam-method": "per_instance", "save-dir": "b"}
-    write_record(tmp_path, "per_instance", 1, 60, flags=other, commit="abc")
+    for seed in (1, 2):
+        write_record(tmp_path, "per_instance", seed, 60, flags=other, commit="abc")
     assert "they differ in" not in significance([tmp_path]).note
-    write_record(
-        tmp_path, "per_instance", 2, 60, flags={**other, "max-epoch": "6"}, updates=200, commit="d"
-    )
+    other["max-epoch"] = "6"
+    write_record(tmp_path, "per_instance", 1, 60, flags=other, commit="abc", updates=200)
+    write_record(tmp_path, "per_instance", 2, 60, flags=other, commit="d", updates=200)
     note = significance([tmp_path]).note
     assert "they differ in commit (d and abc), max-epoch (6 and 3), updates (200 and 100)." in note
 
@@ -150,11 +151,11 @@ def test_the_command(tmp_path: Path, style: str, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["1", "--model", "x"], "--model goes with significance"),
+        (["1", "--model", "x"], "--model goes with grid or significance"),
         (["4", "--base", "none"], "--base goes with significance"),
         (["significance", "--statistics"], "--statistics goes with 1 or 4"),
         (["significance", "--plot", "x"], "--plot goes with 1 or 4 or 6"),
-        (["run", "other", "--recipe", "x"], "--recipe goes with significance"),
+        (["run", "other", "--recipe", "x"], "--recipe goes with grid or significance"),
         (["significance", "--sweeps", "nowhere"], "--sweeps nowhere: no such folder"),
     ],
 )

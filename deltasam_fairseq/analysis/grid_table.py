@@ -1,0 +1,82 @@
+"""Every point of the searches, of which the paper's tables show one per cell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+from deltasam_fairseq.analysis.paper_tables import spread
+from deltasam_fairseq.analysis.sweep_cells import ORDER, Group, Key, read_points
+from deltasam_fairseq.analysis.table import NONE, Table
+from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.recipes.sweep_plan import SHORT
+
+_HEADER = (
+    *("recipe", "model", "method", "point", "seeds"),
+    *("metric", "median", "best", "mean ± std", "adversarial risk"),
+)
+_NOTE = (
+    "Metric on the validation set, in percent; risk of Eq. 2, mean ± std. Tables 1 and 4 show, of "
+    "the points with most seeds, the one with the highest median. Points with different seeds "
+    "cannot be compared with each other."
+)
+
+
+def grid_table(
+    folders: Sequence[Path], *, recipe: str | None = None, model: str | None = None
+) -> Table:
+    """List every point of every search.
+
+    Args:
+        folders: With sweeps below them.
+        recipe: The only one to show; none shows all.
+        model: The only one to show; none shows all.
+
+    Returns:
+        One row per method and point, with the metric over its seeds and the adversarial risk.
+
+    Raises:
+        UserError: If there is no such record.
+    """
+
+    def order(key: Key) -> tuple[str, str, int]:
+        return (key[0], key[1], ORDER.index(key[2]))
+
+    found = {
+        key: groups
+        for key, groups in read_points(folders).items()
+        if key[0] == (recipe or key[0]) and key[1] == (model or key[1])
+    }
+    if not found:
+        wanted = " ".join(part for part in (recipe, model) if part)
+        raise UserError(
+            f"no finished run{f' of {wanted}' if wanted else ''} below "
+            f"{', '.join(map(str, folders))}; deltasam sweep makes them"
+        )
+    rows = [
+        (
+            *(*key, _point(group)),
+            ",".join(map(str, group.seeds)),
+            next(iter(group.records[0]["metrics"])),
+            f"{median(group.scores):.2f}",
+            f"{max(group.scores):.2f}",
+            spread(group.scores),
+            spread(group.risks, 3),
+        )
+        for key in sorted(found, key=order)
+        for group in found[key]
+    ]
+    return Table(_HEADER, rows, _NOTE)
+
+
+def _point(group: Group) -> str:
+    """Write what was searched, and rho and eta wherever the method has a use for them."""
+    method, flags = group.records[0]["method"], group.records[0]["flags"]
+    usual = {
+        name: flags[flag]
+        for name, (flag, methods) in SHORT.items()
+        if method in methods and flag in flags
+    }
+    values = {**usual, **group.grid}
+    return ", ".join(f"{name} {value}" for name, value in values.items()) or NONE
