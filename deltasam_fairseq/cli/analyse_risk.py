@@ -10,9 +10,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from deltasam_fairseq.cli.options import whole_number
+from deltasam_fairseq.cli.options import positive_number, whole_number
 from deltasam_fairseq.data.prepared_sentences import PreparedSentences
-from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.recipes.adversarial_risk import measure_risk
 from deltasam_fairseq.recipes.run_folder import RunFolder
 
@@ -23,7 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add run, radius and split."""
     parser.add_argument("run_dir", type=Path, metavar="RUN", help="folder of deltasam train")
     parser.add_argument(
-        "--rho", type=float, default=0.05, help="radius; the paper's, for every method, is 0.05"
+        "--rho",
+        type=positive_number,
+        default=0.05,
+        help="radius; the paper's, for every method, is 0.05",
     )
     parser.add_argument("--split", default="valid", help="(%(default)s)")
     parser.add_argument(
@@ -51,12 +53,7 @@ def run(args: argparse.Namespace) -> None:
 
     Args:
         args: Of :func:`add_arguments`.
-
-    Raises:
-        UserError: If the radius is not greater than zero.
     """
-    if args.rho <= 0:
-        raise UserError(f"--rho {args.rho:g}: a radius is greater than zero")
     folder = RunFolder(args.run_dir)
     data = PreparedSentences.load(args.data or Path(folder.record()["data"]))
     data.require_split(args.split)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from math import inf, nan
 from pathlib import Path
 
 from deltasam_fairseq.errors import UserError
@@ -23,6 +24,27 @@ def whole_number(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number greater than zero")
     return int(text)
+
+
+def positive_number(text: str) -> float:
+    """Read a number greater than zero; the type of an argparse option.
+
+    Args:
+        text: As typed.
+
+    Returns:
+        The number.
+
+    Raises:
+        argparse.ArgumentTypeError: If it is something else.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = nan
+    if not 0 < number < inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number greater than zero")
+    return number
 
 
 def add_number(parser: argparse.ArgumentParser, flag: str, default: int, text: str) -> None:

@@ -16,12 +16,13 @@ import shlex
 import sys
 from pathlib import Path
 
-from deltasam_fairseq.cli.options import whole_number
+from deltasam_fairseq.cli.options import positive_number, whole_number
 from deltasam_fairseq.data.encoder import PreparedEncoder
 from deltasam_fairseq.data.prepared_sentences import PreparedSentences
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.recipes.base import CONTROLS, METHODS, PRECISIONS
 from deltasam_fairseq.recipes.catalogue import find_recipe
+from deltasam_fairseq.recipes.command import flag_values
 from deltasam_fairseq.recipes.places import data_folder, encoder_folder, sweep_folder
 from deltasam_fairseq.recipes.slurm_array import array_script, submit
 from deltasam_fairseq.recipes.sweep import Sweep, run_sweep
@@ -47,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--grid",
         nargs="+",
+        action="extend",
         default=[],
         metavar="NAME=VALUES",
         help="rho=…, eta=… or a flag of fairseq; default: the recipe's values alone",
@@ -58,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpus", type=whole_number, metavar="N", help="GPUs of one run")
     parser.add_argument(
         "--adversarial-risk",
-        type=float,
+        type=positive_number,
         metavar="RHO",
         help="measure Eq. 2 at this radius as well; the paper's is 0.05",
     )
@@ -103,10 +105,8 @@ def run(args: argparse.Namespace) -> int:
         count = export_records(recipe.sentences, folder, out, data=args.data)
         print(f"{out.path}: {count} records")
         return 0
-    if args.slurm and not args.dry_run:
-        script = array_script(_own_call(args.typed), len(cells), folder.path, gpus=args.gpus or 1)
-        print(submit(script, folder.path))
-        return 0
+    if args.cell is not None and args.slurm:
+        raise UserError("--slurm makes one job of an array of each run; leave --cell out")
     if args.cell is not None:
         if args.cell > len(cells):
             raise UserError(f"--cell {args.cell}: there are {len(cells)} runs")
@@ -131,6 +131,11 @@ def run(args: argparse.Namespace) -> int:
         for cell in cells:
             print(f"# {cell.name}\n{shlex.join(sweep.request(cell).command(check=False))}")
         return 0
+    if args.slurm:
+        own_call = [sys.executable, "-m", "deltasam_fairseq.cli", *_without_slurm(args.typed)]
+        gpus = 0 if _on_cpu(sweep, cells) else args.gpus or 1
+        print(submit(array_script(own_call, len(cells), folder.path, gpus=gpus), folder.path))
+        return 0
     outcome = run_sweep(sweep, cells)
     print(f"{folder.path}: {len(cells)} runs: {outcome.summary()}")
     return 1 if outcome.failed else 0
@@ -144,6 +149,9 @@ def _list(folder: SweepFolder, cells: list[Cell]) -> None:
         print(f"{cell.name:{width}}  {state}")
 
 
-def _own_call(typed: list[str]) -> list[str]:
-    arguments = [argument for argument in typed if argument != "--slurm"]
-    return [sys.executable, "-m", "deltasam_fairseq.cli", *arguments]
+def _without_slurm(typed: list[str]) -> list[str]:
+    return [argument for argument in typed if argument != "--slurm"]
+
+
+def _on_cpu(sweep: Sweep, cells: list[Cell]) -> bool:
+    return "cpu" in flag_values(sweep.request(cells[0]).command(check=False))

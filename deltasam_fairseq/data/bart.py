@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deltasam_fairseq.data.json_file import read_json
 from deltasam_fairseq.errors import UserError
 
 BART_MARKER = "bart.json"
@@ -77,7 +77,7 @@ class PreparedBart:
         if not path.exists():
             raise UserError(f"{path}: no such file; make a checkpoint with: {_COMMAND}")
         try:
-            facts = json.loads((path / BART_MARKER).read_text(encoding="utf-8"))
+            facts = read_json(path / BART_MARKER)
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(
                 f"{path} was not made by deltasam prepare bart (it has no {BART_MARKER}). Check "

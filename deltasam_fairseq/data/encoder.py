@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deltasam_fairseq.data.json_file import read_json
 from deltasam_fairseq.errors import UserError
 
 ENCODER_MARKER = "model.json"
@@ -65,7 +65,7 @@ class PreparedEncoder:
             UserError: If it is unfinished, or its checkpoint is not the one that was written.
         """
         try:
-            facts = json.loads((path / ENCODER_MARKER).read_text(encoding="utf-8"))
+            facts = read_json(path / ENCODER_MARKER)
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(
                 f"{path} is no encoder made by deltasam (it has no {ENCODER_MARKER}); make one "

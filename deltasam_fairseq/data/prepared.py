@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from deltasam_fairseq.data.aligned import read_lines
+from deltasam_fairseq.data.json_file import read_json
 from deltasam_fairseq.errors import UserError
 
 MARKER = "prepared.json"
@@ -50,7 +50,7 @@ class PreparedData:
             UserError: If ``deltasam prepare`` did not finish it.
         """
         try:
-            facts = json.loads((path / MARKER).read_text(encoding="utf-8"))
+            facts = read_json(path / MARKER)
         except FileNotFoundError:
             raise UserError(
                 f"{path} is not a finished data folder (it has no {MARKER}); make one with: "

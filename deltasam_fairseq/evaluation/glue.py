@@ -84,15 +84,21 @@ class GlueReport:
 
 
 def glue_scores(
-    task: str | GlueTask, predictions: Sequence[str], labels: Sequence[str]
+    task: str | GlueTask,
+    predictions: Sequence[str],
+    labels: Sequence[str],
+    *,
+    constant: float | None = None,
 ) -> GlueReport:
     """Score predictions for a GLUE task, or for one that is described like them.
 
     Args:
         task: Name of a GLUE task, in any case, or another task.
         predictions: One line each: a class, by name or number, or a score for STS-B. If all
-            are of one class, the metrics are defined; if all scores are equal, it is an error.
+            are of one class, the metrics are defined.
         labels: The true ones, in the same order and the same way.
+        constant: Correlation, from -1 to 1, to give to predictions that are all the same score,
+            for which it is not defined; none makes them an error.
 
     Returns:
         All metrics of the task.
@@ -111,6 +117,8 @@ def glue_scores(
     check_lengths(predictions, labels, "predictions", "labels")
     if not found.classes:
         numbers = read_numbers(predictions, "prediction"), read_numbers(labels, "label")
+        if constant is not None and len(set(numbers[0])) == 1 < len(set(numbers[1])):
+            return GlueReport(found, dict.fromkeys(found.metrics, 100 * constant), len(labels))
         scores = {name: 100 * NUMBER_METRICS[name](*numbers) for name in found.metrics}
         return GlueReport(found, scores, len(labels))
     _check_classes(predictions, labels, found)

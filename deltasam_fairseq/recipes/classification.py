@@ -97,7 +97,8 @@ def classify(
             folder, predictions, None, write_submission(folder, task, split, predictions)
         )
     scored = GlueTask(task.name, task.metrics, task.classes)
-    report = glue_scores(scored, predictions, data.labels(split))
+    # A model that collapsed has learned nothing: 0, as in training and as CoLA's Matthews has it.
+    report = glue_scores(scored, predictions, data.labels(split), constant=0.0)
     scores = {
         **report.as_json(),
         "split": split,

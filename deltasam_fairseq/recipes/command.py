@@ -20,6 +20,14 @@ from deltasam_fairseq.recipes.base import (
 )
 from deltasam_fairseq.recipes.launch import Launch, update_freq
 
+#: Flags that say what a run is, and what deltasam calls them.
+_OWN = {
+    "sam-method": "--method of deltasam train, --methods of deltasam sweep",
+    "method": "--methods of deltasam sweep",
+    "seed": "--seed of deltasam train, --seeds of deltasam sweep",
+    "save-dir": "--save-dir of deltasam train, --out of deltasam sweep",
+    "user-dir": "always the plugin's own",
+}
 #: Flags that training and decoding must agree on: what the model sees follows from them.
 _TASK = (
     "task",
@@ -60,7 +68,8 @@ def train_command(
         Program and arguments, each flag once.
 
     Raises:
-        UserError: If the method or the precision is unknown.
+        UserError: If the method or the precision is unknown, or if an override would make the
+            run another one than it is called.
 
     Example:
         >>> recipe = Recipe("r", 1, "", "", {"lr": 0.1, "fp16": True})
@@ -75,6 +84,7 @@ def train_command(
         >>> command[3], command[6:]
         ('d', ['--lr', '0.2', '--fp16', '--sam-method', 'sam', '--seed', '1', '--save-dir', 's'])
     """
+    _require_no_own(overrides)
     if method not in (*METHODS, *CONTROLS):
         raise UserError(f"unknown method {method!r}; known: {', '.join((*METHODS, *CONTROLS))}")
     control = CONTROLS.get(method, Control(method, {}))
@@ -86,6 +96,15 @@ def train_command(
     arguments = merge_flags(flags, overrides)
     program = [*launch.prefix(), *fairseq_program("train")]
     return [*program, str(data), "--user-dir", str(plugin_dir()), *arguments]
+
+
+def _require_no_own(overrides: Sequence[str]) -> None:
+    for name in _group(overrides):
+        if name in _OWN:
+            raise UserError(
+                f"--{name} cannot be given as a flag of fairseq, since records and folders go by "
+                f"it; it is {_OWN[name]}"
+            )
 
 
 def generate_command(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deltasam_fairseq.data.json_file import read_json
 from deltasam_fairseq.errors import UserError
 
 RECORD = "run.json"
@@ -57,6 +58,15 @@ class RunFolder:
         """Tell whether there is anything that a new run would lose."""
         return any(self.checkpoints.glob("*.pt"))
 
+    def can_go_on(self) -> bool:
+        """Tell whether there is a last checkpoint, from which fairseq goes on.
+
+        Returns:
+            False as well if there is a best one alone: fairseq writes it first, and with
+            ``--no-last-checkpoints`` no other.
+        """
+        return any(self.checkpoints.glob("checkpoint_last*.pt"))  # a suffix for each shard
+
     def record(self) -> dict[str, Any]:
         """Read ``run.json``.
 
@@ -64,11 +74,11 @@ class RunFolder:
             Its content.
 
         Raises:
-            UserError: If it is missing.
+            UserError: If it is missing or damaged.
         """
         try:
-            found: dict[str, Any] = json.loads((self.path / RECORD).read_text(encoding="utf-8"))
-        except FileNotFoundError:
+            found = read_json(self.path / RECORD)
+        except (FileNotFoundError, NotADirectoryError):
             raise UserError(
                 f"{self.path} is not a run (it has no {RECORD}); make one with: "
                 f"deltasam train RECIPE --data DIR --save-dir {self.path}"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from deltasam_fairseq.data.json_file import read_json
 from deltasam_fairseq.data.prepared import SOURCE, TARGET, PreparedData
 from deltasam_fairseq.evaluation.baselines import lead, median_words, most_frequent
 from deltasam_fairseq.evaluation.rouge import rouge_scores
@@ -85,5 +86,4 @@ def read_scores(run: Path, split: str) -> dict[str, Any] | None:
     path = RunFolder(run).results(split) / SCORES
     if not path.is_file():
         return None
-    scores: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return scores
+    return read_json(path)

@@ -50,6 +50,25 @@ def start_flags(recipe: Recipe, source: PreparedBart | PreparedEncoder | None) -
     return {} if source is None else {"restore-file": str(source.checkpoint), **recipe.start}
 
 
+def check_data(recipe: Recipe, data: PreparedData | PreparedSentences) -> None:
+    """Check that data were prepared for the task of a recipe.
+
+    Args:
+        recipe: What to train.
+        data: What it trains on.
+
+    Raises:
+        UserError: If they are of another kind or another task.
+    """
+    wanted = recipe.sentences.name if recipe.sentences else None
+    found = data.facts["task"] if isinstance(data, PreparedSentences) else None
+    if wanted != found:
+        raise UserError(
+            f"{data.path} holds {found or 'texts to generate'}, the recipe {recipe.name} is for "
+            f"{wanted or 'texts to generate'}; give its own data with --data"
+        )
+
+
 def check_start(
     command: Sequence[str],
     source: PreparedBart | PreparedEncoder | None,

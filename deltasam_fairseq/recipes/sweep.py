@@ -16,6 +16,7 @@ from deltasam_fairseq.recipes.base import Recipe
 from deltasam_fairseq.recipes.classification import classify
 from deltasam_fairseq.recipes.command import flag_values
 from deltasam_fairseq.recipes.run_folder import RunFolder
+from deltasam_fairseq.recipes.start import check_data
 from deltasam_fairseq.recipes.sweep_folder import SweepFolder
 from deltasam_fairseq.recipes.sweep_plan import Cell
 from deltasam_fairseq.recipes.sweep_record import examples, neutral
@@ -68,6 +69,7 @@ class Sweep:
             "encoder_sha256": self.encoder.facts["sha256"],
             "overrides": list(self.overrides),
             "precision": self.precision,
+            "gpus": self.gpus,
         }
 
     def request(self, cell: Cell) -> TrainRequest:
@@ -119,8 +121,8 @@ def run_sweep(
 ) -> Outcome:
     """Run the cells that are not finished.
 
-    A run that was broken off goes on from its last checkpoint. One that fails does not
-    keep the others from running.
+    A run that was broken off goes on from its last checkpoint, or is begun again if it has
+    none. One that fails does not keep the others from running.
 
     Args:
         sweep: What they have in common.
@@ -128,8 +130,10 @@ def run_sweep(
         say: Told what happens, line by line.
 
     Returns:
-        What became of them.
+        What became of them. Data of another task, flags that no run can have and a second
+        radius of the adversarial risk stop all before the first.
     """
+    _check(sweep, cells)
     sweep.folder.claim(sweep.common())
     outcome = Outcome()
     for number, cell in enumerate(cells, start=1):
@@ -147,10 +151,12 @@ def run_sweep(
             try:
                 if record is None:
                     record = _run_cell(sweep, cell, lock, say)
-                else:
+                    sweep.folder.write_record(cell.name, record)
+                if _lacks_risk(sweep, record):
                     record = _with_risk(sweep, cell, record, say)
                     sweep.folder.write_record(cell.name, record)
-            except UserError as error:
+                _tidy(sweep, cell)
+            except (UserError, OSError) as error:
                 say(f"{where}: failed: {error}")
                 outcome.failed[cell.name] = str(error)
                 continue
@@ -160,10 +166,23 @@ def run_sweep(
     return outcome
 
 
+def _check(sweep: Sweep, cells: Sequence[Cell]) -> None:
+    check_data(sweep.recipe, sweep.data)
+    for cell in cells:
+        sweep.request(cell).command(check=False)
+        found = (sweep.folder.record(cell.name) or {}).get("adversarial_risk")
+        if found and sweep.risk not in (None, found["rho"]):
+            raise UserError(
+                f"{cell.name} has its adversarial risk at {found['rho']} in its record, and tables "
+                f"compare one radius, so it cannot have one at {sweep.risk}; deltasam analyse "
+                f"adversarial-risk {sweep.folder.cell(cell.name)} --rho {sweep.risk} measures it "
+                "beside the record"
+            )
+
+
 def _lacks_risk(sweep: Sweep, record: dict[str, Any]) -> bool:
     """Tell whether a risk is asked for that a record does not have."""
-    found = record.get("adversarial_risk") or {}
-    return sweep.risk is not None and found.get("rho") != sweep.risk
+    return sweep.risk is not None and "adversarial_risk" not in record
 
 
 def _with_risk(
@@ -174,6 +193,11 @@ def _with_risk(
         return record
     began = time.monotonic()
     run = sweep.request(cell).run
+    if not run.best_checkpoint.is_file():
+        raise UserError(
+            f"its adversarial risk cannot be measured any more, {run.best_checkpoint} was "
+            "discarded; without --adversarial-risk its record stays as it is"
+        )
     found = measure_risk(sweep.data, run, "valid", sweep.risk, say=lambda line: say(f"  {line}"))
     seconds = {**record["seconds"], "adversarial_risk": round(time.monotonic() - began, 2)}
     return {**record, "adversarial_risk": found, "seconds": seconds}
@@ -187,7 +211,14 @@ def _run_cell(sweep: Sweep, cell: Cell, lock: int, say: Callable[[str], None]) -
     run = request.run
     began = run.has_checkpoints()
     if not (began and run.record()["finished"]):
-        train(request, resume=began, inherited=[lock], say=lambda line: say(f"  {line.strip()}"))
+        resume = run.can_go_on()
+        train(
+            request,
+            resume=resume,
+            restart=began and not resume,
+            inherited=[lock],
+            say=lambda line: say(f"  {line.strip()}"),
+        )
     began_evaluation = time.monotonic()
     classified = {
         split: classify(task, sweep.data, run, split, cpu=on_cpu(run), say=say)
@@ -225,9 +256,13 @@ def _run_cell(sweep: Sweep, cell: Cell, lock: int, say: Callable[[str], None]) -
     result["interruptions"] = len(record["starts"]) - 1
     epochs = read_curve(run.log, "train")  # the other lines leave the last few updates out
     result["updates"] = (epochs or read_curve(run.log))[-1]["num_updates"]
-    result = neutral(_with_risk(sweep, cell, result, say))
-    sweep.folder.write_record(cell.name, result)
+    neutral_result: dict[str, Any] = neutral(result)
+    return neutral_result
+
+
+def _tidy(sweep: Sweep, cell: Cell) -> None:
+    """Remove the checkpoints that a recorded run has no more use for."""
+    run = sweep.request(cell).run
     for path in run.checkpoints.glob("*.pt"):
         if path != run.best_checkpoint or not sweep.keep:
             path.unlink()
-    return result

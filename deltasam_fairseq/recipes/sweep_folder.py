@@ -5,16 +5,23 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deltasam_fairseq.data.json_file import read_json
 from deltasam_fairseq.errors import UserError
 
 PLAN = "sweep.json"
 RECORDS = "records"
+#: What tables take from a record.
+_NEEDED = (
+    *("recipe", "model", "method", "seed", "grid", "flags", "metrics"),
+    *("n", "signature", "data_sha256", "encoder_sha256"),
+    *("seconds", "updates", "interruptions", "hardware"),
+)
 
 
 @dataclass(frozen=True)
@@ -50,12 +57,11 @@ class SweepFolder:
         path = self.path / RECORDS / f"{name}.json"
         if not path.is_file():
             return None
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found
+        return read_json(path)
 
     def recorded(self) -> list[str]:
         """Return the names of the finished runs."""
-        return sorted(path.stem for path in (self.path / RECORDS).glob("*.json"))
+        return sorted(path.stem for path in _visible((self.path / RECORDS).glob("*.json")))
 
     def write_record(self, name: str, record: dict[str, Any]) -> Path:
         """Write the record of a run, all or nothing.
@@ -90,7 +96,7 @@ class SweepFolder:
         try:
             os.link(new, path)  # unlike a rename it fails if another sweep was faster
         except FileExistsError:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = read_json(path)
             different = [name for name, value in wanted.items() if found.get(name) != value]
             if different:
                 raise UserError(
@@ -123,14 +129,44 @@ class SweepFolder:
             yield file.fileno()
 
 
-def read_records(folder: Path) -> Iterator[dict[str, Any]]:
-    """Read all records below a folder.
+def read_records(folders: Iterable[Path]) -> Iterator[dict[str, Any]]:
+    """Read all records below folders, each once, wherever links lead.
 
     Args:
-        folder: Of a sweep, or of several.
+        folders: Of sweeps, or with sweeps below them.
 
     Yields:
         The records, in the order of their paths.
+
+    Raises:
+        UserError: If a file is no record of a run.
     """
-    for path in sorted(folder.rglob(f"{RECORDS}/*.json")):
-        yield json.loads(path.read_text(encoding="utf-8"))
+    seen: set[Path] = set()
+    for folder in folders:
+        for path in _record_files(folder, seen):
+            record = read_json(path)
+            missing = [name for name in _NEEDED if name not in record]
+            if missing:
+                raise UserError(
+                    f"{path} is no record of deltasam sweep: it lacks {', '.join(missing)}; move "
+                    f"it out of the folder {RECORDS}"
+                )
+            yield record
+
+
+def _record_files(folder: Path, seen: set[Path]) -> Iterator[Path]:
+    """Yield files of records below a folder whose real paths were not seen yet."""
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = Path(place).resolve()
+        if real in seen:
+            folders.clear()  # a link back, or a folder that was named twice
+            continue
+        seen.add(real)
+        folders.sort()
+        if real.name == RECORDS:
+            yield from sorted(_visible(Path(place, name) for name in names))
+
+
+def _visible(paths: Iterable[Path]) -> Iterator[Path]:
+    """Leave out what editors and operating systems put beside files."""
+    return (path for path in paths if path.suffix == ".json" and not path.name.startswith("."))

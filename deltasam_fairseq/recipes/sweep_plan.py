@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.recipes.base import CONTROLS, METHODS
@@ -15,6 +17,10 @@ SHORT = {
     "rho": ("sam-rho", ("sam", "delta_sam", "per_instance", "random")),
     "eta": ("sam-eta", ("delta_sam",)),
 }
+
+_SHORT_OF = {flag: name for name, (flag, _) in SHORT.items()}
+_NAME = re.compile(r"[A-Za-z][\w-]*")
+_VALUE = re.compile(r"[\w.+@:-]+")
 
 Grid = Mapping[str, Sequence[str]]
 
@@ -132,25 +138,60 @@ def read_grid(entries: Sequence[str]) -> dict[str, list[str]]:
         entries: ``NAME=VALUE,VALUE`` each.
 
     Returns:
-        Values by name, as typed.
+        Values by name, as typed; names in one order, so that a run has one name.
 
     Raises:
-        UserError: If an entry is something else or a name occurs twice.
+        UserError: If an entry is something else, a name occurs twice or a value cannot be that
+            of its flag.
 
     Example:
-        >>> read_grid(["rho=0.01,0.02"])
-        {'rho': ['0.01', '0.02']}
+        >>> read_grid(["lr=1e-5,1e-05", "sam-rho=0.01,0.02"])
+        {'rho': ['0.01', '0.02'], 'lr': ['1e-5']}
     """
     grid: dict[str, list[str]] = {}
     for entry in entries:
-        name, equals, values = entry.partition("=")
+        typed, equals, values = entry.partition("=")
+        name = _SHORT_OF.get(typed, typed)
         listed = [value.strip() for value in values.split(",")]
-        if not equals or not name or not all(listed):
+        if not equals or not _NAME.fullmatch(name) or not all(listed):
             raise UserError(
                 f"--grid {entry}: write NAME=VALUE,VALUE, as in rho=0.01,0.02,0.05; the names are "
                 f"{', '.join(SHORT)} and flags of fairseq without dashes"
             )
         if name in grid:
             raise UserError(f"--grid {entry}: {name} is given twice")
-        grid[name] = list(dict.fromkeys(listed))
-    return grid
+        grid[name] = _distinct(name, listed, entry)
+    usual = [*SHORT, *sorted(grid)]
+    return {name: grid[name] for name in sorted(grid, key=usual.index)}
+
+
+def _distinct(name: str, values: Sequence[str], entry: str) -> list[str]:
+    """Check values and leave out those that only look different, as 0.05 and 5e-2 do."""
+    found: dict[float | str, str] = {}
+    for value in values:
+        number = as_number(value)
+        if name in SHORT and not (isinstance(number, float) and 0 < number < inf):
+            raise UserError(f"--grid {entry}: {name} {value}: not a number greater than zero")
+        if not _VALUE.fullmatch(value):
+            raise UserError(
+                f"--grid {entry}: {value!r} cannot be searched, since folders are called by it: "
+                "letters, digits and . _ + - @ : alone. A value with commas or slashes can be "
+                "given as a flag of fairseq, to a sweep of its own with --out"
+            )
+        found.setdefault(number, value)
+    return list(found.values())
+
+
+def as_number(text: str) -> float | str:
+    """Read what may be a number: 1e-5 and 1e-05 are one value.
+
+    Args:
+        text: Of a flag.
+
+    Returns:
+        The number, or the text.
+    """
+    try:
+        return float(text)
+    except ValueError:
+        return text

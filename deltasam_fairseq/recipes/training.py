@@ -21,10 +21,10 @@ from deltasam_fairseq.data.process import (
 )
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.recipes.base import Recipe
-from deltasam_fairseq.recipes.command import train_command
+from deltasam_fairseq.recipes.command import flag_values, train_command
 from deltasam_fairseq.recipes.launch import Launch
 from deltasam_fairseq.recipes.run_folder import RunFolder
-from deltasam_fairseq.recipes.start import check_start, start_flags
+from deltasam_fairseq.recipes.start import check_data, check_start, start_flags
 from deltasam_fairseq.recipes.surroundings import surroundings
 from deltasam_fairseq.recipes.train_log import UPDATES, LogLine, parse_line
 
@@ -95,6 +95,7 @@ class TrainRequest:
             launch=Launch(self.gpus or record.get("gpus"), self.slurm),
         )
         if check:
+            check_data(self.recipe, self.data)
             check_start(command, source, self.data)
         return command
 
@@ -120,7 +121,11 @@ class TrainRequest:
 
     def require_same_run(self) -> None:
         """Check that the run in the folder is the one asked for."""
-        wanted: dict[str, object] = {"recipe": self.recipe.name, "data_sha256": self.data.sha256}
+        wanted: dict[str, object] = {
+            "recipe": self.recipe.name,
+            "recipe_version": self.recipe.version,
+            "data_sha256": self.data.sha256,
+        }
         chosen = {"method": self.method, "seed": self.seed, "model": self.model}
         wanted.update({name: value for name, value in chosen.items() if value is not None})
         self.run.require_same(**wanted)
@@ -163,6 +168,7 @@ def train(
         request.require_same_run()
     command = request.command(resume=resume)
     if resume:
+        _require_last(run, command)
         record = run.record()
     else:
         moved = run.move_aside() if restart else None
@@ -185,6 +191,15 @@ def train(
     if status:
         raise UserError(failure("fairseq-train", status, run.log))
     say(f"{run.path}: trained, {seconds:.0f} s; log in {run.log}")
+
+
+def _require_last(run: RunFolder, command: Sequence[str]) -> None:
+    if not run.can_go_on() and "restore-file" not in flag_values(command):
+        raise UserError(
+            f"nothing to resume: {run.checkpoints} has no checkpoint_last.pt, with which fairseq "
+            "would go on; it would begin with random weights instead. Pass --restart to move "
+            "the run aside and start over"
+        )
 
 
 def _now() -> str:

@@ -41,6 +41,11 @@ def test_one_class_alone_is_defined_and_one_number_alone_is_not() -> None:
     assert glue_scores("cola", ["1", "1"], ["1", "0"]).scores == {"matthews": 0, "accuracy": 50}
     with pytest.raises(UserError, match="all 2 predictions are 1: a correlation"):
         glue_scores("sts-b", ["1", "1.0"], ["1", "0"])
+    report = glue_scores("sts-b", ["1", "1.0"], ["1", "0"], constant=0.0)
+    assert report.scores == {"pearson": 0, "spearman": 0}
+    with pytest.raises(UserError, match="all 2 gold scores are 1"):
+        glue_scores("sts-b", ["1", "0"], ["1", "1"], constant=0.0)
+    assert glue_scores("sts-b", ["1", "0"], ["1", "0"], constant=0.0).scores["pearson"] == 100
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,16 @@ def test_scores_at_full_precision_in_the_order_of_the_data(tmp_path: Path, run: 
     assert scores["paper_metric"] == "accuracy"
 
 
+def test_a_regression_that_collapsed_has_no_correlation(
+    tmp_path: Path, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(LOGITS, "logits", [[-0.2], [-0.1], [-0.3]])
+    found = data(tmp_path, 3, "1.0", "2.0", "5.0")
+    scores = classify(GLUE["sts-b"], found, run, "valid", say=lambda line: None).scores
+    assert scores is not None
+    assert (scores["pearson"], scores["spearman"]) == (0.0, 0.0)
+
+
 def test_regressions_are_scaled_back_and_stay_in_their_range() -> None:
     logits = {"ids": [0, 1, 2], "logits": [[0.5], [1.2], [-0.1]]}
     assert to_labels(GLUE["sts-b"], logits) == ["2.5", "5.0", "0.0"]

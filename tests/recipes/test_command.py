@@ -55,11 +55,25 @@ def test_every_method_is_passed_on(method: str) -> None:
 
 
 def test_overrides_replace_and_append() -> None:
-    command = built("sam", ("--lr=0.3", "--lr-shrink", "0.5", "--seed", "7", "--cpu"))
-    assert command.count("--lr") == command.count("--seed") == 1
+    command = built("sam", ("--lr=0.3", "--lr-shrink", "0.5", "--sam-rho", "7", "--cpu"))
+    assert command.count("--lr") == command.count("--sam-rho") == 1
     assert command[command.index("--lr") + 1] == "0.3"
-    assert command[command.index("--seed") + 1] == "7"
+    assert command[command.index("--sam-rho") + 1] == "7"
     assert command[-3:] == ["--lr-shrink", "0.5", "--cpu"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("--seed=7", "--seed cannot be given as a flag of fairseq, .* --seeds of deltasam sweep"),
+        ("--sam-method=sam", "--sam-method cannot be given .* --method of deltasam train"),
+        ("--save-dir=d", "--save-dir cannot be given .* --out of deltasam sweep"),
+        ("--user-dir=d", "--user-dir cannot be given .* always the plugin's own"),
+    ],
+)
+def test_what_a_run_is_cannot_be_overridden(typed: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        built("sam", (typed,))
 
 
 @pytest.mark.parametrize(

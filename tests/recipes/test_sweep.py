@@ -64,9 +64,35 @@ def test_grids_that_are_none(entries: list[str]) -> None:
         read_grid(entries)
 
 
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("rho=abc", "rho abc: not a number greater than zero"),
+        ("rho=nan", "rho nan: not a number"),
+        ("sam-eta=-0.5", "eta -0.5: not a number"),
+        ("rho=0", "rho 0: not a number"),
+        ("adam-betas=(0.9,0.98)", r"'\(0\.9' cannot be searched, since folders are called by it"),
+        ("restore-file=a/b", "'a/b' cannot be searched"),
+        ("--lr=1", "write NAME=VALUE"),
+    ],
+)
+def test_values_that_cannot_be_searched(entry: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_grid([entry])
+
+
+def test_a_grid_has_one_name_for_each_point() -> None:
+    one = read_grid(["clip-norm=1", "sam-eta=1e-4", "rho=0.05,5e-2,.05,0.1", "arch=b"])
+    assert list(one.items()) == [
+        *(("rho", ["0.05", "0.1"]), ("eta", ["1e-4"])),
+        *(("arch", ["b"]), ("clip-norm", ["1"])),
+    ]
+    assert one == read_grid(["arch=b", "rho=0.05,0.1", "eta=1e-4", "clip-norm=1"])
+
+
 def test_a_grid_has_each_name_once() -> None:
     with pytest.raises(UserError, match="rho is given twice"):
-        read_grid(["rho=1", "rho=2"])
+        read_grid(["rho=1", "sam-rho=2"])
     with pytest.raises(UserError, match="unknown method 'delta'; did you mean 'delta_sam'"):
         plan(["delta"], [1], {})
 
@@ -75,7 +101,7 @@ def test_a_grid_has_each_name_once() -> None:
 def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
     """Return a sweep whose runs do nothing but leave what runs leave."""
 
-    def train(request: Any, *, resume: bool, inherited: Any, say: Any) -> None:
+    def train(request: Any, *, resume: bool, **options: Any) -> None:
         run: RunFolder = request.run
         run.checkpoints.mkdir(parents=True, exist_ok=True)
         for name in ("best", "last"):
@@ -94,7 +120,7 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
 
     monkeypatch.setattr(module, "train", train)
     monkeypatch.setattr(module, "classify", classify)
-    facts = {"rows": {"train": 9, "valid": 3, "test": 2}, "sha256": "d"}
+    facts = {"task": "RTE", "rows": {"train": 9, "valid": 3, "test": 2}, "sha256": "d"}
     (tmp_path / "data" / "raw").mkdir(parents=True)
     (tmp_path / "data" / "raw" / "valid.label").write_text("entailment\n" * 3)
     return Sweep(
@@ -113,7 +139,7 @@ def silent(line: str) -> None:
 def test_a_record_has_everything_and_the_best_checkpoint_stays(sweep: Sweep) -> None:
     cells = plan(["delta_sam"], [4], {"rho": ["0.07"]})
     assert run_sweep(sweep, cells, say=silent).finished == ["delta_sam-rho0.07-seed4"]
-    (record,) = read_records(sweep.folder.path)
+    (record,) = read_records([sweep.folder.path])
     assert record["metrics"] == {"accuracy": 100 / 3}
     assert record["flags"]["sam-rho"] == "0.07"
     assert record["flags"]["sam-eta"] == "0.0005"
@@ -126,34 +152,76 @@ def test_a_record_has_everything_and_the_best_checkpoint_stays(sweep: Sweep) -> 
     assert [path.name for path in left] == ["checkpoint_best.pt"]
 
 
-def test_a_risk_that_is_asked_for_later_is_added(
-    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    measured: list[float] = []
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Let adversarial risks be 2, and list the radii of those that were measured."""
+    radii: list[float] = []
 
     def measure(data: Any, run: RunFolder, split: str, rho: float, **options: Any) -> Any:
         assert run.best_checkpoint.is_file()
-        measured.append(rho)
-        return {"risk": 2.0, "rho": rho}
+        radii.append(rho)
+        return {"risk": 2.0, "rho": rho, "split": split}
 
     monkeypatch.setattr(module, "measure_risk", measure)
+    return radii
+
+
+def test_a_risk_that_is_asked_for_later_is_added(sweep: Sweep, measured: list[float]) -> None:
     cells = plan(["none"], [1], {})
     run_sweep(sweep, cells, say=silent)
-    (before,) = read_records(sweep.folder.path)
+    (before,) = read_records([sweep.folder.path])
     said: list[str] = []
-    for risk in (0.05, 0.05, 0.1):
+    for risk in (0.05, 0.05, None):
         run_sweep(replace(sweep, risk=risk), cells, say=said.append)
-    assert measured == [0.05, 0.1]
+    assert measured == [0.05]
     assert said[0] == "1 of 1, none-seed1: lacks its adversarial risk"
-    (after,) = read_records(sweep.folder.path)
-    assert after.pop("adversarial_risk") == {"risk": 2.0, "rho": 0.1}
+    (after,) = read_records([sweep.folder.path])
+    assert after.pop("adversarial_risk") == {"risk": 2.0, "rho": 0.05, "split": "valid"}
     assert after["seconds"].pop("adversarial_risk") >= 0
     assert after == before
 
 
+def test_a_risk_in_a_record_is_not_replaced_by_one_of_another_radius(
+    sweep: Sweep, measured: list[float]
+) -> None:
+    run_sweep(replace(sweep, risk=0.05), plan(["none"], [2], {}), say=silent)
+    with pytest.raises(
+        UserError, match=r"none-seed2 has its adversarial risk at 0\.05 .*--rho 0\.1"
+    ):
+        run_sweep(replace(sweep, risk=0.1), plan(["none"], [1, 2], {}), say=silent)
+    assert measured == [0.05]
+    assert sweep.folder.recorded() == ["none-seed2"]
+
+
+def test_a_risk_that_fails_loses_nothing_of_the_run(
+    sweep: Sweep, measured: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **options: Any) -> Any:
+        raise UserError("out of memory")
+
+    cells = plan(["none"], [1], {})
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "measure_risk", fail)
+        outcome = run_sweep(replace(sweep, risk=0.05, keep=False), cells, say=silent)
+    assert outcome.failed == {"none-seed1": "out of memory"}
+    assert sweep.folder.recorded() == ["none-seed1"]
+    monkeypatch.setattr(module, "train", lambda *args, **options: pytest.fail("trained again"))
+    assert run_sweep(replace(sweep, risk=0.05, keep=False), cells, say=silent).finished
+    assert measured == [0.05]
+    assert not list(sweep.folder.cell("none-seed1").rglob("*.pt"))
+
+
+def test_no_risk_of_checkpoints_that_were_discarded(sweep: Sweep, measured: list[float]) -> None:
+    cells = plan(["none"], [1], {})
+    run_sweep(replace(sweep, keep=False), cells, say=silent)
+    outcome = run_sweep(replace(sweep, risk=0.05), cells, say=silent)
+    assert "checkpoint_best.pt was discarded; without --adv" in outcome.failed["none-seed1"]
+    assert measured == []
+
+
 def test_a_record_has_no_path_of_its_machine(sweep: Sweep, tmp_path: Path) -> None:
     run_sweep(sweep, plan(["none"], [1], {}), say=silent)
-    (record,) = read_records(sweep.folder.path)
+    (record,) = read_records([sweep.folder.path])
     assert str(tmp_path) not in json.dumps(record)
     assert record["flags"]["save-dir"] == "checkpoints"
     assert record["flags"]["user-dir"] == "deltasam_user_dir"
@@ -170,7 +238,7 @@ def test_what_is_finished_is_skipped_and_what_fails_is_not(sweep: Sweep) -> None
     outcome = run_sweep(sweep, failing, say=said.append)
     assert outcome.failed == dict.fromkeys([cell.name for cell in failing], "it failed")
     assert "1 of 2, none-fail1-seed2: failed: it failed" in said
-    assert len(list(read_records(sweep.folder.path))) == 2
+    assert len(list(read_records([sweep.folder.path]))) == 2
 
 
 def test_a_run_that_trained_but_was_not_recorded_is_not_trained_again(
@@ -183,20 +251,65 @@ def test_a_run_that_trained_but_was_not_recorded_is_not_trained_again(
     assert run_sweep(sweep, cells, say=silent).finished == ["none-seed1"]
 
 
-def test_a_broken_run_is_resumed(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("left", "wanted"),
+    [
+        (["best", "last"], {"resume": True, "restart": False}),
+        (["last-shard0"], {"resume": True, "restart": False}),
+        # fairseq writes it first; from it alone fairseq would begin with random weights.
+        (["best"], {"resume": False, "restart": True}),
+        ([], {"resume": False, "restart": False}),
+    ],
+)
+def test_a_broken_run_goes_on_or_is_begun_again(
+    left: list[str], wanted: dict[str, bool], sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = RunFolder(sweep.folder.cell("none-seed1"))
     run.checkpoints.mkdir(parents=True)
-    (run.checkpoints / "checkpoint_last.pt").touch()
+    for name in left:
+        (run.checkpoints / f"checkpoint_{name}.pt").touch()
     run.write_record({"finished": False})
-    resumed: list[bool] = []
+    asked: list[dict[str, bool]] = []
 
-    def train(request: Any, *, resume: bool, inherited: Any, say: Any) -> None:
-        resumed.append(resume)
+    def train(request: Any, **options: Any) -> None:
+        asked.append({name: options[name] for name in ("resume", "restart")})
         raise UserError("enough")
 
     monkeypatch.setattr(module, "train", train)
     run_sweep(sweep, plan(["none"], [1], {}), say=silent)
-    assert resumed == [True]
+    assert asked == [wanted]
+
+
+def test_one_damaged_run_does_not_keep_the_others_from_running(sweep: Sweep) -> None:
+    run = RunFolder(sweep.folder.cell("none-seed1"))
+    run.checkpoints.mkdir(parents=True)
+    run.best_checkpoint.touch()
+    (run.path / "run.json").write_text('{"finished": tr')
+    outcome = run_sweep(sweep, plan(["none", "sam"], [1], {}), say=silent)
+    assert "run.json is damaged: " in outcome.failed["none-seed1"]
+    assert outcome.finished == ["sam-seed1"]
+
+
+def test_data_of_another_task_stop_before_the_first_run(sweep: Sweep) -> None:
+    other = replace(sweep, recipe=RECIPES.get("glue/qnli"))
+    with pytest.raises(UserError, match="holds RTE, the recipe glue/qnli is for QNLI"):
+        run_sweep(other, plan(["none"], [1], {}), say=silent)
+
+
+@pytest.mark.parametrize("name", ["seed", "save-dir", "sam-method", "method", "user-dir"])
+def test_flags_that_say_what_a_run_is_stop_before_the_first_run(sweep: Sweep, name: str) -> None:
+    cells = plan(["none"], [1], {})
+    with pytest.raises(UserError, match=f"--{name} cannot be given as a flag of fairseq"):
+        run_sweep(replace(sweep, overrides=[f"--{name}=7"]), cells, say=silent)
+    with pytest.raises(UserError, match=f"--{name} cannot be given"):
+        run_sweep(sweep, plan(["none"], [1], {name: ["7"]}), say=silent)
+    assert not sweep.folder.path.exists()
+
+
+def test_the_number_of_gpus_is_part_of_what_a_sweep_is(sweep: Sweep) -> None:
+    run_sweep(sweep, [], say=silent)
+    with pytest.raises(UserError, match="is a sweep with gpus None, not 8"):
+        run_sweep(replace(sweep, gpus=8), [], say=silent)
 
 
 def test_training_is_given_the_lock_of_its_run(
@@ -204,8 +317,8 @@ def test_training_is_given_the_lock_of_its_run(
 ) -> None:
     held: list[Path] = []
 
-    def train(request: Any, *, resume: bool, inherited: Any, say: Any) -> None:
-        held.extend(Path(f"/proc/self/fd/{descriptor}").resolve() for descriptor in inherited)
+    def train(request: Any, *, resume: bool, **options: Any) -> None:
+        held.extend(Path(f"/proc/self/fd/{n}").resolve() for n in options["inherited"])
         raise UserError("enough")
 
     monkeypatch.setattr(module, "train", train)
@@ -303,11 +416,31 @@ def test_a_sweep_is_handed_to_slurm_as_it_was_typed(
     monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}/usr/bin{os.pathsep}/bin")
     monkeypatch.chdir(tmp_path)
     typed = ["sweep", "glue/rte", "--model", "minilm_l6", "--seeds", "1-2", "--lr", "1e-4"]
+    assert main([*typed, "--slurm"]) == 2
+    assert "is not a finished data folder" in capsys.readouterr().err
+    data, encoder = Path("data/glue/rte/minilm_l6"), Path("models/minilm_l6")
+    for folder in (data, encoder):
+        folder.mkdir(parents=True)
+    (data / "prepared.json").write_text('{"kind": "sentences", "task": "RTE"}')
+    (encoder / "model.json").write_text('{"bytes": 0}')
+    (encoder / "model.pt").touch()
+    assert main([*typed, "--slurm", "--cell", "1"]) == 2
+    assert "leave --cell out" in capsys.readouterr().err
     assert main([*typed, "--slurm"]) == 0
     assert capsys.readouterr().out == "Submitted batch job 7\n"
     script = Path("sweeps/glue/rte/minilm_l6/sweep.sbatch").read_text()
     assert "#SBATCH --array=1-6" in script
+    assert "--gpus-per-node" not in script  # of a model that its recipe trains on the CPU
     assert f'-m deltasam_fairseq.cli {" ".join(typed)} --cell "$SLURM' in script
+
+
+def test_a_grid_may_be_given_in_parts(capsys: pytest.CaptureFixture[str]) -> None:
+    typed = ["sweep", "glue/rte", "--model", "minilm_l6", "--methods", "delta_sam", "--seeds", "1"]
+    assert main([*typed, "--grid", "rho=0.1", "--grid", "eta=1,2", "--list"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
+        "delta_sam-rho0.1-eta1-seed1",
+        "delta_sam-rho0.1-eta2-seed1",
+    ]
 
 
 @pytest.mark.parametrize(

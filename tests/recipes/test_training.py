@@ -1,14 +1,17 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from deltasam_fairseq.data.prepared import PreparedData
+from deltasam_fairseq.data.prepared_sentences import PreparedSentences
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.recipes import training
 from deltasam_fairseq.recipes.catalogue import RECIPES
 from deltasam_fairseq.recipes.run_folder import RunFolder
+from deltasam_fairseq.recipes.start import check_data
 from deltasam_fairseq.recipes.training import TrainRequest, train
 from tests.support.prepared_data import finished_data, program
 
@@ -146,3 +149,35 @@ def test_a_failed_run_quotes_the_log_and_is_not_finished(
     record = run.record()
     assert record["finished"] is False
     assert record["starts"][0]["status"] == 1
+
+
+def test_resume_needs_a_last_checkpoint(
+    data: PreparedData, run: RunFolder, commands: list[dict[str, Any]]
+) -> None:
+    train(request(data, run), say=lambda line: None)
+    (run.checkpoints / "checkpoint_last.pt").rename(run.best_checkpoint)
+    with pytest.raises(UserError, match=r"no checkpoint_last\.pt, .*random weights .*--restart"):
+        train(request(data, run), resume=True, say=lambda line: None)
+    assert len(run.record()["starts"]) == 1
+
+
+def test_resume_refuses_another_version_of_the_recipe(
+    data: PreparedData, run: RunFolder, commands: list[dict[str, Any]]
+) -> None:
+    train(request(data, run), say=lambda line: None)
+    other = replace(RECIPES.get("docstrings"), version=99)
+    with pytest.raises(UserError, match="with recipe_version 1, not 99"):
+        train(TrainRequest(other, data, run), resume=True, say=lambda line: None)
+
+
+def test_data_of_another_kind_or_task_are_refused(
+    tmp_path: Path, data: PreparedData, run: RunFolder
+) -> None:
+    sentences = PreparedSentences(tmp_path, {"task": "RTE"})
+    with pytest.raises(UserError, match="holds RTE, the recipe docstrings is for texts to gen"):
+        TrainRequest(RECIPES.get("docstrings"), sentences, run).command()
+    check_data(RECIPES.get("glue/rte"), sentences)
+    with pytest.raises(UserError, match="holds RTE, the recipe glue/mrpc is for MRPC"):
+        check_data(RECIPES.get("glue/mrpc"), sentences)
+    with pytest.raises(UserError, match="holds texts to generate, the recipe glue/mrpc is for"):
+        check_data(RECIPES.get("glue/mrpc"), data)

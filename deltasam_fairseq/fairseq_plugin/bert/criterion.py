@@ -162,7 +162,7 @@ def score(name: str, predictions: list[float], labels: list[float]) -> float:
 
     Returns:
         A fraction. A correlation with a constant counts as none here, where the
-        worst checkpoint needs a value too; evaluation refuses it.
+        worst checkpoint needs a value too, as in the evaluation of runs.
     """
     if name in CLASS_METRICS:
         sides = ([str(int(value)) for value in side] for side in (predictions, labels))
