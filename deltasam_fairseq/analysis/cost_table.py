@@ -81,7 +81,7 @@ def _minutes(group: Group | None) -> str:
 def _ratios(recipe: str, model: str, group: Group | None, base: Group | None) -> str:
     if group is None or base is None:
         return NOT_RUN
-    pair = pair_up((recipe, model, "the methods"), group, base)
+    pair = pair_up(group, base)
     return spread(
         [
             _ratio(one, other)

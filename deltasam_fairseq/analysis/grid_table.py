@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 
 from deltasam_fairseq.analysis.paper_tables import spread
-from deltasam_fairseq.analysis.sweep_cells import ORDER, Group, Key, read_points
+from deltasam_fairseq.analysis.sweep_cells import ORDER, Group, Key, read_points, select
 from deltasam_fairseq.analysis.table import NONE, Table
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.recipes.sweep_plan import SHORT
@@ -43,16 +43,10 @@ def grid_table(
     def order(key: Key) -> tuple[str, str, int]:
         return (key[0], key[1], ORDER.index(key[2]))
 
-    found = {
-        key: groups
-        for key, groups in read_points(folders).items()
-        if key[0] == (recipe or key[0]) and key[1] == (model or key[1])
-    }
+    found = select(read_points(folders), recipe, model)
     if not found:
-        wanted = " ".join(part for part in (recipe, model) if part)
         raise UserError(
-            f"no finished run{f' of {wanted}' if wanted else ''} below "
-            f"{', '.join(map(str, folders))}; deltasam sweep makes them"
+            f"no finished run below {', '.join(map(str, folders))}; deltasam sweep makes them"
         )
     rows = [
         (

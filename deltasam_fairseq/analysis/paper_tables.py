@@ -11,6 +11,7 @@ from deltasam_fairseq.analysis.table import NONE, NOT_RUN, Table
 from deltasam_fairseq.data.glue import GLUE
 from deltasam_fairseq.recipes.glue_published import (
     BERT,
+    MEDIANS,
     ROBERTA,
     ROW_OF_METHOD,
     TABLE_1,
@@ -37,8 +38,9 @@ def table_1(folders: Sequence[Path], *, statistics: bool = False) -> Table:
         statistics: Whether to add mean and standard deviation over seeds.
 
     Returns:
-        The rows of the paper, each followed by ours: median, best of n, and the difference
-        of the best from the published number. Then what the paper has not.
+        The rows of the paper, each followed by ours: median, best of n, and the difference of
+        the best from the published number, or of the median where that is one. Then what the
+        paper has not.
     """
     groups = collect(folders)
     header = ("system", "row", *(GLUE[task].name for task in TASKS), "average")
@@ -53,8 +55,12 @@ def table_1(folders: Sequence[Path], *, statistics: bool = False) -> Table:
                 continue
             ran = [model for model in models if any_task(groups, model, method)] or models[:1]
             for model in ran:
-                rows += _ours(
-                    groups, f"{title}, {name}", model, method, numbers, statistics=statistics
+                system = f"{title}, {name}"
+                rows += _ours(groups, system, model, method, statistics=statistics)
+                rows += _differences(
+                    *(groups, system, model, method),
+                    printed=cells,
+                    is_median=(half, name) in MEDIANS,
                 )
     rows += _others(groups, statistics)
     return Table(header, rows, _note_1(groups))
@@ -123,7 +129,6 @@ def _ours(
     system: str,
     model: str,
     method: str,
-    printed: Sequence[str] | None,
     *,
     statistics: bool,
 ) -> Iterator[tuple[str, ...]]:
@@ -138,23 +143,45 @@ def _ours(
             NOT_RUN if group is None else f"{value:.2f} (n={len(group.records)})"
             for group, value in zip(found, values, strict=True)
         ]
-        there = [value for value in values if value is not None]
-        average = f"{fmean(there):.2f}" if len(there) == len(TASKS) else NONE
-        yield (system, f"{name}, {what}", *cells, average)
+        average = _average(values)
+        yield (system, f"{name}, {what}", *cells, NONE if average is None else f"{average:.2f}")
     if statistics:
         cells = [NOT_RUN if group is None else spread(group.scores) for group in found]
         yield (system, f"{name}, mean ± std", *cells, NONE)
-    if printed is not None:
-        tops = [max(group.scores) if group else None for group in found]
-        cells = [_difference(top, cell) for top, cell in zip(tops, printed, strict=True)]
-        yield (system, f"{name}, best - published", *cells, NONE)
+
+
+def _differences(
+    groups: Groups,
+    system: str,
+    model: str,
+    method: str,
+    *,
+    printed: Sequence[str],
+    is_median: bool,
+) -> Iterator[tuple[str, ...]]:
+    """Yield our best minus the published best, or our median minus a published median."""
+    what, choose = ("median", median) if is_median else ("best", max)
+    found = [groups.get((f"glue/{task}", model, method)) for task in TASKS]
+    values = [choose(group.scores) if group else None for group in found]
+    cells = [
+        _difference(value, cell)
+        for value, cell in zip([*values, _average(values)], [*printed[1:], printed[0]], strict=True)
+    ]
+    if any(found):
+        yield (system, f"ours, {model}, {what} - published", *cells)
+
+
+def _average(values: Sequence[float | None]) -> float | None:
+    """Return the mean over all tasks, or none if one is missing."""
+    there = [value for value in values if value is not None]
+    return fmean(there) if len(there) == len(values) else None
 
 
 def _others(groups: Groups, statistics: bool) -> list[tuple[str, ...]]:
     return [
         row
         for model, method in others(groups, TABLE_1)
-        for row in _ours(groups, f"{model}, {method}", model, method, None, statistics=statistics)
+        for row in _ours(groups, f"{model}, {method}", model, method, statistics=statistics)
     ]
 
 
@@ -247,14 +274,21 @@ def _note_4(groups: Groups) -> str:
 
 
 def _ours_note(groups: Groups) -> str:
-    if not groups:
-        return "Ours: no sweep has a finished run yet."
+    elsewhere = sorted({key[0] for key in groups if key[0].removeprefix("glue/") not in TASKS})
+    others_note = (
+        f" Not in this table, but in deltasam table grid: {', '.join(elsewhere)}."
+        if elsewhere
+        else ""
+    )
+    shown = {key: group for key, group in groups.items() if key[0] not in elsewhere}
+    if not shown:
+        return f"Ours: no sweep has a finished run yet.{others_note}"
     chosen = "; ".join(
         f"{recipe} {model} {method}: {describe_grid(group)}"
-        for (recipe, model, method), group in sorted(groups.items())
+        for (recipe, model, method), group in sorted(shown.items())
     )
     seeds: dict[tuple[str, str], set[tuple[int, ...]]] = {}
-    for (recipe, model, _), group in groups.items():
+    for (recipe, model, _), group in shown.items():
         own = tuple(sorted(record["seed"] for record in group.records))
         seeds.setdefault((recipe, model), set()).add(own)
     unequal = sorted(
@@ -268,5 +302,5 @@ def _ours_note(groups: Groups) -> str:
     )
     return (
         "Ours: best is the highest of n seeds, of the point of the grid named here. "
-        f"{chosen}.{warning}"
+        f"{chosen}.{warning}{others_note}"
     )

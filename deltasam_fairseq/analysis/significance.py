@@ -20,6 +20,7 @@ from deltasam_fairseq.analysis.sweep_cells import (
     collect,
     describe_grid,
     pair_up,
+    select,
 )
 from deltasam_fairseq.analysis.table import NONE, Table
 from deltasam_fairseq.errors import UserError
@@ -58,16 +59,12 @@ def significance(
     Raises:
         UserError: If there is no such pair, or two groups were scored on different data.
     """
-    groups = {
-        key: group
-        for key, group in collect(folders).items()
-        if recipe in {None, key[0]} and model in {None, key[1]}
-    }
+    groups = select(collect(folders), recipe, model)
     rows: list[tuple[str, ...]] = []
     notes: list[str] = []
     for one, name, method, other in _comparisons(groups, base):
         group, against = groups[one, name, method], groups[one, name, other]
-        pair = pair_up((one, name, f"{method} and {other}"), group, against)
+        pair = pair_up(group, against)
         what = f"{method} - {other}"
         rows.append((what, one, name, *_cells(pair)))
         notes += [f"{one} {name} {what}: {remark}" for remark in _remarks(group, against, pair)]

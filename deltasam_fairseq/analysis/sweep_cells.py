@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any
+from typing import Any, TypeVar
 
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.recipes.base import CONTROLS, METHODS
 from deltasam_fairseq.recipes.sweep_folder import read_records
-from deltasam_fairseq.recipes.sweep_plan import flag_of
+from deltasam_fairseq.recipes.sweep_plan import as_number, flag_of
+from deltasam_fairseq.registry import nearest
 
+T = TypeVar("T")
 #: Recipe, model and method.
 Key = tuple[str, str, str]
 #: Values of a grid, by name.
@@ -31,7 +33,7 @@ class Group:
     Args:
         grid: Values of the search, by name.
         records: Their records, one per seed, in the order of the seeds.
-        points: Number of points of the grid that it was chosen from.
+        points: Number of points of the grid that it was chosen from, by its scores.
     """
 
     grid: Mapping[str, str]
@@ -87,18 +89,16 @@ class Pair:
         return all("examples" in record for record in (*self.records, *self.others))
 
 
-def pair_up(key: Key, group: Group, other: Group) -> Pair:
-    """Find the runs of two groups that share a seed, if they were scored on the same data.
+def pair_up(group: Group, other: Group) -> Pair:
+    """Find the runs of two groups that share a seed.
 
     Args:
-        key: What is compared, for the message.
         group: Runs of one method.
         other: Runs of another, of the same recipe and model.
 
     Returns:
         The pairs, maybe none.
     """
-    _require_comparable(key, [*group.records, *other.records])
     by_seed = {record["seed"]: record for record in other.records}
     shared = [record for record in group.records if record["seed"] in by_seed]
     return Pair(shared, [by_seed[record["seed"]] for record in shared])
@@ -115,26 +115,36 @@ def read_points(folders: Iterable[Path]) -> dict[Key, list[Group]]:
         folders: With sweeps below them.
 
     Returns:
-        By recipe, model and method: the points of the grid, in the order of their values. Records
-        that were scored on different data, or that differ in a flag which is no name of their
-        grid, are no points of one search and stop it.
+        By recipe, model and method: the points of the grid, in the order of their values.
+
+    Raises:
+        UserError: If a method is unknown, or if records do not compare: those of one recipe and
+            model that were scored on different data, those of one method that differ in a flag
+            which is no name of their grid.
     """
     found: dict[Key, dict[Point, list[dict[str, Any]]]] = {}
-    for folder in folders:
-        for record in read_records(folder):
-            key = (record["recipe"], record["model"], record["method"])
-            point = tuple(sorted(record["grid"].items()))
-            found.setdefault(key, {}).setdefault(point, []).append(record)
+    systems: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for record in read_records(folders):
+        key = (record["recipe"], record["model"], record["method"])
+        if key[2] not in ORDER:
+            raise UserError(
+                f"a record of {key[0]} has the method {key[2]!r}{nearest(key[2], ORDER)}"
+            )
+        point = tuple(sorted(record["grid"].items()))
+        found.setdefault(key, {}).setdefault(point, []).append(record)
+        systems.setdefault(key[:2], []).append(record)
+    for (recipe, model), records in systems.items():
+        _require_comparable(recipe, model, records)
+        _require_one_risk(recipe, model, records)
     for key, points in found.items():
-        records = [record for records in points.values() for record in records]
-        _require_comparable(key, records)
         for alike in points.values():
             _require_equal_flags(key, alike)
         searched = {flag_of(name) for point in points for name, _ in point}
-        _require_equal_flags(key, records, besides=searched)
+        every = [record for records in points.values() for record in records]
+        _require_equal_flags(key, every, besides=searched)
     return {
         key: [
-            Group(points[point][0]["grid"], _one_per_seed(key, points[point]), len(points))
+            Group(points[point][0]["grid"], _one_per_seed(key, points[point]))
             for point in sorted(points, key=_by_value)
         ]
         for key, points in found.items()
@@ -151,33 +161,63 @@ def collect(folders: Iterable[Path]) -> dict[Key, Group]:
         By recipe, model and method: of the points with the most seeds the one with the
         highest median, as the paper chooses: on the validation set that it reports.
     """
+    return {key: _best(groups) for key, groups in read_points(folders).items()}
+
+
+def select(found: Mapping[Key, T], recipe: str | None, model: str | None) -> dict[Key, T]:
+    """Leave out other recipes and models.
+
+    Args:
+        found: Anything by recipe, model and method.
+        recipe: The only one to keep; none keeps all.
+        model: The only one to keep; none keeps all.
+
+    Returns:
+        What is left.
+
+    Raises:
+        UserError: If nothing was run of one that is named; the message has the nearest name.
+    """
+    for place, name in ((0, recipe), (1, model)):
+        known = {key[place] for key in found}
+        if name is not None and name not in known:
+            raise UserError(f"no finished run of {name!r}{nearest(name, known)}")
     return {
-        key: max(groups, key=lambda group: (len(group.records), median(group.scores)))
-        for key, groups in read_points(folders).items()
+        key: value
+        for key, value in found.items()
+        if recipe in {None, key[0]} and model in {None, key[1]}
     }
 
 
+def _best(groups: Sequence[Group]) -> Group:
+    most = max(len(group.records) for group in groups)
+    rivals = [group for group in groups if len(group.records) == most]
+    return replace(max(rivals, key=lambda group: median(group.scores)), points=len(rivals))
+
+
 def _by_value(point: Point) -> list[tuple[str, bool, float | str]]:
-    values = [(name, _value(text)) for name, text in point]
+    values = [(name, as_number(text)) for name, text in point]
     return [(name, isinstance(value, str), value) for name, value in values]
 
 
-def _value(text: str) -> float | str:
-    """Read what may be a number: 1e-5 and 1e-05 are one value."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def _require_comparable(key: Key, records: Sequence[Mapping[str, Any]]) -> None:
-    for what in ("data_sha256", "signature", "n", "encoder_sha256"):
-        values = {str(record[what]) for record in records}
+def _require_comparable(recipe: str, model: str, records: Sequence[Mapping[str, Any]]) -> None:
+    for what in ("data_sha256", "signature", "n", "encoder_sha256", "recipe_version"):
+        values = {str(record.get(what)) for record in records}
         if len(values) > 1:
             raise UserError(
-                f"{' '.join(key)}: the records differ in {what}, so they cannot share a cell; "
+                f"{recipe} {model}: the records differ in {what}, so they do not compare; "
                 "name one of the sweeps with --sweeps"
             )
+
+
+def _require_one_risk(recipe: str, model: str, records: Sequence[Mapping[str, Any]]) -> None:
+    risks = (record["adversarial_risk"] for record in records if "adversarial_risk" in record)
+    kinds = sorted({f"rho {risk['rho']} on {risk['split']}" for risk in risks})
+    if len(kinds) > 1:
+        raise UserError(
+            f"{recipe} {model}: the records have adversarial risks of different kinds "
+            f"({', '.join(kinds)}), which do not compare; name one of the sweeps with --sweeps"
+        )
 
 
 def _require_equal_flags(
@@ -187,7 +227,7 @@ def _require_equal_flags(
     names = {name for flags in settings for name in flags}
     for name in sorted(names - {*OWN_FLAGS, *besides}):
         values = {flags.get(name, "not given") for flags in settings}
-        if len({_value(text) for text in values}) > 1:
+        if len({as_number(text) for text in values}) > 1:
             raise UserError(
                 f"{' '.join(key)}: the records differ in --{name} "
                 f"({', '.join(sorted(values))}) and not by "

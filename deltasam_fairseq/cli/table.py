@@ -115,18 +115,25 @@ def run(args: argparse.Namespace) -> int:
         Zero.
 
     Raises:
-        UserError: If there is nothing to show.
+        UserError: If there is nothing to show, or options that do not go together.
     """
     name = str(args.runs[0]) if len(args.runs) == 1 else ""
     for option, tables in _ONLY.items():
         if getattr(args, option) and name not in tables:
             raise UserError(f"--{option} goes with {' or '.join(tables)}; see deltasam table -h")
     if name in SWEEP_TABLES:
+        if args.published:
+            raise UserError(f"--published goes with runs, not with table {name}")
         for folder in args.sweeps:
             # The default may be missing: then nothing was run, and the tables say so.
             if folder != Path("sweeps") and not folder.is_dir():
                 raise UserError(f"--sweeps {folder}: no such folder")
         table = SWEEP_TABLES[name](args)
+    elif args.runs and not any(run.is_dir() for run in args.runs):
+        raise UserError(
+            f"no such run: {', '.join(map(str, args.runs))}; the tables that need no runs are "
+            f"{', '.join(SWEEP_TABLES)}, one at a time"
+        )
     elif args.published:
         table = build_published(args.published, args.runs, args.split)
     elif args.runs:

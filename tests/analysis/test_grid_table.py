@@ -51,8 +51,17 @@ def test_one_recipe_or_model_alone(tmp_path: Path) -> None:
     ]
     assert [row[6] for row in grid_table([tmp_path], recipe="glue/mrpc").rows] == ["62.00"]
     assert [row[6] for row in grid_table([tmp_path], model="minilm_l6").rows] == ["61.00"]
-    with pytest.raises(UserError, match=r"no finished run of glue/mrpc minilm_l6 below .*sweep"):
+    with pytest.raises(
+        UserError, match=r"no finished run of 'glue/mrcp'; did you mean 'glue/mrpc'"
+    ):
+        grid_table([tmp_path], recipe="glue/mrcp")
+    with pytest.raises(UserError, match=r"no finished run of 'minilm'; did you mean 'minilm_l6'"):
+        grid_table([tmp_path], model="minilm")
+    with pytest.raises(UserError, match="no finished run below"):
         grid_table([tmp_path], recipe="glue/mrpc", model="minilm_l6")
+    write_record(tmp_path, "delta-sam", 1, 62.0, recipe="glue/mrpc")
+    with pytest.raises(UserError, match="has the method 'delta-sam'; did you mean 'delta_sam'"):
+        grid_table([tmp_path])
     with pytest.raises(UserError, match="no finished run below"):
         grid_table([tmp_path / "none"])
 

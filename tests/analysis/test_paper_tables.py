@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from deltasam_fairseq.analysis.cost_plot import draw_costs
 from deltasam_fairseq.analysis.paper_tables import spread, table_1, table_4
 from deltasam_fairseq.analysis.sweep_cells import collect
 from deltasam_fairseq.analysis.table import FORMATS, Table
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.recipes.glue_published import TABLE_1, TABLE_4
+from deltasam_fairseq.recipes.glue_published import TASKS as GLUE_TASKS
 from tests.support.sweep_records import write_record
 
 
@@ -47,6 +47,33 @@ def test_median_best_and_difference(tmp_path: Path) -> None:
     assert "seeds 1,2,3" in table.note
 
 
+def test_a_published_median_is_compared_with_our_median(tmp_path: Path) -> None:
+    for seed, score in enumerate((90.0, 90.9, 94.0), start=1):
+        for task in GLUE_TASKS:
+            recipe = f"glue/{task}"
+            write_record(tmp_path, "none", seed, score, recipe=recipe, model="roberta_large")
+            write_record(tmp_path, "sam", seed, score, recipe=recipe, model="roberta_large")
+    table = table_1([tmp_path])
+    (vanilla,) = (row for row in rows(table, "RoBERTa-large, vanilla") if "- published" in row[1])
+    assert vanilla[1] == "ours, roberta_large, median - published"
+    assert vanilla[column(table, "MRPC")] == "+0.00"  # published: 90.9
+    assert vanilla[-1] == "+2.00"  # 90.9 - 88.9
+    (sam,) = (row for row in rows(table, "RoBERTa-large, SAM") if "- published" in row[1])
+    assert sam[1] == "ours, roberta_large, best - published"
+    assert sam[column(table, "MRPC")] == "+2.60"  # 94.0 - 91.4
+    assert sam[-1] == "+4.40"  # 94.0 - 89.6
+
+
+def test_recipes_of_other_tasks_are_named_and_left_out(tmp_path: Path) -> None:
+    write_record(tmp_path, "none", 1, 60.0, recipe="my/reviews", model="minilm_l6")
+    write_record(tmp_path, "none", 2, 61.0, recipe="my/reviews", model="minilm_l6")
+    note = "no sweep has a finished run yet. Not in this table, but in deltasam table grid: my/rev"
+    assert note in table_1([tmp_path]).note
+    write_record(tmp_path, "none", 1, 60.0)
+    assert "Ours: best" in table_1([tmp_path]).note
+    assert "grid: my/reviews." in table_4([tmp_path]).note
+
+
 def test_methods_with_other_seeds_are_not_compared(tmp_path: Path) -> None:
     for method, seeds in {"none": (1, 2), "delta_sam": (1, 2)}.items():
         for seed in seeds:
@@ -64,6 +91,7 @@ def test_of_a_grid_the_point_with_the_best_median_among_those_with_most_seeds(
             write_record(tmp_path, "sam", seed, score, grid={"rho": rho})
     (group,) = collect([tmp_path]).values()
     assert group.grid == {"rho": "0.02"}
+    assert group.points == 2  # that of 0.05 has fewer seeds, so it was not chosen from
     assert "rho 0.02, seeds 1,2" in table_1([tmp_path]).note
 
 
@@ -99,12 +127,25 @@ def test_table_4_has_risk_median_and_best(tmp_path: Path) -> None:
     assert "rho 0.05, split valid" in table_4([tmp_path]).note
 
 
-@pytest.mark.parametrize("what", ["data_sha256", "signature", "n", "encoder_sha256"])
+@pytest.mark.parametrize(
+    "what", ["data_sha256", "signature", "n", "encoder_sha256", "recipe_version"]
+)
 def test_a_cell_does_not_mix_what_does_not_compare(tmp_path: Path, what: str) -> None:
     write_record(tmp_path, "sam", 1, 60.0)
     write_record(tmp_path, "sam", 2, 60.0, **{what: "another"})
     with pytest.raises(UserError, match=f"the records differ in {what}"):
         table_1([tmp_path])
+
+
+@pytest.mark.parametrize("other", [{"rho": 0.5}, {"split": "test"}])
+def test_risks_of_different_kinds_have_no_mean(tmp_path: Path, other: dict[str, object]) -> None:
+    found = {"risk": 0.5, "rho": 0.05, "split": "valid"}
+    write_record(tmp_path, "sam", 1, 60.0, adversarial_risk=found)
+    write_record(tmp_path, "none", 1, 60.0)
+    assert table_4([tmp_path]).rows
+    write_record(tmp_path, "none", 2, 60.0, adversarial_risk={**found, **other})
+    with pytest.raises(UserError, match="adversarial risks of different kinds .rho 0.05 on "):
+        table_4([tmp_path])
 
 
 def test_a_cell_has_each_seed_once(tmp_path: Path) -> None:
@@ -141,13 +182,3 @@ def test_every_format_has_every_row(tmp_path: Path, style: str) -> None:
     text = FORMATS[style](table)
     assert text.count("best - published") == 1
     assert len(text.splitlines()) >= len(table.rows) + 1
-
-
-def test_costs_are_drawn(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no finished run below"):
-        draw_costs([tmp_path], tmp_path / "costs.png")
-    pytest.importorskip("matplotlib")
-    for method, seed in (("none", 1), ("sam", 2), ("random", 1)):
-        write_record(tmp_path, method, seed, 60.0 + seed)
-    draw_costs([tmp_path], tmp_path / "costs.png")
-    assert (tmp_path / "costs.png").read_bytes().startswith(b"\x89PNG")

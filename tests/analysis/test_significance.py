@@ -64,7 +64,7 @@ def test_recipes_and_models_can_be_chosen(tmp_path: Path) -> None:
     assert len(significance([tmp_path]).rows) == 4
     (row,) = significance([tmp_path], recipe="glue/mrpc", model="minilm_l6").rows
     assert row[1:3] == ("glue/mrpc", "minilm_l6")
-    with pytest.raises(UserError, match="nothing to compare below"):
+    with pytest.raises(UserError, match="no finished run of 'glue/cola'"):
         significance([tmp_path], recipe="glue/cola")
 
 
@@ -99,7 +99,7 @@ def test_predictions_that_do_not_fit_their_record_stop(tmp_path: Path) -> None:
 def test_methods_that_do_not_compare_stop(tmp_path: Path, what: str) -> None:
     write_record(tmp_path, "none", 1, 60)
     write_record(tmp_path, "sam", 1, 60, **{what: "another"})
-    with pytest.raises(UserError, match=f"sam and none: the records differ in {what}"):
+    with pytest.raises(UserError, match=f"bert_base_cased: the records differ in {what}"):
         significance([tmp_path])
 
 
@@ -157,6 +157,9 @@ def test_the_command(tmp_path: Path, style: str, capsys: pytest.CaptureFixture[s
         (["significance", "--plot", "x"], "--plot goes with 1 or 4 or 6"),
         (["run", "other", "--recipe", "x"], "--recipe goes with grid or significance"),
         (["significance", "--sweeps", "nowhere"], "--sweeps nowhere: no such folder"),
+        (["1", "--published", "cnndm"], "--published goes with runs, not with table 1"),
+        (["2"], "no such run: 2; the tables that need no runs are 1, 4, 6, grid, significance"),
+        (["1", "4"], "no such run: 1, 4; the tables that need no runs are 1, 4, 6"),
     ],
 )
 def test_options_of_other_tables(
