@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from deltasam_fairseq.analysis.cost_table import is_timed
 from deltasam_fairseq.analysis.sweep_cells import Group, Key, collect
 from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.figures import check_figure, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,28 +28,16 @@ _COLOURS = {
 def draw_costs(folders: Sequence[Path], out: Path) -> None:
     """Draw a panel per recipe and model, a point per run and the mean of each method.
 
+    Runs whose time is not known are left out: those that were broken off, as of Table 6.
+
     Args:
         folders: With sweeps below them.
-        out: PNG file to write.
-
-    Raises:
-        UserError: If no run is finished, or matplotlib is not installed.
+        out: PNG, PDF or SVG file to write; see :func:`~deltasam_fairseq.figures.check_figure`.
     """
-    groups = collect(folders)
+    check_figure(out)
+    groups = _timed_groups(folders)
     panels = sorted({(recipe, model) for recipe, model, _ in groups})
-    if not panels:
-        names = ", ".join(map(str, folders))
-        raise UserError(f"no finished run below {names}; make some with: deltasam sweep")
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
-        from matplotlib.figure import Figure  # noqa: PLC0415 - optional
-    except ImportError:
-        raise UserError(
-            "drawing needs matplotlib, which is not installed: pip install "
-            "'deltasam_fairseq[plots]'"
-        ) from None
-    figure = Figure(figsize=(7, 3.6 * len(panels)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7, 3.6 * len(panels))
     axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
     for axis, panel in zip(axes, panels, strict=True):
         for method, colour in _COLOURS.items():
@@ -62,6 +53,17 @@ def draw_costs(folders: Sequence[Path], out: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False, fontsize=9)
     figure.savefig(out, dpi=120)
+
+
+def _timed_groups(folders: Sequence[Path]) -> dict[Key, Group]:
+    groups = collect(folders)
+    timed = {key: [r for r in group.records if is_timed(r)] for key, group in groups.items()}
+    found = {key: replace(groups[key], records=rs) for key, rs in timed.items() if rs}
+    if not found:
+        names = ", ".join(map(str, folders))
+        known = " has a known time of training: all were broken off" if groups else ""
+        raise UserError(f"no finished run below {names}{known}; make some with: deltasam sweep")
+    return found
 
 
 def _first(groups: dict[Key, Group], panel: tuple[str, str]) -> Key:

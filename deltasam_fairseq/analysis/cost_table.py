@@ -75,7 +75,7 @@ def _ours(groups: Groups, system: str, model: str, method: str) -> Iterator[tupl
 
 def _minutes(group: Group | None) -> str:
     records = group.records if group else ()
-    return spread([r["seconds"]["train"] / 60 for r in records if _is_timed(r)])
+    return spread([r["seconds"]["train"] / 60 for r in records if is_timed(r)])
 
 
 def _ratios(recipe: str, model: str, group: Group | None, base: Group | None) -> str:
@@ -86,12 +86,13 @@ def _ratios(recipe: str, model: str, group: Group | None, base: Group | None) ->
         [
             _ratio(one, other)
             for one, other in zip(pair.records, pair.others, strict=True)
-            if _is_timed(one) and _is_timed(other) and _machine(one) == _machine(other)
+            if is_timed(one) and is_timed(other) and _machine(one) == _machine(other)
         ]
     )
 
 
-def _is_timed(record: Mapping[str, Any]) -> bool:
+def is_timed(record: Mapping[str, Any]) -> bool:
+    """Tell whether the time of a run's training is known: that of a killed start is not."""
     return bool(record["interruptions"] == 0 and record["seconds"]["train"] > 0)
 
 

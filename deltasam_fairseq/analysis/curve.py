@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.figures import check_figure, new_figure
 from deltasam_fairseq.recipes.run_folder import RunFolder
 from deltasam_fairseq.recipes.train_log import column, read_curve
 
@@ -85,24 +85,13 @@ def draw_curve(run: RunFolder, out: Path) -> None:
 
     Args:
         run: The run; its ``train.log`` is read.
-        out: PNG file to write.
-
-    Raises:
-        UserError: If matplotlib is not installed.
+        out: PNG, PDF or SVG file to write; see :func:`~deltasam_fairseq.figures.check_figure`.
     """
     curve = read_curve(run.log)
     validation = column(read_curve(run.log, "valid"), "loss")
     record = run.record()
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
-        from matplotlib.figure import Figure  # noqa: PLC0415 - optional
-    except ImportError:
-        raise UserError(
-            "drawing needs matplotlib, which is not installed: pip install "
-            "'deltasam_fairseq[plots]'"
-        ) from None
-    figure = Figure(figsize=(8, 8.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    check_figure(out)
+    figure = new_figure(8, 8.5)
     figure.suptitle(
         f"{record['recipe']}, method {record['method']}, seed {record['seed']}", fontsize=12
     )

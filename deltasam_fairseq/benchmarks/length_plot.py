@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.figures import check_figure, new_figure
 
 _COLOURS = {"thin": "#1b4f72", "formed": "#d95f02", "plan": "#117a65"}
 _LABELS = {"thin": "thin products", "formed": "formed matrices", "plan": "the engine's choice"}
@@ -17,22 +17,11 @@ def draw_lengths(record: Mapping[str, Any], out: Path) -> None:
 
     Args:
         record: From :func:`~deltasam_fairseq.benchmarks.length_record.length_record_of`.
-        out: PNG or SVG file to write.
-
-    Raises:
-        UserError: If matplotlib is not installed.
+        out: PNG, PDF or SVG file to write; see :func:`~deltasam_fairseq.figures.check_figure`.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
-        from matplotlib.figure import Figure  # noqa: PLC0415 - optional
-    except ImportError:
-        raise UserError(
-            "drawing needs matplotlib, which is not installed: pip install "
-            "'deltasam_fairseq[plots]'"
-        ) from None
+    check_figure(out)
     settings = record["settings"]
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7, 4)
     axis = figure.subplots()
     tokens = [one["tokens"] for one in record["lengths"]]
     for name, colour in _COLOURS.items():

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.figures import check_figure
 
 if TYPE_CHECKING:
     from deltasam_fairseq.benchmarks.length_plan import LengthPlan
@@ -50,7 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="elapsed time, or processor time for one thread on a busy machine (%(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object, not a table")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw it, as PNG or SVG")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="also draw it: .png, .pdf or .svg"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -63,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
         Zero.
     """
     plan = length_plan_of(args)
+    if args.plot:
+        check_figure(args.plot)
     # Only now, because importing torch takes seconds.
     from deltasam_fairseq.benchmarks.length import measure_lengths  # noqa: PLC0415
     from deltasam_fairseq.benchmarks.length_plot import draw_lengths  # noqa: PLC0415

@@ -31,6 +31,7 @@ from deltasam_fairseq.analysis.paper_tables import table_1, table_4
 from deltasam_fairseq.analysis.published import PUBLISHED, build_published
 from deltasam_fairseq.analysis.table import FORMATS, Table, build_table
 from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.figures import check_figure
 from deltasam_fairseq.recipes.base import CONTROLS, METHODS
 
 HELP = "compare runs in a table"
@@ -83,8 +84,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plot",
         type=Path,
-        metavar="PNG",
-        help="for 1, 4 and 6: draw metric against seconds of training as well",
+        metavar="FILE",
+        help="for 1, 4 and 6: draw metric against seconds of training as well, as .png, .pdf or "
+        ".svg",
     )
     parser.add_argument(
         "--statistics",
@@ -121,6 +123,8 @@ def run(args: argparse.Namespace) -> int:
     for option, tables in _ONLY.items():
         if getattr(args, option) and name not in tables:
             raise UserError(f"--{option} goes with {' or '.join(tables)}; see deltasam table -h")
+    if args.plot:
+        check_figure(args.plot)
     if name in SWEEP_TABLES:
         if args.published:
             raise UserError(f"--published goes with runs, not with table {name}")

@@ -59,7 +59,7 @@ def test_every_line_that_was_logged_is_drawn(
 def test_without_matplotlib_the_error_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     run = write_run(tmp_path / "run", method="none", meters=PLAIN)
     with pytest.raises(
         UserError, match=r"needs matplotlib.*pip install 'deltasam_fairseq\[plots\]'"

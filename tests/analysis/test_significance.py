@@ -155,6 +155,7 @@ def test_the_command(tmp_path: Path, style: str, capsys: pytest.CaptureFixture[s
         (["4", "--base", "none"], "--base goes with significance"),
         (["significance", "--statistics"], "--statistics goes with 1 or 4"),
         (["significance", "--plot", "x"], "--plot goes with 1 or 4 or 6"),
+        (["1", "--plot", "out.txt"], "out.txt: a figure ends in .png, .pdf or .svg"),
         (["run", "other", "--recipe", "x"], "--recipe goes with grid or significance"),
         (["significance", "--sweeps", "nowhere"], "--sweeps nowhere: no such folder"),
         (["1", "--published", "cnndm"], "--published goes with runs, not with table 1"),

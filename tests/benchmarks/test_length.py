@@ -57,11 +57,9 @@ def record() -> dict[str, Any]:
 def test_a_run_measures_every_length_and_strategy(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
+    pytest.importorskip("matplotlib")
     figure = tmp_path / "lengths.svg"
-    try:
-        assert bench.run(parsed(f"{SMALL} --plot {figure}")) == 0
-    except UserError as error:
-        pytest.skip(str(error))
+    assert bench.run(parsed(f"{SMALL} --plot {figure}")) == 0
     out, err = capsys.readouterr()
     found = json.loads(out)
     assert [(one["tokens"], one["sentences"]) for one in found["lengths"]] == [(2, 8), (8, 2)]
@@ -169,6 +167,15 @@ def test_what_cannot_be_run_is_refused_by_its_flag(values: dict[str, Any], messa
     with pytest.raises(UserError) as refused:
         LengthPlan(**values)
     assert message in str(refused.value)
+
+
+def test_a_figure_that_cannot_be_written_is_refused_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measure = "deltasam_fairseq.benchmarks.length.measure_lengths"
+    monkeypatch.setattr(measure, lambda *args: pytest.fail("measured"))
+    with pytest.raises(UserError, match="lengths.txt: a figure ends in .png, .pdf or .svg"):
+        bench.run(parsed(f"{SMALL} --plot lengths.txt"))
 
 
 def test_a_length_that_is_no_number_is_refused() -> None:

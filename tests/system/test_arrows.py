@@ -20,6 +20,7 @@ PACKAGE = "deltasam_fairseq"
 
 RANK = {
     "errors": 0,
+    "figures": 1,
     "plugin_path": 0,
     "registry": 0,
     "core": 1,
@@ -41,6 +42,7 @@ FORBIDDEN = {
     "errors": {"fairseq", "numpy", "torch"},
     "plugin_path": {"fairseq", "numpy", "torch"},
     "registry": {"fairseq", "numpy", "torch"},
+    "figures": {"fairseq", "numpy", "torch", f"{PACKAGE}.core"},
     "core": {"fairseq", "matplotlib", "numpy", "rouge_score", "sacrebleu", "sentencepiece"},
     "objectives": {"fairseq"},
     "evaluation": {"fairseq", "torch", f"{PACKAGE}.core"},
