@@ -48,7 +48,7 @@ def grid_table(
         raise UserError(
             f"no finished run below {', '.join(map(str, folders))}; deltasam sweep makes them"
         )
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             *(*key, _point(group)),
             ",".join(map(str, group.seeds)),

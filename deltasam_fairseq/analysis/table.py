@@ -49,11 +49,17 @@ def build_table(runs: Sequence[Path], split: str) -> Table:
         One row per run, in the order given, then one per baseline.
 
     Raises:
-        UserError: If runs were scored on different data or in different ways,
-            or if none of the folders exists.
+        UserError: If runs were scored on different data or in different ways, if one
+            predicts labels, or if none of the folders exists.
     """
     if not any(run.is_dir() for run in runs):
         raise UserError(f"no such run: {', '.join(map(str, runs))}")
+    if classifiers := [run for run in runs if _predicts_labels(run)]:
+        raise UserError(
+            f"this table compares generated texts, and {', '.join(map(str, classifiers))} "
+            "generated none: deltasam evaluate RUN prints the scores of a run that classifies "
+            "sentences, deltasam sweep and deltasam table 1 compare such runs"
+        )
     found = {run: scores for run in runs if (scores := read_scores(run, split))}
     require_comparable(found)
     rows = [_run_row(run, found.get(run)) for run in runs]
@@ -92,7 +98,8 @@ def markdown_lines(
     header: Sequence[str], rules: Sequence[str], rows: Iterable[Sequence[str]]
 ) -> list[str]:
     """Return the lines of a table in Markdown; ``rules`` say how each column is aligned."""
-    return [f"| {' | '.join(row)} |" for row in (header, rules, *rows)]
+    lines = ([cell.replace("|", r"\|") for cell in row] for row in (header, rules, *rows))
+    return [f"| {' | '.join(line)} |" for line in lines]
 
 
 def as_csv(table: Table) -> str:
@@ -128,6 +135,15 @@ def require_comparable(found: dict[Path, dict[str, Any]]) -> None:
                 f"these runs cannot share a table, their {what} differs ({listing}); "
                 "make one table each"
             )
+
+
+def _predicts_labels(run: Path) -> bool:
+    """Tell by a run's results, or before there are any by what it began with."""
+    if any(run.glob("generate-*")):
+        return False
+    if any(run.glob("predict-*")):
+        return True
+    return (run / RECORD).is_file() and bool(RunFolder(run).record().get("encoder"))
 
 
 def _run_row(run: Path, scores: dict[str, Any] | None) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ RECIPE_FILE = "--recipe-file"
 
 _USAGE_ERROR = 2
 _INTERRUPTED = 130
+_NOBODY_READS = 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,19 +43,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments behind the program's name; those of the process when left out.
 
     Returns:
-        Exit status: that of the verb, 2 for an error that the user can put
-        right, 130 after Ctrl-C.
-
-    Raises:
-        OSError: If the operating system refuses something that is not a file of the user's.
+        Exit status: that of the verb, 2 for an error that the user can put right, 130 after
+        Ctrl-C, 141 if nobody reads the output to its end, as behind ``| head``.
     """
+    try:
+        try:
+            return _run(argv)
+        finally:
+            print(end="", flush=True)  # here, not at exit, where nothing can be caught
+    except BrokenPipeError:
+        # Python writes what is left at exit once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _NOBODY_READS
+
+
+def _run(argv: Sequence[str] | None) -> int:
     typed = list(sys.argv[1:] if argv is None else argv)
     arguments = list(typed)
     try:
         recipe_file = _take_recipe_file(arguments)
+        parser = build_parser(arguments[0] if arguments else "")
     except UserError as error:
         return _complain(str(error))
-    parser = build_parser(arguments[0] if arguments else "")
     args, extra = parser.parse_known_args(arguments)
     if extra and not args.passes_on:
         parser.error(f"unrecognized arguments: {' '.join(extra)}")
@@ -119,6 +130,11 @@ def _take_recipe_file(arguments: list[str]) -> Path | None:
                 raise UserError(f"{RECIPE_FILE} needs a file behind it")
             path = Path(value if equals else arguments[index + 1])
             del arguments[index : index + (1 if equals else 2)]
+            if any(left.partition("=")[0] == RECIPE_FILE for left in arguments):
+                raise UserError(
+                    f"{RECIPE_FILE} can be given once; import the other file in {path}, or put all "
+                    "recipes into one"
+                )
             importlib.import_module("deltasam_fairseq.recipes.catalogue").load_file(path)
             return path
     return None

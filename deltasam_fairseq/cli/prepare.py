@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from deltasam_fairseq.cli import (
@@ -32,6 +33,7 @@ from deltasam_fairseq.data.docstrings import CorpusSettings
 from deltasam_fairseq.data.pipeline import prepare
 from deltasam_fairseq.data.text_origin import TextFiles, text_origin
 from deltasam_fairseq.data.tokens import TokenSettings
+from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.recipes.catalogue import RECIPES, load_packages
 
 HELP = "make a data folder, or a checkpoint to start from"
@@ -58,10 +60,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         module.add_arguments(kind)
         kind.set_defaults(prepare=module.run)
     load_packages()
+    own = tuple(kinds.choices)
     for name, recipe in RECIPES.items():
         if recipe.sentences is not None:
+            _require_free(name, own)
             kind = kinds.add_parser(
-                name, help=recipe.description, description=prepare_sentences.__doc__
+                name,
+                help=recipe.description.replace("%", "%%"),  # argparse would fill something in
+                description=prepare_sentences.__doc__,
             )
             prepare_sentences.add_arguments(kind, recipe)
 
@@ -77,6 +83,14 @@ def run(args: argparse.Namespace) -> int:
     """
     args.prepare(args)
     return 0
+
+
+def _require_free(name: str, own: Collection[str]) -> None:
+    if name in own:
+        raise UserError(
+            f"the recipe {name!r} is named as deltasam prepare {name}, which is something else; "
+            f"rename the recipe, to my/{name} say"
+        )
 
 
 def _tokens(args: argparse.Namespace) -> TokenSettings:

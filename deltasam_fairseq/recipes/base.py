@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from deltasam_fairseq.data.sentence_task import SentenceTask
@@ -50,6 +50,9 @@ class Model:
         methods: Beside those of the recipe, by method.
         max_tokens: Longest input, in tokens with the special ones; longer ones are cut.
         published: What papers print for it, by the name of the row, as printed.
+
+    Raises:
+        UserError: If ``methods`` has a name that is not in ``METHODS``.
     """
 
     description: str
@@ -57,6 +60,9 @@ class Model:
     methods: Mapping[str, Flags] = field(default_factory=dict)
     max_tokens: int = 512
     published: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _require_methods(f"the model {self.description!r}", self.methods)
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,9 @@ class Recipe:
         notes: What a user should know, one line each.
         rouge: How summaries are scored if the user does not say: ``split``,
             ``tokenization`` and ``like`` of ``rouge_scores``.
+
+    Raises:
+        UserError: If ``methods`` has a name that is not in ``METHODS``.
     """
 
     name: str
@@ -103,6 +112,9 @@ class Recipe:
     models: Mapping[str, Model] = field(default_factory=dict)
     grid: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _require_methods(f"the recipe {self.name}", self.methods)
 
     def model(self, name: str) -> Model:
         """Look one of its models up.
@@ -138,3 +150,16 @@ class Recipe:
             if method in self.methods or method in model.methods
         }
         return replace(self, flags={**self.flags, **model.flags}, methods=methods)
+
+
+def _require_methods(owner: str, names: Iterable[str]) -> None:
+    for name in names:
+        if name in CONTROLS:
+            raise UserError(
+                f"{owner} has flags for the method {name!r}, but {name!r} runs with the flags of "
+                f"{CONTROLS[name].method!r}; put them there"
+            )
+        if name not in METHODS:
+            raise UserError(
+                f"{owner} has flags for the unknown method {name!r}{nearest(name, METHODS)}"
+            )

@@ -52,27 +52,36 @@ def load_file(path: Path) -> list[str]:
         UserError: If it is missing, fails, or registers nothing.
     """
     path = path.resolve()
-    name = f"deltasam_recipe_file_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    name = f"deltasam_recipe_file_{hashlib.sha256(str(path).encode()).hexdigest()}"
     if name in sys.modules:
         return list(sys.modules[name].__dict__["__registered__"])
+    try:
+        found = _registered_by(path, name)
+        if not found:
+            raise UserError(
+                f"--recipe-file {path} registers no recipe; put @register_recipe above a function "
+                "without arguments that returns a Recipe"
+            )
+    except BaseException:
+        sys.modules.pop(name, None)
+        raise
+    sys.modules[name].__dict__["__registered__"] = found
+    return found
+
+
+def _registered_by(path: Path, name: str) -> list[str]:
+    """Run a file as the module of that name, and return what it registered."""
     spec = importlib.util.spec_from_file_location(name, path)
     if not path.is_file() or spec is None or spec.loader is None:
         raise UserError(f"--recipe-file {path}: no such Python file")
     before = set(RECIPES.names())
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # while it runs: dataclasses look their module up there
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise UserError(f"--recipe-file {path}: {type(error).__name__}: {error}") from error
-    found = sorted(set(RECIPES.names()) - before)
-    if not found:
-        raise UserError(
-            f"--recipe-file {path} registers no recipe; put @register_recipe above a function "
-            "without arguments that returns a Recipe"
-        )
-    module.__dict__["__registered__"] = found
-    sys.modules[name] = module
-    return found
+        raise UserError(f"--recipe-file {path}: {_reason(error)}") from error
+    return sorted(set(RECIPES.names()) - before)
 
 
 def find_recipe(name: str, file: Path | None = None) -> Recipe:
@@ -105,8 +114,12 @@ def load_packages() -> None:
             package = point.dist.name if point.dist else point.value
             raise UserError(
                 f"the recipes of the package {package} ({point.value}) cannot be loaded: "
-                f"{type(error).__name__}: {error}"
+                f"{_reason(error)}"
             ) from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
 for _recipe in (

@@ -17,7 +17,7 @@ def array_script(command: Sequence[str], cells: int, folder: Path, *, gpus: int 
         command: The sweep's own call, without ``--slurm``.
         cells: Number of runs.
         folder: Of the sweep; logs go there.
-        gpus: GPUs of one run.
+        gpus: GPUs of one run; 0 asks for none.
 
     Returns:
         The script. Partition, time and account are SLURM's own variables:
@@ -27,17 +27,25 @@ def array_script(command: Sequence[str], cells: int, folder: Path, *, gpus: int 
         >>> print(array_script(["deltasam", "sweep", "glue/rte"], 3, Path("out")).splitlines()[2])
         #SBATCH --array=1-3
     """
+    request = [*([f"--gpus-per-node={gpus}"] if gpus else []), f"--cpus-per-task={4 * (gpus or 1)}"]
     return "\n".join(
         [
             "#!/bin/bash",
             "#SBATCH --job-name=deltasam-sweep",
             f"#SBATCH --array=1-{cells}",
-            f"#SBATCH --nodes=1 --ntasks=1 --gpus-per-node={gpus} --cpus-per-task={4 * gpus}",
-            f"#SBATCH --output={folder / 'slurm-%A-%a.log'}",
+            f"#SBATCH --nodes=1 --ntasks=1 {' '.join(request)}",
+            f"#SBATCH --output={_quoted(folder)}",
             f'{shlex.join(command)} --cell "$SLURM_ARRAY_TASK_ID"',
             "",
         ]
     )
+
+
+def _quoted(folder: Path) -> str:
+    """Write the name of the logs as sbatch reads it: %A and %a alone are to be replaced."""
+    name = str(Path(str(folder).replace("%", "%%")) / "slurm-%A-%a.log")
+    escaped = name.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 def submit(script: str, folder: Path) -> str:

@@ -8,8 +8,19 @@ from typing import Any
 
 from deltasam_fairseq.data.sentence_task import SentenceTask
 
-#: An absolute path: a slash that ends no other word, and names between slashes.
-_PATH = re.compile(r"(?<![\w.~/-])(?:/[^\s/'\",;:(){}\[\]]+)+/?")
+#: How an absolute path begins, maybe as a URL.
+_ROOT = r"(?:file:)?/"
+#: A text that is a path as a whole, or the value of an option.
+_WHOLE = re.compile(rf"(?:[\w.-]+=)?{_ROOT}")
+#: What ends such a path: the next one, or an option. All else may be in its names.
+_END = re.compile(rf"((?:[\s,;=]|(?<!\bfile):)+(?={_ROOT})|\s+(?=--?\w))")
+#: A path within another text: all between quotes, or else names without spaces. Before its last
+#: name it may have commas and brackets. Slashes behind a word, or of https://, begin none.
+_WITHIN = re.compile(
+    rf"""(?<='){_ROOT}[^']+(?=')|(?<="){_ROOT}[^"]+(?=")"""
+    r"""|(?<![\w.~/)\]}+%-])(?!(?<=:)//)(?:file:(?=/))?"""
+    r"""(?:/+[^\s/'"]*[^\s/'",;:](?=/))*/+[^\s/'",;:(){}\[\]]+/*"""
+)
 
 
 def pack(task: SentenceTask, lines: Sequence[str]) -> str:
@@ -63,16 +74,35 @@ def neutral(value: Any) -> Any:
         value: What JSON knows: a record, or a part of one.
 
     Returns:
-        The same with the last name alone of every absolute path. Relative paths stay.
+        The same with the last name alone of every absolute path. Relative paths stay. A text
+        that begins with an absolute path is one, with all spaces and commas, up to the next
+        absolute path or an option; within other texts a path with spaces needs quotes.
 
     Example:
-        >>> neutral({"save-dir": "/home/me/run/checkpoints", "restore-file": "models/m/model.pt"})
-        {'save-dir': 'checkpoints', 'restore-file': 'models/m/model.pt'}
+        >>> neutral({"save-dir": "/home/me/my run/checkpoints", "restore-file": "models/m.pt"})
+        {'save-dir': 'checkpoints', 'restore-file': 'models/m.pt'}
     """
     if isinstance(value, str):
-        return _PATH.sub(lambda found: found[0].rstrip("/").rpartition("/")[2], value)
+        return _without_folders(value)
     if isinstance(value, Mapping):
         return {name: neutral(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
         return [neutral(part) for part in value]
     return value
+
+
+def _without_folders(text: str) -> str:
+    parts = _END.split(text) if _WHOLE.match(text) else [text]
+    shorter = "".join(
+        _last_name(part) if re.match(_ROOT, part) else _WITHIN.sub(_last_name_found, part)
+        for part in parts
+    )
+    return text if shorter in {text, ""} else _without_folders(shorter)
+
+
+def _last_name_found(found: re.Match[str]) -> str:
+    return _last_name(found[0])
+
+
+def _last_name(path: str) -> str:
+    return path.rstrip("/").rpartition("/")[2]

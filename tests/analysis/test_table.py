@@ -78,6 +78,47 @@ def test_without_scores_the_table_says_how_to_get_them(tmp_path: Path) -> None:
     assert "deltasam evaluate RUN" in table.note
 
 
+def test_a_bar_in_a_name_stays_in_its_cell_of_markdown(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "sam", value=1.0)
+    table = build_table([run, tmp_path / "a|b"], "test")
+    assert table.rows[1][0] == "a|b"
+    assert as_markdown(table).splitlines()[3].startswith("| a\\|b | - | not run |")
+
+
+def write_classification(folder: Path, name: str, *, evaluated: bool) -> Path:
+    run = RunFolder(folder / name)
+    record = {"method": "sam", "seed": 1, "finished": True, "starts": [], "encoder": {"sha256": ""}}
+    run.write_record(record)
+    if evaluated:
+        run.predictions("valid").mkdir()
+        (run.predictions("valid") / "scores.json").write_text("{}")
+    return run.path
+
+
+@pytest.mark.parametrize("evaluated", [True, False])
+def test_runs_that_generate_nothing_are_told_what_compares_them(
+    tmp_path: Path, evaluated: bool
+) -> None:
+    run = write_classification(tmp_path, "rte", evaluated=evaluated)
+    advice = "deltasam evaluate RUN prints .* deltasam sweep and deltasam table 1 compare"
+    with pytest.raises(UserError, match=f"compares generated texts, .*{run} .* none.*{advice}"):
+        build_table([run], "test")
+    (run / "run.json").unlink()
+    if evaluated:
+        with pytest.raises(UserError, match="compares generated texts"):
+            build_table([run], "valid")
+
+
+def test_among_runs_that_generate_those_that_do_not_are_named(tmp_path: Path) -> None:
+    texts = write_run(tmp_path, "sam", value=1.0)
+    runs = [texts, *(write_classification(tmp_path, name, evaluated=True) for name in ("a", "b"))]
+    with pytest.raises(UserError, match=f"{runs[1]}, {runs[2]} ") as refused:
+        build_table([*runs, tmp_path / "missing"], "test")
+    assert str(texts) not in str(refused.value)
+    RunFolder(texts).predictions("valid").mkdir()
+    assert len(build_table([texts], "test").rows) == 2
+
+
 @pytest.mark.parametrize(
     ("other", "message"),
     [

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -125,6 +126,30 @@ def test_interruption_and_files_of_the_system(
     assert capsys.readouterr().err == "deltasam: /locked: Permission denied\n"
     monkeypatch.setattr(verb, "run", interrupt)
     assert main(["table", "r"]) == 130
+
+
+@pytest.mark.parametrize("arguments", [["recipes"], ["recipes", "--help"], ["user-dir"]])
+def test_nobody_reading_is_no_traceback(arguments: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "deltasam_fairseq.cli", *arguments]
+    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}  # argparse is silent about what it writes
+    done = subprocess.run(
+        command, stdout=writing, stderr=subprocess.PIPE, env=buffered, check=False
+    )
+    os.close(writing)
+    assert done.stderr == b""
+    assert done.returncode == 141
+
+
+def test_without_a_standard_output_a_verb_still_runs() -> None:
+    done = python(
+        "import sys\n"
+        "from deltasam_fairseq.cli.main import main\n"
+        "sys.stdout = None\n"
+        "sys.exit(main(['user-dir']))"
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_programming_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,16 +1,20 @@
 """Recipes of other people: from a file, and from an installed package."""
 
 import json
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from deltasam_fairseq.cli import prepare
 from deltasam_fairseq.cli.main import main
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.recipes import catalogue
-from deltasam_fairseq.recipes.base import Recipe
+from deltasam_fairseq.recipes.base import Model, Recipe
 from deltasam_fairseq.recipes.catalogue import RECIPES, find_recipe, load_file, register_recipe
 from deltasam_fairseq.registry import Registry, UnknownName
 
@@ -24,6 +28,20 @@ def mine():
     return Recipe("{name}", 1, "one of mine", "deltasam prepare text", {{"lr": 0.1}})
 """
 
+#: What a file may begin with: dataclasses look up the module that they are in.
+DATACLASS = """\
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class Size:
+    layers: int
+
+
+"""
+
 
 @pytest.fixture(autouse=True)
 def own_registry(monkeypatch: pytest.MonkeyPatch) -> Registry[Recipe]:
@@ -32,6 +50,7 @@ def own_registry(monkeypatch: pytest.MonkeyPatch) -> Registry[Recipe]:
     for name, recipe in RECIPES.items():
         registry.register(name, description=recipe.description)(recipe)
     monkeypatch.setattr(catalogue, "RECIPES", registry)
+    monkeypatch.setattr(prepare, "RECIPES", registry)
     return registry
 
 
@@ -51,6 +70,12 @@ def test_a_file_registers_and_a_second_time_does_nothing(
     assert find_recipe("mine/one", path).flags == {"lr": 0.1}
 
 
+def test_a_file_may_define_dataclasses(tmp_path: Path) -> None:
+    path = write(tmp_path, "mine/sized")
+    path.write_text(DATACLASS + path.read_text())
+    assert load_file(path) == ["mine/sized"]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -63,8 +88,11 @@ def test_a_file_that_is_none_says_why(tmp_path: Path, content: str | None, messa
     path = tmp_path / "broken.py"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(UserError, match=message):
-        load_file(path)
+    before = set(sys.modules)
+    for _ in range(2):
+        with pytest.raises(UserError, match=message):
+            load_file(path)
+    assert set(sys.modules) == before
 
 
 def test_what_is_registered_must_be_a_recipe() -> None:
@@ -93,6 +121,73 @@ def test_the_option_stands_behind_any_verb(
     assert "one of mine" in capsys.readouterr().out
     assert main(["recipes", "--recipe-file"]) == 2
     assert "needs a file behind it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("second", ["--recipe-file=b.py", "--recipe-file b.py"])
+def test_a_second_file_is_refused_whatever_the_verb(
+    second: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = ["--recipe-file", str(write(tmp_path, "mine/twice"))]
+    for verb in (["recipes"], ["train", "mine/twice"]):
+        assert main([*verb, *first, *second.split()]) == 2
+        assert "--recipe-file can be given once; import" in capsys.readouterr().err
+
+
+def own_task(registry: Registry[Recipe], **changes: Any) -> None:
+    """Register RTE once more, with changes."""
+    recipe = replace(RECIPES.get("glue/rte"), **changes)
+    registry.register(recipe.name, description=recipe.description)(recipe)
+
+
+def test_a_description_may_have_a_per_cent_sign(
+    own_registry: Registry[Recipe], capsys: pytest.CaptureFixture[str]
+) -> None:
+    own_task(own_registry, name="mine/tenth", description="10% of the reviews, %(prog)s")
+    with pytest.raises(SystemExit) as stop:
+        main(["prepare", "--help"])
+    assert stop.value.code == 0
+    assert "10% of the reviews, %(prog)s" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("name", ["bart", "encoder", "cnndm", "docstrings", "text"])
+def test_a_task_cannot_be_named_as_what_is_prepared_already(
+    name: str,
+    own_registry: Registry[Recipe],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(own_registry, "_entries", {})
+    own_task(own_registry, name=name)
+    assert main(["prepare", "bart", "checkpoint"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"deltasam: the recipe {name!r} is named as deltasam prepare {name}")
+    assert "rename the recipe, to my/" in error
+
+
+METHODS: Mapping[str, Mapping[str, float]] = {"sam": {"sam-rho": 0.1}}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("delta-sam", "unknown method 'delta-sam'; did you mean 'delta_sam'. Known: delta_sam, no"),
+        ("random", "'random' runs with the flags of 'delta_sam'; put them there"),
+    ],
+)
+def test_flags_of_an_unknown_method_are_not_dropped(name: str, message: str) -> None:
+    methods = {**METHODS, name: {"sam-rho": 0.1}}
+    with pytest.raises(UserError, match=f"^the recipe mine/x has flags for .*{message}"):
+        Recipe("mine/x", 1, "one of mine", "", {}, methods=methods)
+    with pytest.raises(UserError, match=f"^the model 'small' has flags for .*{message}"):
+        Model("small", {}, methods=methods)
+    assert Model("small", {}, methods=METHODS).methods == METHODS
+
+
+def test_a_file_with_an_unknown_method_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path, "mine/typo")
+    path.write_text(path.read_text().replace("0.1})", "0.1}, {'sma': {'sam-rho': 1}})"))
+    with pytest.raises(UserError, match="recipes.py: the recipe mine/typo has .*you mean 'sam'"):
+        load_file(path)
 
 
 class Point:

@@ -22,6 +22,33 @@ from deltasam_fairseq.recipes.sweep_record import examples, neutral, pack
         ("glue/rte 1/2", "glue/rte 1/2"),
         ("(0.9, 0.98)", "(0.9, 0.98)"),
         ("/", "/"),
+        ("", ""),
+        ("/home/jane doe/my project/sweeps/x/checkpoints", "checkpoints"),
+        ("/home/jane doe/my project", "my project"),
+        ("/home/jane/a,b/checkpoints", "checkpoints"),
+        ("/home/jane/runs (old) [2]/{x};y/checkpoints/", "checkpoints"),
+        ("/home/jane's/x", "x"),
+        ("//home//jane//x//", "x"),
+        ("/home/my a/x:/home/my b/y", "x:y"),
+        ("/home/my a/x /home/my b/y, /home/z", "x y, z"),
+        (
+            "/home/my a/python -m x --data=/home/my/y --out runs/z",
+            "python -m x --data=y --out runs/z",
+        ),
+        ("file:///home/jane/x", "x"),
+        ("file:/home/jane doe/x", "x"),
+        ("file://localhost/home/jane%20doe/x", "x"),
+        ("--user-dir=/home/jane doe/user_dir", "--user-dir=user_dir"),
+        ("{'data': '/home/jane doe/d', 'lr': 1}", "{'data': 'd', 'lr': 1}"),
+        ('{"data": "file:///home/jane doe/d"}', '{"data": "d"}'),
+        ("see file:///home/jane/x, then docs/y", "see x, then docs/y"),
+        ("--data /home/jane/a,b/d --lr 1", "--data d --lr 1"),
+        ("--data //home//jane/d --lr 1", "--data d --lr 1"),
+        ("[/home/a/x, /home/b/y]", "[x, y]"),
+        ("runs (old)/x[1]/y", "runs (old)/x[1]/y"),
+        ("models/a,b/model.pt", "models/a,b/model.pt"),
+        ("~/x", "~/x"),
+        ("1 / 2", "1 / 2"),
     ],
 )
 def test_absolute_paths_keep_their_last_name_and_all_else_stays(text: str, expected: str) -> None:
@@ -37,8 +64,28 @@ def test_of_any_path_nothing_but_the_last_name_is_left(parts: list[str]) -> None
     assert neutral(f"--save-dir /{'/'.join(parts)}") == f"--save-dir {parts[-1]}"
 
 
+TEXTS = st.lists(
+    st.sampled_from(["file:", "/", "//", "a", " ", ":", "--b", "=", "'", '"', "(", ")", ","])
+).map("".join)
+ANY_NAMES = st.text("abü 0,;()[]{}'\".-_+").filter(lambda name: name.strip(" .-"))
+
+
+@given(st.sampled_from(["", "file:", "file://", "--data="]), st.lists(ANY_NAMES, min_size=2))
+def test_of_a_value_that_is_a_path_no_folder_is_left(before: str, parts: list[str]) -> None:
+    names = [f"{name.strip()}." for name in parts]  # no space in front of a slash or of a dash
+    path = "/".join(["", *(name.replace(" -", "-") for name in names)])
+    assert (
+        neutral(before + path) == before.removeprefix("file:").strip("/") + path.rpartition("/")[2]
+    )
+
+
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text("ab /:.'"),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text("ab /:.,'\"=-")
+    | TEXTS,
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
 )
 
