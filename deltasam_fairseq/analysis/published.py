@@ -14,6 +14,7 @@ from deltasam_fairseq.analysis.table import (
     VARIANTS,
     Table,
     require_comparable,
+    require_texts,
 )
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.recipes.base import METHODS
@@ -108,6 +109,7 @@ def build_published(name: str, runs: Sequence[Path], split: str) -> Table:
     """
     published = PUBLISHED[name]
     records = {run: RunFolder(run).record() for run in runs}
+    require_texts(runs)
     found = {run: scores for run in runs if (scores := read_scores(run, split))}
     for run in runs:
         if run not in found:

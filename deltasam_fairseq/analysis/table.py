@@ -54,12 +54,7 @@ def build_table(runs: Sequence[Path], split: str) -> Table:
     """
     if not any(run.is_dir() for run in runs):
         raise UserError(f"no such run: {', '.join(map(str, runs))}")
-    if classifiers := [run for run in runs if _predicts_labels(run)]:
-        raise UserError(
-            f"this table compares generated texts, and {', '.join(map(str, classifiers))} "
-            "generated none: deltasam evaluate RUN prints the scores of a run that classifies "
-            "sentences, deltasam sweep and deltasam table 1 compare such runs"
-        )
+    require_texts(runs)
     found = {run: scores for run in runs if (scores := read_scores(run, split))}
     require_comparable(found)
     rows = [_run_row(run, found.get(run)) for run in runs]
@@ -135,6 +130,23 @@ def require_comparable(found: dict[Path, dict[str, Any]]) -> None:
                 f"these runs cannot share a table, their {what} differs ({listing}); "
                 "make one table each"
             )
+
+
+def require_texts(runs: Sequence[Path]) -> None:
+    """Refuse runs that generate no texts.
+
+    Args:
+        runs: Their folders.
+
+    Raises:
+        UserError: If one of them predicts labels; the message says where those are compared.
+    """
+    if classifiers := [run for run in runs if _predicts_labels(run)]:
+        raise UserError(
+            f"this table compares generated texts, and {', '.join(map(str, classifiers))} "
+            "generated none: deltasam evaluate RUN prints the scores of a run that classifies "
+            "sentences, deltasam sweep and deltasam table 1 compare such runs"
+        )
 
 
 def _predicts_labels(run: Path) -> bool:

@@ -6,7 +6,7 @@ import pytest
 from deltasam_fairseq.analysis.published import PUBLISHED, build_published
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.recipes.run_folder import RunFolder
-from tests.analysis.test_table import write_run
+from tests.analysis.test_table import write_classification, write_run
 
 GPU = {"gpus": ["NVIDIA H100"] * 8, "cores": 16, "cpu": "EPYC"}
 
@@ -17,6 +17,12 @@ def evaluated(folder: Path, method: str, value: float, **facts: Any) -> Path:
     entries = {"recipe": "cnndm", "seed": 1, "hardware": GPU, "gpus": 4, **facts}
     run.write_record({**run.record(), "starts": [{"seconds": 5400.0}], **entries})
     return run.path
+
+
+def test_runs_that_generate_nothing_are_refused(tmp_path: Path) -> None:
+    run = write_classification(tmp_path, "rte", evaluated=True)
+    with pytest.raises(UserError, match="compares generated texts"):
+        build_published("cnndm", [run], "test")
 
 
 def test_without_runs_every_cell_of_ours_says_so() -> None:
