@@ -144,7 +144,7 @@ def run(args: argparse.Namespace) -> int:
         table = build_table(args.runs, args.split)
     else:
         raise UserError(
-            f"nothing to show: give runs, {' or '.join(SWEEP_TABLES)}, or --published "
+            f"nothing to show: give runs, one of {', '.join(SWEEP_TABLES)}, or --published "
             f"{' or '.join(PUBLISHED)}"
         )
     print(FORMATS[args.format](table))

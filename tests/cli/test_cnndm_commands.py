@@ -84,6 +84,6 @@ def test_published_figures_without_a_run(capsys: pytest.CaptureFixture[str]) -> 
     assert "| 44.70 | 21.54 | 41.81 |" in lines[6]
     assert lines[9].startswith("| ours: delta_sam | not run | not run |")
     assert (
-        "nothing to show: give runs, 1 or 4 or 6 or significance, or --published cnndm"
+        "nothing to show: give runs, one of 1, 4, 6, grid, significance, or --published cnndm"
         in message(capsys, "table")
     )
