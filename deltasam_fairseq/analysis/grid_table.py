@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 
 from deltasam_fairseq.analysis.paper_tables import spread
-from deltasam_fairseq.analysis.sweep_cells import ORDER, Group, Key, read_points, select
+from deltasam_fairseq.analysis.sweep_cells import Group, in_order, read_points, select
 from deltasam_fairseq.analysis.table import NONE, Table
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.recipes.sweep_plan import SHORT
@@ -39,10 +39,6 @@ def grid_table(
     Raises:
         UserError: If there is no such record.
     """
-
-    def order(key: Key) -> tuple[str, str, int]:
-        return (key[0], key[1], ORDER.index(key[2]))
-
     found = select(read_points(folders), recipe, model)
     if not found:
         raise UserError(
@@ -58,7 +54,7 @@ def grid_table(
             spread(group.scores),
             spread(group.risks, 3),
         )
-        for key in sorted(found, key=order)
+        for key in in_order(found)
         for group in found[key]
     ]
     return Table(_HEADER, rows, _NOTE)

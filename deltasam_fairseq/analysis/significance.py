@@ -12,13 +12,13 @@ import numpy as np
 from deltasam_fairseq.analysis.paired_tests import compare_over_sentences, least_p, sign_flip_test
 from deltasam_fairseq.analysis.summed_metrics import SUMMED, Array, summed_score
 from deltasam_fairseq.analysis.sweep_cells import (
-    ORDER,
     OWN_FLAGS,
     Group,
     Key,
     Pair,
     collect,
     describe_grid,
+    in_order,
     pair_up,
     select,
 )
@@ -80,8 +80,7 @@ def significance(
 def _comparisons(
     groups: Mapping[Key, Group], base: str | None
 ) -> Iterator[tuple[str, str, str, str]]:
-    order = sorted(groups, key=lambda key: (key[0], key[1], ORDER.index(key[2])))
-    for recipe, model, method in order:
+    for recipe, model, method in in_order(groups):
         bases = (base,) if base else ("none", "random") if method == "delta_sam" else ("none",)
         for other in bases:
             there = groups.get((recipe, model, other))

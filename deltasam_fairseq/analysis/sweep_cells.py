@@ -189,6 +189,11 @@ def select(found: Mapping[Key, T], recipe: str | None, model: str | None) -> dic
     }
 
 
+def in_order(keys: Iterable[Key]) -> list[Key]:
+    """Sort by recipe and model, methods in their usual order."""
+    return sorted(keys, key=lambda key: (key[0], key[1], ORDER.index(key[2])))
+
+
 def _best(groups: Sequence[Group]) -> Group:
     most = max(len(group.records) for group in groups)
     rivals = [group for group in groups if len(group.records) == most]
