@@ -1,13 +1,7 @@
-"""Which runs a sweep has, what it keeps, and how it shares them; without fairseq."""
+"""What a sweep trains, keeps and skips; without fairseq."""
 
 import json
-import os
 import shlex
-import stat
-import subprocess
-import sys
-import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,78 +17,12 @@ from deltasam_fairseq.recipes.catalogue import RECIPES
 from deltasam_fairseq.recipes.classification import Classified
 from deltasam_fairseq.recipes.command import flag_values
 from deltasam_fairseq.recipes.run_folder import RunFolder
-from deltasam_fairseq.recipes.slurm_array import array_script, submit
 from deltasam_fairseq.recipes.sweep import Sweep, run_sweep
 from deltasam_fairseq.recipes.sweep_folder import SweepFolder, read_records
-from deltasam_fairseq.recipes.sweep_plan import plan, read_grid, read_seeds
+from deltasam_fairseq.recipes.sweep_plan import plan
 
 PREDICTED = ["entailment", "not_entailment", "not_entailment"]
 UPDATE = '| INFO | train_inner | {"epoch": 1, "loss": "0.5", "num_updates": "9"}\n'
-
-
-def test_what_means_nothing_to_a_method_is_left_out() -> None:
-    methods = ["none", "sam", "delta_sam", "random"]
-    grid = {"rho": ["0.01", "0.05"], "eta": ["1e-4"], "lr": ["1"]}
-    names = [cell.name for cell in plan(methods, [1], grid)]
-    assert names == [
-        "none-lr1-seed1",
-        *(f"sam-rho{rho}-lr1-seed1" for rho in grid["rho"]),
-        *(f"delta_sam-rho{rho}-eta1e-4-lr1-seed1" for rho in grid["rho"]),
-        *(f"random-rho{rho}-lr1-seed1" for rho in grid["rho"]),
-    ]
-    assert plan(["sam"], [1], {"rho": ["0.1"], "lr": ["2"]})[0].overrides() == [
-        *("--sam-rho", "0.1", "--lr", "2")
-    ]
-
-
-def test_seeds_come_one_after_another() -> None:
-    names = [cell.name for cell in plan(["none", "sam"], [1, 2], {})]
-    assert names == ["none-seed1", "sam-seed1", "none-seed2", "sam-seed2"]
-
-
-@pytest.mark.parametrize("text", ["", "a", "0", "3-1", "1,,2", "1-", "-2"])
-def test_seeds_that_are_none(text: str) -> None:
-    with pytest.raises(UserError, match="is no seed; write numbers"):
-        read_seeds(text)
-
-
-@pytest.mark.parametrize("entries", [["rho"], ["=1"], ["rho="], ["rho=1,,2"]])
-def test_grids_that_are_none(entries: list[str]) -> None:
-    with pytest.raises(UserError, match="write NAME=VALUE,VALUE"):
-        read_grid(entries)
-
-
-@pytest.mark.parametrize(
-    ("entry", "message"),
-    [
-        ("rho=abc", "rho abc: not a number greater than zero"),
-        ("rho=nan", "rho nan: not a number"),
-        ("sam-eta=-0.5", "eta -0.5: not a number"),
-        ("rho=0", "rho 0: not a number"),
-        ("adam-betas=(0.9,0.98)", r"'\(0\.9' cannot be searched, since folders are called by it"),
-        ("restore-file=a/b", "'a/b' cannot be searched"),
-        ("--lr=1", "write NAME=VALUE"),
-    ],
-)
-def test_values_that_cannot_be_searched(entry: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        read_grid([entry])
-
-
-def test_a_grid_has_one_name_for_each_point() -> None:
-    one = read_grid(["clip-norm=1", "sam-eta=1e-4", "rho=0.05,5e-2,.05,0.1", "arch=b"])
-    assert list(one.items()) == [
-        *(("rho", ["0.05", "0.1"]), ("eta", ["1e-4"])),
-        *(("arch", ["b"]), ("clip-norm", ["1"])),
-    ]
-    assert one == read_grid(["arch=b", "rho=0.05,0.1", "eta=1e-4", "clip-norm=1"])
-
-
-def test_a_grid_has_each_name_once() -> None:
-    with pytest.raises(UserError, match="rho is given twice"):
-        read_grid(["rho=1", "sam-rho=2"])
-    with pytest.raises(UserError, match="unknown method 'delta'; did you mean 'delta_sam'"):
-        plan(["delta"], [1], {})
 
 
 @pytest.fixture
@@ -335,114 +263,6 @@ def test_a_run_that_somebody_works_on_is_left_alone(sweep: Sweep) -> None:
     assert outcome.finished == ["sam-seed1"]
 
 
-def test_a_training_that_outlives_its_sweep_keeps_the_lock(tmp_path: Path) -> None:
-    folder = SweepFolder(tmp_path)
-    training = "open('pipe').read()"  # until somebody opens the other end and closes it
-    statements = (
-        "import sys; from pathlib import Path",
-        "from deltasam_fairseq.data.process import run_logged",
-        "from deltasam_fairseq.recipes.sweep_folder import SweepFolder",
-        "with SweepFolder(Path()).locked('a') as lock:",
-        f"    run_logged([sys.executable, '-c', {training!r}], Path('log'), inherited=[lock])",
-    )
-    os.mkfifo(tmp_path / "pipe")
-    command = [sys.executable, "-c", "\n".join(statements)]
-    sweep = subprocess.Popen(command, cwd=tmp_path)
-    with (tmp_path / "pipe").open("w"):  # returns when the training reads
-        sweep.kill()
-        sweep.wait()
-        with folder.locked("a") as lock:
-            assert lock is None
-    free, deadline = False, time.monotonic() + 30
-    while not free and time.monotonic() < deadline:
-        with folder.locked("a") as lock:
-            free = lock is not None
-        time.sleep(0.01)
-    assert free
-
-
-def test_locks_are_free_again_and_records_never_half_written(tmp_path: Path) -> None:
-    folder = SweepFolder(tmp_path)
-    for _ in range(2):
-        with folder.locked("a") as lock:
-            assert lock is not None
-    large = {"values": list(range(20_000))}
-    broken: list[int] = []
-
-    def read() -> None:
-        for _ in range(200):
-            record = folder.record("a")
-            if record is not None and record != large:
-                broken.append(1)
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    for _ in range(20):
-        folder.write_record("a", large)
-    reader.join()
-    assert not broken
-    assert [path.name for path in (tmp_path / "records").iterdir()] == ["a.json"]
-
-
-def test_a_folder_is_a_sweep_of_one_thing(tmp_path: Path) -> None:
-    folder = SweepFolder(tmp_path / "sweep")
-    folder.claim({"recipe": "a", "model": "m"})
-    folder.claim({"recipe": "a", "model": "m"})
-    with pytest.raises(UserError, match="is a sweep with model m, not n; give another --out"):
-        folder.claim({"recipe": "a", "model": "n"})
-    assert [path.name for path in folder.path.iterdir()] == ["sweep.json"]
-
-
-def test_the_array_job_is_handed_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = tmp_path / "bin" / "sbatch"
-    program.parent.mkdir()
-    program.write_text('#!/bin/sh\ngrep -c SBATCH "$1"\ntail -n 1 "$1"\n')
-    program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}/usr/bin{os.pathsep}/bin")
-    script = array_script(["deltasam", "sweep", "x", "--grid", "lr=1 2"], 7, tmp_path, gpus=2)
-    assert "--array=1-7" in script
-    assert "--gpus-per-node=2 --cpus-per-task=8" in script
-    said = submit(script, tmp_path).splitlines()
-    assert said == ["4", """deltasam sweep x --grid 'lr=1 2' --cell "$SLURM_ARRAY_TASK_ID\""""]
-
-
-def test_a_sweep_is_handed_to_slurm_as_it_was_typed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    program = tmp_path / "bin" / "sbatch"
-    program.parent.mkdir()
-    program.write_text("#!/bin/sh\necho Submitted batch job 7\n")
-    program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}/usr/bin{os.pathsep}/bin")
-    monkeypatch.chdir(tmp_path)
-    typed = ["sweep", "glue/rte", "--model", "minilm_l6", "--seeds", "1-2", "--lr", "1e-4"]
-    assert main([*typed, "--slurm"]) == 2
-    assert "is not a finished data folder" in capsys.readouterr().err
-    data, encoder = Path("data/glue/rte/minilm_l6"), Path("models/minilm_l6")
-    for folder in (data, encoder):
-        folder.mkdir(parents=True)
-    (data / "prepared.json").write_text('{"kind": "sentences", "task": "RTE"}')
-    (encoder / "model.json").write_text('{"bytes": 0}')
-    (encoder / "model.pt").touch()
-    assert main([*typed, "--slurm", "--cell", "1"]) == 2
-    assert "leave --cell out" in capsys.readouterr().err
-    assert main([*typed, "--slurm"]) == 0
-    assert capsys.readouterr().out == "Submitted batch job 7\n"
-    script = Path("sweeps/glue/rte/minilm_l6/sweep.sbatch").read_text()
-    assert "#SBATCH --array=1-6" in script
-    assert "--gpus-per-node" not in script  # of a model that its recipe trains on the CPU
-    assert f'-m deltasam_fairseq.cli {" ".join(typed)} --cell "$SLURM' in script
-
-
-def test_a_grid_may_be_given_in_parts(capsys: pytest.CaptureFixture[str]) -> None:
-    typed = ["sweep", "glue/rte", "--model", "minilm_l6", "--methods", "delta_sam", "--seeds", "1"]
-    assert main([*typed, "--grid", "rho=0.1", "--grid", "eta=1,2", "--list"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
-        "delta_sam-rho0.1-eta1-seed1",
-        "delta_sam-rho0.1-eta2-seed1",
-    ]
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -510,10 +330,3 @@ def test_flags_behind_a_sweep_reach_every_run_once(
         assert (run["sam-per-instance-engine"], run["lr"]) == ("batched", "1e-4")
     assert runs["per_instance-rho0.02-seed1"]["sam-rho"] == "0.02"
     assert runs["per_instance-rho0.02-seed1"]["sam-method"] == "per_instance"
-
-
-def test_without_sbatch_the_error_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="--slurm needs sbatch, which is not on PATH"):
-        submit("#!/bin/bash\n", tmp_path)
-    assert json.dumps((tmp_path / "sweep.sbatch").read_text()) == '"#!/bin/bash\\n"'
