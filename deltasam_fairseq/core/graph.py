@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,6 +90,30 @@ def take_gradients(params: Sequence[Tensor]) -> list[Tensor | None]:
         taken.append(param.grad)
         param.grad = None
     return taken
+
+
+def leaves(loss: Tensor) -> list[Tensor]:
+    """List the leaves of a graph that receive a gradient.
+
+    Args:
+        loss: A tensor; its graph is kept.
+
+    Returns:
+        Parameters and inputs that require a gradient, but for those that the graph
+        hides inside layers whose activations are checkpointed.
+    """
+    found: list[Tensor] = []
+    seen: set[Any] = set()
+    todo: list[Any] = [loss.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name().endswith("AccumulateGrad"):
+            found.append(node.variable)
+        todo.extend(behind for behind, _ in node.next_functions)
+    return found
 
 
 def reached(loss: Tensor, params: Sequence[Tensor]) -> list[Tensor]:

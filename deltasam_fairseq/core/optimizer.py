@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +13,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from deltasam_fairseq.core.checks import METHODS, not_negative, one_of, positive
-from deltasam_fairseq.core.estimators import ESTIMATORS
-from deltasam_fairseq.core.graph import reached
+from deltasam_fairseq.core.estimators import ESTIMATORS, finite_difference
 from deltasam_fairseq.core.noise import seed_for
+from deltasam_fairseq.core.passes import Passes
+from deltasam_fairseq.core.precision import is_half
 from deltasam_fairseq.core.randomness import RandomState
 from deltasam_fairseq.core.space import WeightSpace
 from deltasam_fairseq.core.steps import (
@@ -24,6 +27,8 @@ from deltasam_fairseq.core.steps import (
     sam_step,
 )
 from deltasam_fairseq.core.vectors import unique
+
+logger = logging.getLogger(__name__)
 
 _STEPS, _PROBED, _CANDIDATES = "deltasam_steps", "deltasam_probed", "deltasam_candidates"
 
@@ -58,9 +63,20 @@ class DeltaSAM(Optimizer):
 
     Raises:
         TypeError: If ``inner`` is not an optimizer or needs a closure, or the
-            seed is no whole number. A value outside its range, or the unknown
-            name of a method or reduction, is a ``ValueError``; that of an
-            estimator an ``UnknownName``.
+            seed is no whole number. A value outside its range, the unknown
+            name of a method or reduction, an inner optimizer that maximizes, and
+            parameters that are complex or sharded are a ``ValueError``; the
+            unknown name of an estimator is an ``UnknownName``.
+
+    Workers:
+        Under DistributedDataParallel a step is that of one process with the
+        sentences of all workers, however many each has: a perturbation that is
+        shared is computed from all of them, and the descent is reduced over
+        all of them. The report's losses and weights are this worker's.
+
+    Precision:
+        The passes behind the weights of Eq. 5 run in float32, also where the
+        closure uses autocast. A GradScaler is refused.
 
     State:
         ``state_dict`` is the inner optimizer's, with a few more entries: how many
@@ -118,9 +134,11 @@ class DeltaSAM(Optimizer):
         self.steps = 0
         self._probed: set[int] | None = None
         self._candidates: set[int] = set()
+        self._warned = False
+        self._space()  # refuses what it cannot perturb
 
     @torch.enable_grad()
-    def step(self, closure: Callable[..., Tensor]) -> StepReport:  # type: ignore[override]
+    def step(self, closure: Callable[..., Tensor] | None = None) -> StepReport:  # type: ignore[override]
         """Run the passes of one batch and update the weights.
 
         Args:
@@ -135,7 +153,15 @@ class DeltaSAM(Optimizer):
             The report; its ``losses`` are those at the weights before the
             update. A closure that returns no vector of losses, or a sparse gradient,
             is a ``ValueError``.
+
+        Raises:
+            TypeError: If there is no closure.
         """
+        if closure is None:
+            raise TypeError(
+                "DeltaSAM.step needs a closure that runs the forward pass and returns one loss "
+                "per sentence; backward passes happen inside the step"
+            )
         report = self._passes(self._space(), closure)
         self.inner.step()
         self.steps += 1
@@ -149,7 +175,18 @@ class DeltaSAM(Optimizer):
         factors: dict[int, float] = {}
         adaptive: set[int] = set()
         for group in self.param_groups:
+            if group.get("maximize"):
+                raise ValueError(
+                    "the inner optimizer has maximize=True, but a sharpness-aware step minimizes "
+                    "over the worst of a neighbourhood; return the negative losses instead"
+                )
             for param in group["params"]:
+                if param.is_complex() or any(k.__name__ == "DTensor" for k in type(param).__mro__):
+                    kind = param.dtype if param.is_complex() else "DTensor"
+                    raise ValueError(
+                        f"a parameter of shape {tuple(param.shape)} is of {kind}, which is not "
+                        "supported: parameters must be real and whole"
+                    )
                 factors[id(param)] = not_negative(group.get("rho_factor", 1.0), "rho_factor")
                 if group.get("adaptive", self.adaptive):
                     adaptive.add(id(param))
@@ -169,6 +206,7 @@ class DeltaSAM(Optimizer):
                 loss_of=(lambda index: closure(index=index)) if alone else None,
                 reduction=self.reduction,
             )
+        self._warn_of_coarse_weights(params)
         return delta_sam_step(
             params,
             closure,
@@ -180,6 +218,15 @@ class DeltaSAM(Optimizer):
             reduction=self.reduction,
         )
 
+    def _warn_of_coarse_weights(self, params: WeightSpace) -> None:
+        coarse = self.estimator is finite_difference and any(map(is_half, params))
+        if coarse and not self._warned:
+            logger.warning(
+                "the parameters have half precision, so that Eq. 5's weights are mostly rounding; "
+                'use float32 parameters, under autocast if need be, or method="sam"'
+            )
+            self._warned = True
+
     def _covered(self, params: WeightSpace, closure: Callable[..., Tensor]) -> WeightSpace:
         """List the parameters that the random direction covers, found on first use."""
         # One forward and backward pass, once, finds those that receive a gradient:
@@ -189,7 +236,7 @@ class DeltaSAM(Optimizer):
         candidates = {positions[id(p)] for p in params}
         if self._probed is None or not candidates <= self._candidates:
             randomness = RandomState.capture(params)
-            self._probed = {positions[id(p)] for p in reached(closure().sum(), params)}
+            self._probed = {positions[id(p)] for p in Passes(params, closure).reached()}
             self._candidates = candidates
             randomness.replay()
         probed = self._probed
@@ -272,3 +319,24 @@ class DeltaSAM(Optimizer):
             f"DeltaSAM(method={self.method!r}, rho={self.rho}, eta={self.eta}, "
             f"seed={self.seed}, inner={self.inner!r})"
         )
+
+
+def _refuse_scalers() -> None:
+    """Let a GradScaler that is given a :class:`DeltaSAM` say that this cannot work."""
+    # It asks the optimizer for nothing before it fails in an assertion about itself.
+    scaler = getattr(torch.amp, "GradScaler", torch.cuda.amp.GradScaler)  # the latter before 2.3
+    step = scaler.step
+
+    @functools.wraps(step)
+    def refusing(self: Any, optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(optimizer, DeltaSAM) and self.is_enabled():
+            raise TypeError(
+                "a GradScaler cannot step a DeltaSAM: it would have to unscale the passes inside "
+                "the step. Use bfloat16 autocast or float32 without a scaler, or fairseq's --fp16"
+            )
+        return step(self, optimizer, *args, **kwargs)
+
+    scaler.step = refusing  # type: ignore[method-assign]
+
+
+_refuse_scalers()

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 
 def is_half(tensor: Tensor) -> bool:
@@ -24,6 +25,34 @@ def is_half(tensor: Tensor) -> bool:
         Whether it has half precision.
     """
     return tensor.dtype in (torch.float16, torch.bfloat16)
+
+
+class NoAutocast(TorchFunctionMode):
+    """Run a block without autocast, whatever switches it on inside.
+
+    Args:
+        kinds: Types of the devices that compute.
+
+    Attributes:
+        met: Whether autocast was on at some operation.
+    """
+
+    def __init__(self, kinds: Iterable[str]) -> None:
+        super().__init__()
+        self.met = False
+        self._kinds = tuple(kinds)
+
+    def __torch_function__(  # noqa: D105
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kinds = [kind for kind in self._kinds if _autocasts(kind)]
+        if not kinds:
+            return func(*args, **(kwargs or {}))
+        self.met = True
+        with ExitStack() as stack:
+            for kind in kinds:
+                stack.enter_context(torch.autocast(kind, enabled=False))
+            return func(*args, **(kwargs or {}))
 
 
 @contextmanager

@@ -8,25 +8,26 @@ step from the same pieces (:mod:`~deltasam_fairseq.core.estimators`,
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from deltasam_fairseq.core.ascent import ascend, in_full_precision
 from deltasam_fairseq.core.checks import not_negative, one_of
+from deltasam_fairseq.core.descent import descend, everywhere, let_workers_add_up, reduced
 from deltasam_fairseq.core.estimators import (
     Estimator,
     LossesFunction,
     finite_difference,
     uniform,
-    uniform_weights,
 )
-from deltasam_fairseq.core.graph import gradients_added, gradients_aside, take_gradients
-from deltasam_fairseq.core.randomness import RandomState
+from deltasam_fairseq.core.graph import gradients_added
+from deltasam_fairseq.core.passes import Passes
 from deltasam_fairseq.core.space import WeightSpace
-from deltasam_fairseq.core.weights import effective_sentences, usable
+from deltasam_fairseq.core.weights import effective_sentences
 
 
 class StepReport(NamedTuple):
@@ -77,9 +78,11 @@ def plain_step(
     Returns:
         The report, with the loss at ``w`` in both places.
     """
-    del params
-    losses = _checked(losses_function())
-    torch.autograd.backward(_reduce(losses, reduction))
+    one_of(reduction, "reduction", ("mean", "sum"))
+    passes = Passes(params, lambda: _checked(losses_function()))
+    losses = passes()
+    everyone = everywhere(losses.numel(), passes.group, losses.device)
+    torch.autograd.backward(reduced(reduction, passes.group, everyone)(losses))
     at = losses.detach()
     return StepReport(at, at, torch.ones_like(at), 0.0, 0, 0)
 
@@ -104,9 +107,13 @@ def sam_step(
         The report; its losses are those at ``w``, before the update.
 
     State:
-        Adds the descent gradient to ``.grad``; weights are restored bit for
-        bit; random generators end where one pass would leave them. Buffers that
-        a forward pass updates, such as BatchNorm's statistics, see every pass.
+        Adds the descent gradient to ``.grad``, of the parameters and of any other
+        leaf; weights are restored bit for bit; random generators and buffers
+        (BatchNorm's statistics, say) end where one pass at w would leave them.
+
+    Collectives:
+        Under DistributedDataParallel two all-reduces besides its own: of the
+        ascent gradient, and of whether the perturbed losses are finite.
 
     Cost:
         2 forward and 2 backward passes, one copy of the parameters.
@@ -165,32 +172,36 @@ def delta_sam_step(
     rho = not_negative(rho, "rho")
     one_of(reduction, "reduction", ("mean", "sum"))
     space = WeightSpace.of(params)
-    randomness = RandomState.capture(params)
-
-    def replayed() -> Tensor:
-        randomness.replay()
-        return _checked(losses_function())
-
-    weigh = estimator(replayed, params if probed is None else probed, rho=rho, eta=eta, seed=seed)
-    fallbacks = 0
-    with gradients_aside(params):
-        losses = replayed()
-        weights, floored = weigh(losses.detach())
-        if not usable(weights):
-            weights, floored, fallbacks = *uniform_weights(losses), fallbacks + 1
-        torch.autograd.backward(_weighted(losses, weights))
-        ascent, norm = space.steepest(take_gradients(params))
-        if not _is_usable(norm) and estimator is not uniform and not fallbacks:
-            del ascent
-            losses = replayed()
-            weights, floored, fallbacks = *uniform_weights(losses), fallbacks + 1
-            torch.autograd.backward(_weighted(losses, weights))
-            ascent, norm = space.steepest(take_gradients(params))
-    at = losses.detach()
-    there, extra = _descend(
-        space, ascent, norm, replayed, at, rho=rho, reduce=lambda x: _reduce(x, reduction)
+    passes = Passes(space, lambda: _checked(losses_function()))
+    with passes.restored():
+        with passes.local():
+            weigh = in_full_precision(
+                estimator,
+                passes,
+                space if probed is None else probed,
+                rho=rho,
+                eta=eta,
+                seed=seed,
+            )
+            ascent = ascend(passes, space, weigh, falls_back=estimator is not uniform)
+        there, fallbacks = descend(
+            space,
+            ascent.direction,
+            ascent.norm,
+            passes,
+            ascent.losses,
+            rho=rho,
+            reduce=reduced(reduction, passes.group, ascent.sentences),
+            group=passes.group,
+        )
+    return StepReport(
+        ascent.losses,
+        there,
+        ascent.weights.values,
+        ascent.norm,
+        int(ascent.weights.floored),
+        ascent.fallbacks + fallbacks,
     )
-    return StepReport(at, there, weights, norm, int(floored), fallbacks + extra)
 
 
 def per_instance_step(
@@ -222,6 +233,10 @@ def per_instance_step(
         As for :func:`sam_step`; with ``loss_of``, random generators end where
         one pass over each sentence would leave them.
 
+    Collectives:
+        Under DistributedDataParallel one all-reduce of the number of sentences; its
+        own reduction takes one more pass of the batch.
+
     Cost:
         2N + 1 forward and 2N backward passes, one copy of the parameters.
 
@@ -231,38 +246,38 @@ def per_instance_step(
     rho = not_negative(rho, "rho")
     one_of(reduction, "reduction", ("mean", "sum"))
     space = WeightSpace.of(params)
-    start = RandomState.capture(params)
-    with torch.no_grad():
-        count = _checked(losses_function()).numel()
-    torch.clear_autocast_cache()  # its casts were made without a graph
-    start.replay()
-
-    def one(index: int) -> Tensor:
-        if loss_of is None:
-            return losses_function()[index]
-        return loss_of(index).reshape(())
-
+    whole = Passes(space, lambda: _checked(losses_function()))
     at, there, norms, fallbacks = [], [], [], 0
-    share = count if reduction == "mean" else 1
-    with gradients_added(params):
-        for index in range(count):
-            randomness = start if loss_of is None else RandomState.capture(params)
+    with whole.restored(), whole.local():
+        with torch.no_grad():
+            count = whole().numel()
+        whole.leave()
+        torch.clear_autocast_cache()  # its casts were made without a graph
+        whole.rewind()
+        everyone = everywhere(count, whole.group, space[0].device)
+        reduce = reduced(reduction, whole.group, everyone, here=count)
+        with gradients_added(space):
+            for index in range(count):
+                one = whole
+                if loss_of is not None:
+                    one = Passes(space, partial(loss_of, index), buffers=whole.buffers)
 
-            def replayed(index: int = index, randomness: RandomState = randomness) -> Tensor:
-                randomness.replay()
-                return one(index)
+                def score(one: Passes = one, index: int = index) -> Tensor:
+                    losses = one()
+                    return losses[index] if loss_of is None else losses.reshape(())
 
-            with gradients_aside(params):
-                loss = replayed()
-                torch.autograd.backward(loss)
-                ascent, norm = space.steepest(take_gradients(params))
-            at.append(loss.detach())
-            moved, extra = _descend(
-                space, ascent, norm, replayed, at[-1], rho=rho, reduce=lambda x: x / share
-            )
-            there.append(moved)
-            norms.append(norm)
-            fallbacks += extra
+                with one.local():
+                    loss = score()
+                    direction, norm = space.steepest(one.ascend(loss))
+                    at.append(loss.detach())
+                    moved, extra = descend(
+                        space, direction, norm, score, at[-1], rho=rho, reduce=reduce
+                    )
+                there.append(moved)
+                norms.append(norm)
+                fallbacks += extra
+    if whole.group is not None:
+        let_workers_add_up(whole)
     losses = torch.stack(at)
     return StepReport(
         losses,
@@ -274,38 +289,6 @@ def per_instance_step(
     )
 
 
-def _descend(
-    space: WeightSpace,
-    ascent: list[Tensor | None],
-    norm: float,
-    losses_function: LossesFunction,
-    at: Tensor,
-    *,
-    rho: float,
-    reduce: Callable[[Tensor], Tensor],
-) -> tuple[Tensor, int]:
-    """Add the gradient at the perturbed weights to ``.grad``.
-
-    An ascent that is zero or not finite perturbs nothing. Losses that are
-    finite at w and not at the perturbed weights are taken at w instead.
-
-    Returns:
-        The losses that were differentiated, detached, and how many fallbacks
-        were taken.
-    """
-    fallbacks = 0
-    if not _is_usable(norm):
-        ascent, fallbacks = [None] * len(space), 1
-    with space.perturbed(ascent, _scale(rho, norm)):
-        there = losses_function()
-        if torch.isfinite(there).all() or not torch.isfinite(at).all():
-            torch.autograd.backward(reduce(there))
-            return there.detach(), fallbacks
-    there = losses_function()
-    torch.autograd.backward(reduce(there))
-    return there.detach(), fallbacks + 1
-
-
 def _checked(losses: Tensor) -> Tensor:
     if losses.dim() != 1 or not losses.numel():
         raise ValueError(
@@ -313,22 +296,3 @@ def _checked(losses: Tensor) -> Tensor:
             f"with N > 0; got shape {tuple(losses.shape)} (call it with reduction='none')"
         )
     return losses
-
-
-def _reduce(losses: Tensor, reduction: str) -> Tensor:
-    one_of(reduction, "reduction", ("mean", "sum"))
-    return losses.mean() if reduction == "mean" else losses.sum()
-
-
-def _weighted(losses: Tensor, weights: Tensor) -> Tensor:
-    # Only ratios between weights matter (Eq. 7), so the mean weight is made 1:
-    # tiny weights would otherwise push half-precision gradients below zero.
-    return (losses * (weights / weights.mean()).to(losses.dtype)).mean()
-
-
-def _is_usable(norm: float) -> bool:
-    return math.isfinite(norm) and norm > 0
-
-
-def _scale(rho: float, norm: float) -> float:
-    return rho / norm if _is_usable(norm) else 0.0

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from deltasam_fairseq.core.graph import gradients_aside, take_gradients
-from deltasam_fairseq.core.randomness import RandomState
+from deltasam_fairseq.core.pass_state import PassState
 from deltasam_fairseq.fairseq_plugin.meters import AscentSums
 from deltasam_fairseq.fairseq_plugin.model_weights import ModelWeights
 from deltasam_fairseq.fairseq_plugin.parallel import memory_needed
@@ -27,11 +27,11 @@ class Pass(NamedTuple):
     """One micro-batch's pass at w.
 
     Args:
-        state: Random state that its other passes replay.
+        state: Generators and buffers that its other passes start from.
         logging_output: The criterion's, or ``None`` if no pass was run.
     """
 
-    state: RandomState
+    state: PassState
     logging_output: dict[str, Any] | None
 
 
@@ -75,7 +75,7 @@ def ascend(
     Args:
         run_passes: Runs forward and backward passes of the micro-batches with
             the criterion that it is given, and counts into the tally.
-        weights: The run's weights; their ``.grad`` is left as it was.
+        weights: The run's weights; the ``.grad`` of every parameter is left as it was.
         weighing: Makes the stand-in for the criterion; ``None`` for SAM.
         criterion: The task's own criterion.
         rho: L2 norm of the perturbation.
@@ -89,7 +89,7 @@ def ascend(
     fallbacks = 0
     passes: list[Pass] = []
     attempts = ([weighing] if weighing else []) + [None]
-    with gradients_aside(space):
+    with gradients_aside([*space, *weights.others()]):
         for attempt in attempts:
             tally = Tally()
             stand_in = attempt(tally) if attempt else None

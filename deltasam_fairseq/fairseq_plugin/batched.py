@@ -21,8 +21,8 @@ import torch.nn.functional as F  # noqa: N812
 from fairseq.modules import MultiheadAttention
 from torch import Tensor, nn
 
+from deltasam_fairseq.core.pass_state import PassState
 from deltasam_fairseq.core.per_instance import Engine
-from deltasam_fairseq.core.randomness import RandomState
 from deltasam_fairseq.fairseq_plugin.samples import containers_copied
 from deltasam_fairseq.fairseq_plugin.sentence_losses import Reader, SentenceLosses
 
@@ -90,8 +90,8 @@ def batched_per_instance(
         covers. Nothing has changed then: the caller can run the loop.
 
     State:
-        Adds to ``.grad``; random generators end where one pass would leave them,
-        and both passes see the same dropout and LayerDrop.
+        Adds to ``.grad``; random generators and buffers end where one pass at w
+        would leave them, and both passes see the same dropout and LayerDrop.
 
     Cost:
         2 forward and 2 backward passes, the first of these without weight
@@ -100,7 +100,10 @@ def batched_per_instance(
     Collectives:
         None but those of the second backward pass of a wrapped model.
     """
-    start = RandomState.capture(engine.space)
+    root = model if plain_model is None else plain_model
+    start = PassState.capture(
+        engine.space, [m for m in (root, criterion) if isinstance(m, nn.Module)]
+    )
     seen: list[SentenceLosses] = []
 
     def losses_of(used: Any) -> Tensor:
@@ -109,13 +112,13 @@ def batched_per_instance(
             seen.append(reader(criterion, used, containers_copied(sample)))
         return seen[-1].losses
 
-    root = model if plain_model is None else plain_model
     try:
         with own_projections(root), own_norms(root):
             ascent = engine.ascend(lambda: losses_of(root), rho=rho, loss_scale=loss_scale)
             fine = torch.isfinite(ascent.losses)
             overflow = loss_scale != 1 and bool((~torch.isfinite(ascent.norms) & fine).any())
             at_weights = seen[-1].logging_output
+            left = start.buffers.now()
             seen.clear()
             with ascent.perturbed():
                 there = losses_of(model)
@@ -131,6 +134,7 @@ def batched_per_instance(
         raise
     loss = there.sum()
     backward(loss * math.inf if overflow else loss)
+    left.replay()
     return BatchedResult(
         loss=loss.detach(),
         sample_size=seen[-1].sample_size,

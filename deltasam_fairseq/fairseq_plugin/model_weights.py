@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deltasam_fairseq.core.pass_state import PassState
 from deltasam_fairseq.core.precision import full_precision, is_full_precision, is_half
 from deltasam_fairseq.core.space import WeightSpace
 from deltasam_fairseq.fairseq_plugin.config import Sharpness
@@ -78,6 +79,21 @@ class ModelWeights:
         """Whether there are float32 weights, those of the model or their masters."""
         masters = self.space.masters
         return not any(is_half(p) for p in (self.space if masters is None else masters))
+
+    def state(self) -> PassState:
+        """Read the generators and buffers that a pass of the model starts from."""
+        roots = [module for module in self._modules if isinstance(module, nn.Module)]
+        return PassState.capture(self.space, roots)
+
+    def others(self) -> list[Tensor]:
+        """List the parameters that train and are not the optimizer's."""
+        own = {id(p) for p in self.space}
+        return [
+            param
+            for module in self._modules
+            for param in module.parameters()
+            if param.requires_grad and id(param) not in own
+        ]
 
     def computes_in_full(self) -> bool:
         """Tell whether an ordinary pass runs in full precision at the moment."""

@@ -2,23 +2,19 @@
 
 The ascent never uses the reduction that fairseq's distributed wrappers attach
 to backward passes. Its gradients stay local (``without_sync``) and, in scope
-``update``, are added up once over all workers (``add_up``), the same way under
-every wrapper.
+``update``, are added up once over all workers, the same way under every wrapper
+(:func:`~deltasam_fairseq.core.workers.add_up`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from fairseq.distributed import utils as distributed
-from torch import Tensor
 
-# Gradients are added up in pieces of at most this many elements (256 MiB of
-# float32), so that the reduction never needs a whole copy of the model.
-BUCKET_ELEMENTS = 2**26
+from deltasam_fairseq.core.workers import BUCKET_ELEMENTS
 
 
 @contextmanager
@@ -89,76 +85,6 @@ def memory_needed() -> Generator[None, None, None]:
             "Take smaller micro-batches (--max-tokens, with a larger --update-freq), or "
             "--sam-scope micro; training goes on from the last checkpoint"
         ) from error
-
-
-def add_up(
-    tensors: Sequence[Tensor],
-    numbers: Sequence[float],
-    group: Any,
-    *,
-    factor: float = 1.0,
-    divisor: Callable[[list[float]], float] = lambda _: 1.0,
-) -> list[float]:
-    """Sum tensors and a few numbers over all workers, in place.
-
-    The sums are taken in float32 (float64 for float64): in half precision the
-    numbers would be rounded, and the tensors might overflow.
-
-    Args:
-        tensors: The same shapes and order on every worker, one dtype.
-        numbers: The same count on every worker; they travel with the first bucket.
-        group: fairseq's process group.
-        factor: What this worker's tensors are multiplied by before they are summed.
-        divisor: What the summed tensors are divided by, a function of the
-            summed numbers.
-
-    Returns:
-        The summed numbers.
-
-    Raises:
-        RuntimeError: If the workers cannot reach each other any more.
-
-    Collectives:
-        One all-reduce for every :data:`BUCKET_ELEMENTS` elements or part of it.
-    """
-    summed: list[float] = []
-    extra = list(numbers)
-    share = 1.0
-    for bucket in _buckets(tensors):
-        kind = torch.promote_types(bucket[0].dtype, torch.float32)
-        parts = [t.reshape(-1).to(kind) for t in bucket]
-        flat = torch.cat([*parts, parts[0].new_tensor(extra)])
-        flat[: flat.numel() - len(extra)].mul_(factor)
-        try:
-            distributed.all_reduce(flat, group=group)
-        except RuntimeError as error:
-            raise RuntimeError(
-                "the workers could not add up the ascent's gradient: one of them has stopped, or "
-                "the network is gone. Nothing of this update was saved; start all workers "
-                f"again, and training goes on from the last checkpoint. ({error})"
-            ) from error
-        if extra:
-            summed = flat[-len(extra) :].tolist()
-            share, extra = divisor(summed), []
-        offset = 0
-        for tensor in bucket:
-            part = flat[offset : offset + tensor.numel()]
-            tensor.copy_(part.div_(share).view_as(tensor))
-            offset += tensor.numel()
-    return summed
-
-
-def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    bucket: list[Tensor] = []
-    size = 0
-    for tensor in tensors:
-        if bucket and size + tensor.numel() > BUCKET_ELEMENTS:
-            yield bucket
-            bucket, size = [], 0
-        bucket.append(tensor)
-        size += tensor.numel()
-    if bucket:
-        yield bucket
 
 
 def _accumulating(model: Any) -> Any:

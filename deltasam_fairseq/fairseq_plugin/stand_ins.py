@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from deltasam_fairseq.core.estimators import ESTIMATORS, Weights, uniform
-from deltasam_fairseq.core.randomness import RandomState
+from deltasam_fairseq.core.pass_state import PassState
 from deltasam_fairseq.core.weights import usable
 from deltasam_fairseq.fairseq_plugin.config import Sharpness
 from deltasam_fairseq.fairseq_plugin.covered import Covered
@@ -106,7 +106,7 @@ class WeighingCriterion:
         Returns:
             The weighted loss, the sample size and the logging output at w.
         """
-        start = RandomState.capture(self._weights.space)
+        start = self._weights.state()
         weigh = self._prepare(model, sample, start)
         start.replay()
         read = self._read(self._criterion, model, sample)
@@ -119,16 +119,14 @@ class WeighingCriterion:
         relative = (weights / self._tally.scale).to(read.losses.dtype)
         return (read.losses * relative).sum(), read.sample_size, read.logging_output
 
-    def _prepare(
-        self, model: Any, sample: Sample, start: RandomState
-    ) -> Callable[[Tensor], Weights]:
+    def _prepare(self, model: Any, sample: Sample, start: PassState) -> Callable[[Tensor], Weights]:
         """Run the estimator's passes, in float32 where asked for and possible."""
 
         def losses() -> Tensor:
-            start.replay()
+            state.replay()
             return self._read(self._criterion, model, sample).losses
 
-        space = self._weights.space
+        space, state = self._weights.space, start
         moving = self._covered.by(model, losses, space)
         estimator = partial(
             self._estimator,
@@ -142,7 +140,9 @@ class WeighingCriterion:
         sample = in_float(sample)
         # The ascent's own losses are of another precision: a difference between
         # the two would be rounding, not bend.
+        start.replay()
         with self._weights.in_full():
+            state = self._weights.state()  # whose buffers are the float32 ones
             weigh = estimator(space.only(moving, masters=True))
             with torch.no_grad():
                 weights = weigh(losses())

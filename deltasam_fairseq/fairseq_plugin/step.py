@@ -17,9 +17,12 @@ from typing import Any
 from fairseq import utils
 from fairseq.tasks import FairseqTask
 
+from deltasam_fairseq.core.graph import gradients_aside
 from deltasam_fairseq.core.noise import seed_for
+from deltasam_fairseq.core.pass_state import Buffers, PassState
 from deltasam_fairseq.core.perturb import Borrowed, Realised
 from deltasam_fairseq.core.randomness import RandomState
+from deltasam_fairseq.core.workers import add_up
 from deltasam_fairseq.fairseq_plugin.ascent import Ascent, Pass, ascend
 from deltasam_fairseq.fairseq_plugin.meters import (
     AscentSums,
@@ -29,7 +32,6 @@ from deltasam_fairseq.fairseq_plugin.meters import (
     reduce_and_log,
 )
 from deltasam_fairseq.fairseq_plugin.parallel import (
-    add_up,
     is_out_of_memory,
     synchronise,
     without_sync,
@@ -61,6 +63,7 @@ class Update(ABC):
         self.space = run.weights.space
         self.update = trainer.get_num_updates()
         self.position = 0
+        self._left: Buffers | None = None
         self._task_step: Callable[..., Result] = trainer.task.train_step
         self._task_reduce: Callable[..., None] = trainer.task.reduce_metrics
         around = getattr(self._task_step, "__self__", None)
@@ -92,8 +95,11 @@ class Update(ABC):
             Loss, sample size and combined logging output.
         """
 
-    def give_back(self) -> None:  # noqa: B027  (only one scope holds anything in between)
-        """Put back what this update still holds."""
+    def give_back(self) -> None:
+        """Put back what this update still holds: buffers go where the passes at w left them."""
+        if self._left is not None:
+            self._left.replay()
+            self._left = None
 
     def task_step(self, sample: Sample, **kwargs: Any) -> Result:
         """Run the task's own step on a copy of the sample.
@@ -184,12 +190,12 @@ class Update(ABC):
     def _passes(
         self, batches: Sequence[Batch], tally: Tally, *, shared: bool, criterion: Any, **kwargs: Any
     ) -> list[Pass]:
-        """Run the micro-batches at w, count them, and put the generators back."""
-        start = RandomState.capture(self.space)
+        """Run the micro-batches at w, count them, and put generators and buffers back."""
+        start = self.run.weights.state()
         passes = []
         try:
             for sample, ignored in batches:
-                state = RandomState.capture(self.space)
+                state = self.run.weights.state()
                 logging_output = None
                 if not ignored:
                     _, sample_size, logging_output = self.task_step(
@@ -199,6 +205,7 @@ class Update(ABC):
                     if not isinstance(criterion, WeighingCriterion):
                         tally.count_uniform(float(utils.item(logging_output.get("nsentences", 0))))
                 passes.append(Pass(state, logging_output))
+            self._left = start.buffers.now()
         except RuntimeError as error:
             if not shared or not is_out_of_memory(error):
                 raise
@@ -290,6 +297,7 @@ class UpdateScope(Update):
     def give_back(self) -> None:  # noqa: D102
         if self._borrowed is not None:
             self._borrowed.give_back()
+        super().give_back()
 
     @property
     def seed(self) -> int:
@@ -308,8 +316,10 @@ class MicroScope(Update):
         pieces = [sample]
         if self.settings.method == "per_instance":
             pieces = split_by_sentence(sample, self.trainer.get_criterion().padding_idx)
+        start = self.run.weights.state()
         outputs, moved_outputs, sums, losses, sizes = [], [], AscentSums(), [], []
         for number, piece in enumerate(pieces):
+            start.buffers.replay()
             ascent = self.ascend([(piece, False)], shared=False, seed=self.seed, **kwargs)
             state, at_weights = ascent.passes[0]
             used = {**kwargs, "criterion": self.descending(ascent, kwargs["criterion"])}
@@ -320,14 +330,28 @@ class MicroScope(Update):
                     stack.enter_context(without_sync(model, kwargs["criterion"]))
                 state.replay()
                 loss, size, moved = self.task_step(piece, ignore_grad=False, **used)
+            self.give_back()
             outputs.append(at_weights or moved)
             moved_outputs.append(moved)
             sums = sums.plus(ascent.sums.with_realised(borrowed.realised))
             losses.append(loss)
             sizes.append(size)
+        if len(pieces) > 1 and start.buffers.changed():
+            self._leave_buffers(sample, start, **kwargs)
         if len(pieces) == 1:
             return losses[0], sizes[0], combined(outputs[0], moved_outputs[0], sums)
         return sum(losses), sum(sizes), combined(added(outputs), added(moved_outputs), sums)
+
+    def _leave_buffers(self, sample: Sample, start: PassState, **kwargs: Any) -> None:
+        """Leave the buffers as a pass of the whole micro-batch does, which is run for that."""
+        end = RandomState.capture(self.space)
+        start.replay()
+        with (
+            gradients_aside([*self.space, *self.run.weights.others()]),
+            without_sync(kwargs["model"], kwargs["criterion"]),
+        ):
+            self.task_step(sample, ignore_grad=True, **kwargs)
+        end.replay()
 
     @property
     def seed(self) -> int:

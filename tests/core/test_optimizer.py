@@ -270,3 +270,84 @@ def test_a_setting_of_another_type_is_refused_at_once(settings: dict[str, Any]) 
     name = next(iter(settings))
     with pytest.raises((TypeError, ValueError, KeyError), match=name):
         wrap(**settings)
+
+
+def test_complex_parameters_are_refused_at_once() -> None:
+    weight = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+    with pytest.raises(ValueError, match="complex64.*must be real"):
+        DeltaSAM(torch.optim.SGD([weight], lr=0.1))
+
+
+def test_they_are_refused_when_they_come_later_too() -> None:
+    optimizer = DeltaSAM(sgd(nn.Linear(2, 1).parameters()), method="sam")
+    weight = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+    optimizer.add_param_group({"params": [weight]})
+    with pytest.raises(ValueError, match="complex64"):
+        optimizer.step(weight.abs)
+
+
+def test_an_inner_optimizer_that_maximizes_is_refused() -> None:
+    model = nn.Linear(2, 1)
+    with pytest.raises(ValueError, match="maximize=True.*negative losses"):
+        DeltaSAM(torch.optim.SGD(model.parameters(), lr=0.1, maximize=True))
+    optimizer = DeltaSAM(torch.optim.SGD(model.parameters(), lr=0.1), method="sam")
+    optimizer.param_groups[0]["maximize"] = True
+    before = model.weight.detach().clone()
+    with pytest.raises(ValueError, match="maximize=True"):
+        optimizer.step(lambda: model(torch.ones(2, 2))[:, 0])
+    assert torch.equal(model.weight, before)
+
+
+@pytest.mark.parametrize("arguments", [(), ("closure",)])
+def test_a_gradient_scaler_is_refused_by_name(arguments: tuple[str, ...]) -> None:
+    problem = mlp(dtype=torch.float32)
+    optimizer = DeltaSAM(torch.optim.Adam(problem.params, fused=True), method="sam")
+    before = copies(problem.named)
+    closures = [problem.losses() for _ in arguments]
+    for used in (False, True):
+        scaler = torch.amp.GradScaler("cpu")
+        if used:
+            scaler.scale(torch.ones(()))
+        with pytest.raises(TypeError, match="GradScaler cannot step a DeltaSAM"):
+            scaler.step(optimizer, *closures)
+    assert_same_bits(problem.named, before)
+    torch.amp.GradScaler("cpu", enabled=False).step(optimizer, problem.losses())
+
+
+def test_a_step_without_a_closure_says_what_it_needs() -> None:
+    optimizer = DeltaSAM(sgd(mlp().params))
+    with pytest.raises(TypeError, match=r"DeltaSAM\.step needs a closure"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("place", ["inside the closure", "around the step"])
+def test_the_probes_of_eq_5_run_in_float32_under_autocast(place: str) -> None:
+    plain, cast = (transformer(dtype=torch.float32, dropout=0.2) for _ in range(2))
+    torch.manual_seed(5)
+    expected = DeltaSAM(sgd(plain.params, lr=0.0), rho=0.3).step(plain.losses()).weights
+
+    def inside() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return cast.losses()()
+
+    torch.manual_seed(5)
+    optimizer = DeltaSAM(sgd(cast.params, lr=0.0), rho=0.3)
+    if place == "inside the closure":
+        report = optimizer.step(inside)
+    else:
+        with torch.autocast("cpu", torch.bfloat16):
+            report = optimizer.step(cast.losses())
+    assert_same_bits([report.weights], [expected])
+    # The passes of the ascent and the descent are those that the closure asked for.
+    assert not torch.equal(report.losses, plain.losses()().detach())
+
+
+def test_weights_of_half_precision_are_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    problem = mlp(dtype=torch.bfloat16)
+    optimizer = DeltaSAM(sgd(problem.params))
+    for _ in range(2):
+        optimizer.step(problem.losses())
+    assert [r.message for r in caplog.records if "rounding" in r.message] == [
+        "the parameters have half precision, so that Eq. 5's weights are mostly rounding; use "
+        'float32 parameters, under autocast if need be, or method="sam"'
+    ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -238,42 +237,6 @@ def test_legacy_ddp_synchronises_again_after_an_exception() -> None:
     assert not model.module.accumulate_grads
     with parallel.without_sync(torch.nn.Linear(1, 1)):
         pass  # an unwrapped model has nothing to switch off
-
-
-def test_adding_up_goes_by_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-
-    def all_reduce(flat: torch.Tensor, group: object) -> None:
-        calls.append((flat.numel(), flat.dtype))
-        flat.mul_(2)  # as if two workers had the same
-
-    monkeypatch.setattr(parallel, "BUCKET_ELEMENTS", 5)
-    monkeypatch.setattr(distributed, "all_reduce", all_reduce)
-    tensors = [torch.full(shape, 1.0) for shape in ((2, 2), (3,), (7,), (1,))]
-    assert parallel.add_up(tensors, [1.0, 2.5], Namespace()) == [2.0, 5.0]
-    assert calls == [(n, torch.float32) for n in (6, 3, 7, 1)]
-    assert all((t == 2).all() for t in tensors)
-
-
-def test_half_precision_is_added_up_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In half precision 70,000 is no number, and 2,049 sentences are 2,048."""
-    monkeypatch.setattr(distributed, "all_reduce", lambda flat, group: flat.mul_(2))
-    tensors = [torch.full((3,), 60_000.0, dtype=torch.float16)]
-    numbers = parallel.add_up(
-        tensors, [2049.0, 4.0], Namespace(), factor=2.0, divisor=lambda found: found[1]
-    )
-    assert numbers == [4098.0, 8.0]
-    # Twice 60,000 on each of two workers, divided by eight.
-    assert tensors[0].tolist() == [30_000.0] * 3
-
-
-def test_a_worker_that_is_gone_is_named_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
-    def all_reduce(flat: torch.Tensor, group: object) -> None:
-        raise RuntimeError("Connection closed by peer")
-
-    monkeypatch.setattr(distributed, "all_reduce", all_reduce)
-    with pytest.raises(RuntimeError, match="one of them has stopped.*Connection closed"):
-        parallel.add_up([torch.ones(2)], [1.0], Namespace())
 
 
 def test_no_memory_for_the_reduction_is_final(monkeypatch: pytest.MonkeyPatch) -> None:

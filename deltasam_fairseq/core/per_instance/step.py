@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from deltasam_fairseq.core.checks import one_of
-from deltasam_fairseq.core.graph import gradients_added
+from deltasam_fairseq.core.descent import everywhere, reduced
+from deltasam_fairseq.core.passes import Passes
 from deltasam_fairseq.core.per_instance.engine import Engine
-from deltasam_fairseq.core.randomness import RandomState
 from deltasam_fairseq.core.steps import StepReport
 
 
@@ -38,11 +38,10 @@ def batched_per_instance_step(
 
     Refusals:
         ``Unsupported`` if the model has a use of a parameter that no layer rule
-        covers; ``.grad`` and the random generators are as before.
+        covers; ``.grad``, the random generators and the buffers are as before.
 
     State:
-        Adds the descent gradient to ``.grad``; random generators end where one
-        pass would leave them.
+        As for :func:`~deltasam_fairseq.core.steps.sam_step`.
 
     Cost:
         2 forward and 2 backward passes, one of these without weight gradients,
@@ -52,16 +51,18 @@ def batched_per_instance_step(
         Zhou et al. 2022, Eq. 2.
     """
     one_of(reduction, "reduction", ("mean", "sum"))
-    start = RandomState.capture(engine.space)
+    passes = Passes(engine.space, losses_function)
     try:
-        ascent = engine.ascend(losses_function, rho=rho)
-        fallbacks = int((~ascent.usable).sum())
-        share = max(1, len(ascent.losses)) if reduction == "mean" else 1
-        with gradients_added(engine.space):
+        with passes.restored():
+            with passes.local():
+                ascent = engine.ascend(passes, rho=rho)
+            passes.leave()
+            count, group = len(ascent.losses), passes.group
+            reduce = reduced(reduction, group, everywhere(count, group, ascent.losses.device))
+            fallbacks = int((~ascent.usable).sum())
             for attempt in range(2):
-                start.replay()
                 with ascent.perturbed():
-                    there = losses_function()
+                    there = passes()
                 lost = ~torch.isfinite(there.detach()) & torch.isfinite(ascent.losses)
                 if attempt or not lost.any():
                     break
@@ -69,9 +70,9 @@ def batched_per_instance_step(
                 ascent.leave_alone(lost)
                 fallbacks += int(lost.sum())
             if there.requires_grad:
-                torch.autograd.backward(there.sum() / share)
+                torch.autograd.backward(reduce(there))
     except BaseException:
-        start.replay()
+        passes.rewind()
         raise
     norms = ascent.norms
     return StepReport(

@@ -1,0 +1,120 @@
+"""What a forward pass starts from besides the weights: random generators and buffers.
+
+Buffers are borrowed like the weights. BatchNorm's statistics, spectral norm's
+vectors and counters of batches belong to training: one update moves them once,
+whatever the number of its passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from deltasam_fairseq.core.randomness import RandomState
+
+# A buffer and its value at the moment; both None for one that is not there yet.
+Held = tuple[Tensor | None, Tensor | None]
+
+
+class Buffers:
+    """The buffers of some modules, with their values at one moment.
+
+    Args:
+        roots: Modules; their descendants' buffers are held as well.
+    """
+
+    def __init__(self, roots: Iterable[nn.Module] = ()) -> None:
+        self._held: dict[int, tuple[nn.Module, dict[str, Held]]] = {}
+        for root in roots:
+            self.include(root)
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """The modules whose buffers are held."""
+        return [module for module, _ in self._held.values()]
+
+    def include(self, root: nn.Module) -> None:
+        """Hold a module's buffers too, with their values now; nothing if they are held.
+
+        Args:
+            root: The module, before a pass has changed its buffers.
+        """
+        if id(root) not in self._held:
+            for module in root.modules():
+                if id(module) not in self._held:
+                    self._hold(module)
+
+    def now(self) -> Buffers:
+        """Return the same modules' buffers with the values that they have now."""
+        later = Buffers()
+        for module, _ in self._held.values():
+            later._hold(module)
+        return later
+
+    def changed(self) -> bool:
+        """Tell whether a pass has changed a buffer since."""
+        return any(
+            module._buffers.keys() != values.keys()
+            or any(
+                module._buffers[name] is not tensor
+                or (tensor is not None and value is not None and not torch.equal(tensor, value))
+                for name, (tensor, value) in values.items()
+            )
+            for module, values in self._held.values()
+        )
+
+    def replay(self) -> None:
+        """Give the buffers back the values that are held.
+
+        Values are copied in place. A pass may also have put another tensor in a
+        buffer's place, or added a buffer: the tensor that was there returns, and
+        an added buffer goes.
+        """
+        for module, values in self._held.values():
+            for name in module._buffers.keys() - values.keys():
+                del module._buffers[name]
+            for name, (tensor, value) in values.items():
+                module._buffers[name] = tensor
+                if tensor is not None and value is not None:
+                    tensor.detach().copy_(value)
+
+    def _hold(self, module: nn.Module) -> None:
+        values = {
+            name: (tensor, None if tensor is None else tensor.detach().clone())
+            for name, tensor in module._buffers.items()
+        }
+        self._held[id(module)] = (module, values)
+
+
+@dataclass(frozen=True)
+class PassState:
+    """Random generators and buffers at one moment, so that passes can start alike.
+
+    Args:
+        random: The generators.
+        buffers: The buffers.
+    """
+
+    random: RandomState
+    buffers: Buffers
+
+    @classmethod
+    def capture(cls, tensors: Iterable[Tensor], roots: Iterable[nn.Module] = ()) -> PassState:
+        """Read the generators and the buffers.
+
+        Args:
+            tensors: The model's tensors, whose devices' generators are read.
+            roots: The modules whose buffers are read.
+
+        Returns:
+            A snapshot that later passes do not change.
+        """
+        return cls(RandomState.capture(tensors), Buffers(roots))
+
+    def replay(self) -> None:
+        """Put generators and buffers back to where they were."""
+        self.random.replay()
+        self.buffers.replay()

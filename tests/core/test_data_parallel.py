@@ -1,0 +1,144 @@
+"""``DeltaSAM`` under DistributedDataParallel equals one process with all sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from deltasam_fairseq.core import DeltaSAM
+from deltasam_fairseq.core.checks import METHODS
+from deltasam_fairseq.core.estimators import ESTIMATORS, Estimator, Weights
+from tests.support.compare import assert_close
+from tests.support.workers import run_workers
+
+UPDATES = 3
+# How two workers share seven or eight sentences.
+SHARES = {"even": [4, 4], "uneven": [4, 3], "one": [6, 1]}
+SETTINGS: dict[str, dict[str, Any]] = {
+    **{f"{m}-{share}": {"method": m, "share": share} for m in METHODS for share in SHARES},
+    **{f"{m}-sum": {"method": m, "share": "uneven", "reduction": "sum"} for m in METHODS},
+    "per_instance-alone": {"method": "per_instance", "share": "uneven", "alone": True},
+    "sam-infinite": {"method": "sam", "share": "uneven", "infinite": True},
+    "delta_sam-unusable": {"method": "delta_sam", "share": "uneven", "estimator": "nothing"},
+    "delta_sam-weightless": {"method": "delta_sam", "share": "one", "estimator": "own_losses"},
+}
+
+
+def weigh_by(weights: Callable[[Tensor], Tensor]) -> Estimator:
+    """Make an estimator of a function of the losses."""
+
+    def estimator(*_: Any, **__: Any) -> Callable[[Tensor], Weights]:
+        return lambda losses: Weights(weights(losses), torch.zeros(()))
+
+    return estimator
+
+
+class Model(nn.Module):
+    """A head under ``DeltaSAM`` on an encoder under an optimizer of its own."""
+
+    def __init__(self, setting: dict[str, Any]) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.encoder = nn.Linear(3, 4).double()
+        self.head = nn.Linear(4, 1).double()
+        self.calls: Tensor
+        self.register_buffer("calls", torch.zeros((), dtype=torch.float64))
+        self.infinite = "infinite" in setting
+        self.start = self.head.bias.detach().clone()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.add_(1)
+        losses = self.head(self.encoder(x).tanh())[:, 0].square() * x[:, 0].square()
+        if self.infinite and not torch.equal(self.head.bias, self.start):
+            losses = losses / 0  # wherever the weights are moved
+        return losses
+
+
+def train(model: nn.Module, setting: dict[str, Any], rows: slice) -> list[Tensor]:
+    inside: Any = model.module if isinstance(model, DistributedDataParallel) else model
+    torch.manual_seed(11)
+    data = torch.randn(UPDATES, sum(SHARES[setting["share"]]), 3, dtype=torch.float64)
+    data[:, -1] = 0  # whose loss is 0, and so its weight in proportion to it
+    others = torch.optim.SGD(inside.encoder.parameters(), lr=0.1)
+    optimizer = DeltaSAM(
+        torch.optim.Adam(inside.head.parameters(), lr=0.01, eps=1e-6),
+        method=setting["method"],
+        reduction=setting.get("reduction", "mean"),
+        estimator=setting.get("estimator", "finite_difference"),
+        rho=0.3,
+    )
+    for update in range(1 if setting.get("infinite") else UPDATES):
+        x = data[update][rows]
+        others.zero_grad()
+        optimizer.zero_grad()
+
+        def whole(x: Tensor = x) -> Tensor:
+            return model(x)
+
+        def alone(index: int | None = None, x: Tensor = x) -> Tensor:
+            return model(x if index is None else x[index : index + 1])
+
+        report = optimizer.step(alone if setting.get("alone") else whole)
+        if setting["method"] != "per_instance":  # the sentence of loss 0 perturbs nothing
+            assert (report.fallbacks > 0) == (
+                "infinite" in setting or setting.get("estimator") == "nothing"
+            )
+        others.step()
+    return [inside.calls, *(p.detach() for p in inside.parameters())]
+
+
+def work(rank: int, count: int, port: int) -> dict[str, list[Tensor]]:
+    distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=count
+    )
+    register()
+    found = {}
+    for name, setting in SETTINGS.items():
+        start = sum(SHARES[setting["share"]][:rank])
+        rows = slice(start, start + SHARES[setting["share"]][rank])
+        model = DistributedDataParallel(Model(setting))
+        found[name] = train(model, setting, rows)
+    distributed.destroy_process_group()
+    return found
+
+
+def register() -> None:
+    """Register the estimators in this process, once."""
+    for name, weights in {"nothing": torch.zeros_like, "own_losses": torch.clone}.items():
+        if name not in ESTIMATORS:
+            ESTIMATORS.register(name)(weigh_by(weights))
+
+
+@pytest.fixture(scope="module")
+def workers(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Return what two workers found, run once for all tests here."""
+    register()
+    return run_workers(work, 2, tmp_path_factory.mktemp("workers"))
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("name", SETTINGS)
+def test_two_workers_equal_one_process(workers: Any, name: str) -> None:
+    setting = SETTINGS[name]
+    model = Model(setting)
+    expected = train(model, setting, slice(None))
+    for found in (workers[0][name], workers[1][name]):
+        assert_close(found, expected, rtol=1e-9)
+
+
+class FullyShardedDataParallel(nn.Linear):
+    """Called like PyTorch's own, by whose name it is known."""
+
+
+def test_sharded_parameters_are_refused_by_name() -> None:
+    model = FullyShardedDataParallel(2, 1)
+    optimizer = DeltaSAM(torch.optim.SGD(model.parameters(), lr=0.1), method="sam")
+    before = model.weight.detach().clone()
+    with pytest.raises(ValueError, match="use DistributedDataParallel"):
+        optimizer.step(lambda: model(torch.ones(2, 2))[:, 0])
+    assert torch.equal(model.weight, before)
