@@ -155,8 +155,8 @@ def load(path: Path) -> Any:
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as error:
         if found := _FOREIGN.search(str(error)):
             raise UserError(
-                f"{path} holds an object of the class {found.group(1)}, which no checkpoint of "
-                "BART needs; it is not loaded, as it could run code"
+                f"{path} holds an object of the class {found.group(1)}, which no "
+                "model's weights need; it is not loaded, as it could run code"
             ) from None
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from deltasam_fairseq.conversion.folder import plain_names
 from deltasam_fairseq.data.encoder import BERT
 from deltasam_fairseq.errors import UserError
 
@@ -16,6 +17,7 @@ POSITION_OFFSET = 2
 HEAD = "classification_heads.sentence_classification_head"
 
 _ENCODER = "encoder.sentence_encoder"
+_POSITIONS = f"{_ENCODER}.embed_positions.weight"
 _LAYER = re.compile(r"encoder\.layer\.(\d+)\.(.+)\.(weight|bias)$")
 _IN_LAYER = {
     "attention.self.query": "self_attn.q_proj",
@@ -29,16 +31,19 @@ _IN_LAYER = {
 }
 _EMBEDDINGS = {
     "embeddings.word_embeddings.weight": f"{_ENCODER}.embed_tokens.weight",
-    "embeddings.position_embeddings.weight": f"{_ENCODER}.embed_positions.weight",
+    "embeddings.position_embeddings.weight": _POSITIONS,
     "embeddings.LayerNorm.weight": f"{_ENCODER}.layernorm_embedding.weight",
     "embeddings.LayerNorm.bias": f"{_ENCODER}.layernorm_embedding.bias",
+}
+# BERT's head; in a RoBERTa that of a model for another task, which is told by its class.
+_HEAD = {
+    "classifier.weight": f"{HEAD}.out_proj.weight",
+    "classifier.bias": f"{HEAD}.out_proj.bias",
 }
 _ONLY_BERT = {
     "embeddings.token_type_embeddings.weight": f"{_ENCODER}.embed_segments.weight",
     "pooler.dense.weight": "pooler.weight",
     "pooler.dense.bias": "pooler.bias",
-    "classifier.weight": f"{HEAD}.out_proj.weight",
-    "classifier.bias": f"{HEAD}.out_proj.bias",
 }
 _ONLY_ROBERTA = {
     "classifier.dense.weight": f"{HEAD}.dense.weight",
@@ -51,12 +56,12 @@ _ONLY_ROBERTA = {
     "lm_head.layer_norm.bias": "encoder.lm_head.layer_norm.bias",
     "lm_head.bias": "encoder.lm_head.bias",
 }
-# No weights; the heads of pretraining that classification has no use for; copies of the
-# embedding. In RoBERTa the pooler of some exports, which fairseq's RoBERTa does not have,
-# and the segments, of which it has one.
+# No weights; the heads of pretraining and of answering questions, which classification has
+# no use for; copies of the embedding. In RoBERTa the pooler of some exports, which fairseq's
+# RoBERTa does not have, and the segments, of which it has one.
 _UNUSED = re.compile(
-    r".*position_ids$|cls\.|lm_head\.decoder\.|lm_head\.weight$|embeddings\.token_type_embeddings\."
-    r"|pooler\."
+    r"embeddings\.(position_ids|token_type_ids)$|cls\.|qa_outputs\.|lm_head\.decoder\."
+    r"|lm_head\.weight$|embeddings\.token_type_embeddings\.|pooler\."
 )
 
 
@@ -64,55 +69,50 @@ def rename(state: Mapping[str, Tensor], family: str, source: str) -> dict[str, T
     """Rename weights to fairseq's names.
 
     Args:
-        state: Of Hugging Face.
+        state: Of Hugging Face, from any class of the family.
         family: ``BERT`` or ``ROBERTA``.
         source: Where it is from, for messages.
 
     Returns:
-        Weights by fairseq's names, in float32; positions have their offset.
+        Weights by fairseq's names, in float32; positions have their offset, and the only
+        segment of a RoBERTa is part of them, as fairseq's RoBERTa has no segments.
 
     Raises:
         UserError: If there is a weight that has no place.
     """
-    names = {**_EMBEDDINGS, **(_ONLY_BERT if family == BERT else _ONLY_ROBERTA)}
+    anchor = "embeddings.word_embeddings.weight"
+    plain = plain_names(state, anchor=anchor, base=family, source=source)
+    names = {**_EMBEDDINGS, **_HEAD, **(_ONLY_BERT if family == BERT else _ONLY_ROBERTA)}
     found, unknown = {}, []
-    for full, value in state.items():
-        name = full.removeprefix("bert.").removeprefix("roberta.")
+    for name, value in plain.items():
+        match = _LAYER.match(name)
         if name in names:
             found[names[name]] = value.float()
-        elif match := _LAYER.match(name):
+        elif match and match.group(2) in _IN_LAYER:
             number, part, kind = match.groups()
-            if part not in _IN_LAYER:
-                unknown.append(full)
-                continue
             found[f"{_ENCODER}.layers.{number}.{_IN_LAYER[part]}.{kind}"] = value.float()
         elif not _UNUSED.match(name):
-            unknown.append(full)
+            unknown.append(name)
     if unknown:
         raise UserError(
             f"{source} has weights that no {family} of fairseq has: {', '.join(unknown[:3])}"
         )
-    _shift_positions(found, family)
+    if family == BERT:
+        _shift_positions(found)
+    else:
+        _fold_segments(found, plain)
     return found
 
 
-def _shift_positions(found: dict[str, Tensor], family: str) -> None:
+def _shift_positions(found: dict[str, Tensor]) -> None:
     """Give BERT's positions the two rows that fairseq's have before the first one."""
-    name = f"{_ENCODER}.embed_positions.weight"
-    if family == BERT and name in found:
-        positions = found[name]
+    if _POSITIONS in found:
+        positions = found[_POSITIONS]
         nothing = positions.new_zeros(POSITION_OFFSET, positions.size(1))
-        found[name] = torch.cat([nothing, positions])
+        found[_POSITIONS] = torch.cat([nothing, positions])
 
 
-def fold_segments(found: dict[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """Add RoBERTa's only segment to its positions, as fairseq's RoBERTa has no segments.
-
-    Args:
-        found: Renamed weights; changed in place.
-        state: Of Hugging Face.
-    """
-    for name, value in state.items():
-        if name.endswith("embeddings.token_type_embeddings.weight"):
-            positions = f"{_ENCODER}.embed_positions.weight"
-            found[positions] = found[positions] + value.float()[0]
+def _fold_segments(found: dict[str, Tensor], plain: Mapping[str, Tensor]) -> None:
+    segments = plain.get("embeddings.token_type_embeddings.weight")
+    if segments is not None and _POSITIONS in found:
+        found[_POSITIONS] = found[_POSITIONS] + segments.float()[0]

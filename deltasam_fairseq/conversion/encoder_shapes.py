@@ -13,6 +13,7 @@ from deltasam_fairseq.data.encoder import BERT
 from deltasam_fairseq.errors import UserError
 
 EMBEDDING = "encoder.sentence_encoder.embed_tokens.weight"
+POOLER = ("pooler.weight", "pooler.bias")
 _LM_HEAD = "encoder.lm_head"
 _SHOWN = 3
 
@@ -30,7 +31,8 @@ def complete(
 
     Returns:
         The weights as fairseq's model expects them. RoBERTa's head for masked words is
-        zero where the file has none: classification leaves it alone.
+        zero where the file has none: classification leaves it alone. A BERT that was saved
+        for masked words has no pooler; then there is no head on it either.
 
     Raises:
         UserError: If one is missing, has another shape or is not finite.
@@ -45,6 +47,8 @@ def complete(
             state |= {name: torch.zeros(shape) for name, shape in head.items()}
         state[f"{_LM_HEAD}.weight"] = state[EMBEDDING]
     shapes = dict(_shapes(sizes, rows, family))
+    if family == BERT and not any(name.startswith((HEAD, "pooler.")) for name in state):
+        shapes = {name: shape for name, shape in shapes.items() if name not in POOLER}
     missing = sorted(shapes.keys() - state.keys())
     if missing:
         more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""

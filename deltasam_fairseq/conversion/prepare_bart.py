@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from deltasam_fairseq.conversion.checkpoint import read_checkpoint, write_checkpoint
-from deltasam_fairseq.conversion.huggingface import (
+from deltasam_fairseq.conversion.folder import (
     CONFIG,
-    WEIGHTS,
-    read_huggingface,
+    read_config,
     require_same_order,
+    weight_files,
 )
+from deltasam_fairseq.conversion.huggingface import read_huggingface
 from deltasam_fairseq.conversion.weights import BartWeights, random_weights
 from deltasam_fairseq.data.bart import (
     ARCHITECTURES,
@@ -95,13 +96,15 @@ def _origin(request: BartRequest) -> dict[str, Any]:
     if not source.exists():
         raise UserError(
             f"{source}: no such file; give model.pt of fairseq's bart.large, or a Hugging Face "
-            "folder with config.json and model.safetensors"
+            "folder with config.json and its weights"
         )
     if source.is_dir() and not (source / CONFIG).is_file() and (source / "model.pt").is_file():
         raise UserError(f"{source} is the folder of a fairseq model; give {source / 'model.pt'}")
-    kind = "huggingface" if source.is_dir() else "fairseq"
-    file = source / WEIGHTS if source.is_dir() else source
-    size = file.stat().st_size if file.is_file() else 0
+    kind, files = "fairseq", [source]
+    if source.is_dir():
+        read_config(source)
+        kind, files = "huggingface", weight_files(source)
+    size = sum(file.stat().st_size for file in files)
     return {"kind": kind, "source": str(source.resolve()), "source_bytes": size}
 
 
@@ -135,7 +138,7 @@ def _read(request: BartRequest, words: int, say: Callable[[str], None]) -> BartW
     if request.encoder_json is None or not require_same_order(
         source, request.dictionary, _existing(request.encoder_json)
     ):
-        say("the order of the vocabulary was not compared: that needs vocab.json beside the model")
+        say("the order of the vocabulary was not compared: there is no vocab.json, or no --gpt2")
     return weights
 
 

@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 
 from deltasam_fairseq.conversion.checkpoint import load, save
-from deltasam_fairseq.conversion.encoder_names import fold_segments, rename
-from deltasam_fairseq.conversion.encoder_shapes import EMBEDDING, complete
-from deltasam_fairseq.conversion.huggingface import (
+from deltasam_fairseq.conversion.encoder_names import rename
+from deltasam_fairseq.conversion.encoder_shapes import EMBEDDING, POOLER, complete
+from deltasam_fairseq.conversion.folder import (
     CONFIG,
-    WEIGHTS,
     entry,
-    load_safetensors,
+    load_weights,
     read_config,
     require_same_order,
 )
@@ -54,15 +53,18 @@ _FIXED: Mapping[str, Mapping[str, object]] = {
         "layer_norm_eps": 1e-12,
         "type_vocab_size": 2,
         "position_embedding_type": "absolute",
+        "is_decoder": False,
     },
     ROBERTA: {
         "hidden_act": "gelu",
         "layer_norm_eps": 1e-5,
         "type_vocab_size": 1,
         "position_embedding_type": "absolute",
+        "is_decoder": False,
         "pad_token_id": 1,
     },
 }
+Say = Callable[[str], None]
 _ROBERTA_OFFSET = 2
 _VERSION = "encoder.sentence_encoder.version"
 
@@ -81,7 +83,7 @@ class EncoderRequest:
 
 
 def prepare_encoder(
-    out: Path, request: EncoderRequest, *, force: bool = False, say: Callable[[str], None] = print
+    out: Path, request: EncoderRequest, *, force: bool = False, say: Say = print
 ) -> PreparedEncoder:
     """Convert and check an encoder.
 
@@ -112,7 +114,7 @@ def prepare_encoder(
     (out / ENCODER_MARKER).unlink(missing_ok=True)
     say(f"reading {request.source} …")
     make = _from_huggingface if request.source.is_dir() else _from_fairseq
-    facts = make(out, request)
+    facts = make(out, request, say)
     found = PreparedEncoder(out, {})
     facts |= {
         "source": str(request.source.resolve()),
@@ -125,7 +127,7 @@ def prepare_encoder(
     return PreparedEncoder.load(out)
 
 
-def _from_huggingface(out: Path, request: EncoderRequest) -> dict[str, Any]:
+def _from_huggingface(out: Path, request: EncoderRequest, say: Say) -> dict[str, Any]:
     folder = request.source
     if not (folder / CONFIG).is_file() and (folder / "model.pt").is_file():
         raise UserError(f"{folder} is the folder of a fairseq model; give {folder / 'model.pt'}")
@@ -138,8 +140,7 @@ def _from_huggingface(out: Path, request: EncoderRequest) -> dict[str, Any]:
             raise UserError(
                 f"{folder / CONFIG}: {name} is {config[name]!r}; fairseq's {family} needs {value!r}"
             )
-    original = load_safetensors(folder / WEIGHTS)
-    found = rename(original, family, str(folder))
+    found = rename(load_weights(folder), family, str(folder))
     sizes = {flag: entry(config, name, folder) for flag, name in _CONFIG_SIZES.items()}
     facts: dict[str, Any] = {"family": family, "sizes": sizes}
     if family == BERT:
@@ -147,18 +148,22 @@ def _from_huggingface(out: Path, request: EncoderRequest) -> dict[str, Any]:
         facts["lowercase"] = is_lowercase(folder)
         _require_rows(found, len(order), folder)
         found[EMBEDDING] = found[EMBEDDING][order]
+        facts["pooler"] = any(name in found for name in POOLER)
+        if not facts["pooler"]:
+            say("the checkpoint has no pooler; every run draws a new one, as it does its head")
     else:
         sizes["max-positions"] -= _ROBERTA_OFFSET
-        fold_segments(found, original)
         words = _gpt2_vocabulary(request, out)
-        require_same_order(folder, out / "dict.txt", out / "gpt2" / "encoder.json")
+        if not require_same_order(folder, out / "dict.txt", out / "gpt2" / "encoder.json"):
+            say("the order of the vocabulary was not compared: there is no vocab.json")
         _require_rows(found, words + SPECIAL_SYMBOLS + 1, folder)
     state = complete(found, sizes, family, str(folder))
     _write(out, state, family, sizes)
     return {**facts, "rows": int(state[EMBEDDING].size(0))}
 
 
-def _from_fairseq(out: Path, request: EncoderRequest) -> dict[str, Any]:
+def _from_fairseq(out: Path, request: EncoderRequest, say: Say) -> dict[str, Any]:
+    del say
     content = load(request.source)
     args = content.get("args") if isinstance(content, dict) else None
     arch = str(getattr(args, "arch", ""))
@@ -210,8 +215,8 @@ def _require_rows(found: Mapping[str, Tensor], rows: int, folder: Path) -> None:
     embedded = found[EMBEDDING].size(0) if EMBEDDING in found else 0
     if embedded != rows:
         raise UserError(
-            f"{folder / WEIGHTS} embeds {embedded} tokens, but the vocabulary has {rows}; give the "
-            "one that the model was trained with"
+            f"{folder} embeds {embedded} tokens, but the vocabulary has {rows}; give the one that "
+            "the model was trained with"
         )
 
 

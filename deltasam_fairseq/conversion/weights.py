@@ -16,9 +16,10 @@ from deltasam_fairseq.errors import UserError
 POSITION_OFFSET = 2
 
 _SHOWN = 3
-_EMBEDDING = "encoder.embed_tokens.weight"
+#: The embedding of words, tied or not.
+EMBEDDING = "encoder.embed_tokens.weight"
 #: Names under which one and the same matrix is stored.
-TIED = (_EMBEDDING, "decoder.embed_tokens.weight", "decoder.output_projection.weight")
+TIED = (EMBEDDING, "decoder.embed_tokens.weight", "decoder.output_projection.weight")
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class BartWeights:
     @property
     def rows(self) -> int:
         """Number of symbols that the model embeds."""
-        return self.state[_EMBEDDING].size(0)
+        return self.state[EMBEDDING].size(0)
 
 
 def expected_shapes(sizes: Mapping[str, Any], rows: int) -> dict[str, tuple[int, ...]]:
@@ -55,7 +56,7 @@ def expected_shapes(sizes: Mapping[str, Any], rows: int) -> dict[str, tuple[int,
 
 def _shapes(sizes: Mapping[str, Any], rows: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     width = sizes["encoder-embed-dim"]
-    yield _EMBEDDING, (rows, width)
+    yield EMBEDDING, (rows, width)
     for side, positions, attentions in (
         ("encoder", sizes["max-source-positions"], ("self_attn",)),
         ("decoder", sizes["max-target-positions"], ("self_attn", "encoder_attn")),
@@ -94,13 +95,13 @@ def assemble(sizes: Mapping[str, Any], found: Mapping[str, Tensor], source: str)
         UserError: If a weight is missing, too many, of another shape, not
             finite, or if embeddings that BART shares differ.
     """
-    if _EMBEDDING not in found:
-        raise UserError(f"{source} has no {_EMBEDDING}; is it a BART checkpoint?")
-    embedding = found[_EMBEDDING]
+    if EMBEDDING not in found:
+        raise UserError(f"{source} has no {EMBEDDING}; is it a BART checkpoint?")
+    embedding = found[EMBEDDING]
     for name in TIED[1:]:
         if name in found and not torch.equal(found[name], embedding):
             raise UserError(
-                f"{source}: {name} is not the matrix {_EMBEDDING}; this model does not share its "
+                f"{source}: {name} is not the matrix {EMBEDDING}; this model does not share its "
                 "embeddings as BART does (--share-all-embeddings)"
             )
     shapes = expected_shapes(sizes, embedding.size(0))
@@ -119,7 +120,7 @@ def assemble(sizes: Mapping[str, Any], found: Mapping[str, Tensor], source: str)
     for name, value in state.items():
         if not torch.isfinite(value).all():
             raise UserError(f"{source}: {name} has values that are not finite")
-    state |= {name: state[_EMBEDDING] for name in TIED}
+    state |= {name: state[EMBEDDING] for name in TIED}
     return BartWeights(sizes, state)
 
 

@@ -201,7 +201,7 @@ class TestHuggingFace:
             ({"model_type": "t5"}, "model_type is 't5'; fairseq's BART needs 'bart'"),
             ({"scale_embedding": True}, "scale_embedding is True"),
             ({"activation_function": "silu"}, "'silu' is not among gelu, relu"),
-            ({"vocab_size": 9}, "vocab_size is 9, but model.safetensors embeds 45"),
+            ({"vocab_size": 9}, "vocab_size is 9, but the weights embed 45"),
             ({"d_model": None}, "d_model is None, not a number"),
             ({"decoder_layers": 2}, r"has, beyond BART, decoder\.layers\.2\."),
             ({"max_position_embeddings": 16}, r"embed_positions\.weight is \(20, 12\), not \(18"),
@@ -234,6 +234,55 @@ class TestHuggingFace:
         source = write_hugging_face(tmp_path / "hf", state)
         assert converted(tmp_path, source).facts["kind"] == "huggingface"
 
+    @pytest.mark.parametrize(
+        "kept",
+        [
+            ("model.shared",),
+            ("model.encoder.embed_tokens", "model.decoder.embed_tokens"),
+            ("model.decoder.embed_tokens",),
+            ("lm_head",),
+        ],
+    )
+    def test_the_embedding_is_stored_under_any_of_its_names(
+        self, tmp_path: Path, kept: tuple[str, ...]
+    ) -> None:
+        """Which copy of tied weights safetensors keeps depends on who wrote the file."""
+        state = hugging_face_state(noisy_state())
+        matrix = state.pop("model.shared.weight")
+        state |= {f"{name}.weight": matrix.clone() for name in kept}
+        bart = converted(tmp_path, write_hugging_face(tmp_path / "hf", state))
+        model = torch.load(bart.checkpoint, weights_only=False)["model"]
+        assert torch.equal(model["encoder.embed_tokens.weight"], matrix)
+
+    @pytest.mark.parametrize("name", ["encoder.embed_tokens", "decoder.embed_tokens"])
+    def test_an_embedding_of_one_side_alone_is_not_dropped_silently(
+        self, tmp_path: Path, name: str
+    ) -> None:
+        state = hugging_face_state(noisy_state())
+        state[f"model.{name}.weight"] = state["model.shared.weight"] + 1
+        with pytest.raises(UserError, match=f"{name}.weight is not the matrix shared.weight"):
+            converted(tmp_path, write_hugging_face(tmp_path / "hf", state))
+
+    @pytest.mark.parametrize("before", ["", "module.model.", "module."])
+    def test_names_of_every_class_and_wrapper(self, tmp_path: Path, before: str) -> None:
+        """Of BartModel, which saves neither ``model.`` nor a bias, and under DDP."""
+        state = hugging_face_state(noisy_state())
+        plain = converted(tmp_path, write_hugging_face(tmp_path / "hf", state)).facts["sha256"]
+        del state["final_logits_bias"]
+        other = {f"{before}{name.removeprefix('model.')}": value for name, value in state.items()}
+        extra = "encoder.version" if not before else f"{before}decoder.version"
+        other |= {extra: torch.tensor([3.0]), "qa_outputs.weight": torch.ones(2, 12)}
+        source = write_hugging_face(tmp_path / "other", other)
+        assert converted(tmp_path, source, force=True).facts["sha256"] == plain
+
+    def test_pickled_weights_are_read(self, tmp_path: Path) -> None:
+        state = hugging_face_state(noisy_state())
+        source = write_hugging_face(tmp_path / "hf", state)
+        (source / "model.safetensors").unlink()
+        torch.save(state, source / "pytorch_model.bin")
+        facts = converted(tmp_path, source).facts
+        assert facts["source_bytes"] == (source / "pytorch_model.bin").stat().st_size
+
     def test_files_that_are_missing_are_named(self, tmp_path: Path) -> None:
         (tmp_path / "hf").mkdir()
         with pytest.raises(UserError, match=r"has no config\.json"):
@@ -265,4 +314,10 @@ class TestHuggingFace:
         assert converted(tmp_path, source, encoder_json=tmp_path / "encoder.json").facts
         (source / "vocab.json").write_text(json.dumps({**rows, "t8": 13, "t9": 12}))
         with pytest.raises(UserError, match=r"gives 't8' the number 13, but in .* it has 12"):
+            converted(tmp_path, source, encoder_json=tmp_path / "encoder.json", force=True)
+        # transformers 5 writes no vocab.json.
+        (source / "vocab.json").unlink()
+        whole = {"model": {"type": "BPE", "vocab": {**rows, "t7": 12, "t8": 11}}}
+        (source / "tokenizer.json").write_text(json.dumps(whole))
+        with pytest.raises(UserError, match=r"tokenizer\.json gives 't7' the number 12, but in"):
             converted(tmp_path, source, encoder_json=tmp_path / "encoder.json", force=True)

@@ -164,7 +164,8 @@ class BertModel(RobertaModel):
 
         Args:
             state_dict: Of the checkpoint; changed in place. Heads that this model has not, or
-                of another size, go; those that it lacks are the model's own.
+                of another size, go; those that it lacks are the model's own. So is the pooler
+                where the checkpoint, of a model for masked words, has none.
             name: Where the model is in a larger one.
         """
         BaseFairseqModel.upgrade_state_dict_named(self, state_dict, name)
@@ -174,8 +175,14 @@ class BertModel(RobertaModel):
         for key in [key for key in state_dict if key.startswith(prefix)]:
             if key not in own or own[key].shape != state_dict[key].shape:
                 del state_dict[key]
+        pooler = {f"{name}.{key}" if name else key: value for key, value in self._pooler().items()}
+        if not any(key in state_dict for key in pooler):
+            own |= pooler
         for key, value in own.items():
             state_dict.setdefault(key, value)
+
+    def _pooler(self) -> dict[str, Tensor]:
+        return {f"pooler.{key}": value for key, value in self.pooler.state_dict().items()}
 
 
 def _sized(layers: int, width: int, heads: int) -> Any:
