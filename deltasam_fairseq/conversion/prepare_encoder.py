@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from deltasam_fairseq.conversion.checkpoint import load, save
-from deltasam_fairseq.conversion.encoder_names import rename
+from deltasam_fairseq.conversion.encoder_names import HEAD, rename
 from deltasam_fairseq.conversion.encoder_shapes import EMBEDDING, POOLER, complete
 from deltasam_fairseq.conversion.folder import (
     CONFIG,
@@ -23,17 +23,21 @@ from deltasam_fairseq.conversion.folder import (
     read_config,
     require_same_order,
 )
+from deltasam_fairseq.conversion.heads import PlacedHead, place_head
+from deltasam_fairseq.conversion.wordpiece import VOCABULARY, read_wordpiece
 from deltasam_fairseq.data.bart import SPECIAL_SYMBOLS
 from deltasam_fairseq.data.encoder import (
     ARCHITECTURES,
     BERT,
+    CUTTING,
     ENCODER_MARKER,
     ROBERTA,
     SIZES,
     PreparedEncoder,
 )
 from deltasam_fairseq.data.files import count_lines, file_sha256
-from deltasam_fairseq.data.vocabulary import GPT2_FILES, is_lowercase, write_bert_dictionary
+from deltasam_fairseq.data.tokens import write_lines
+from deltasam_fairseq.data.vocabulary import GPT2_FILES, write_bert_dictionary
 from deltasam_fairseq.errors import UserError
 
 _CONFIG_SIZES = dict(
@@ -76,10 +80,14 @@ class EncoderRequest:
     Args:
         source: A folder of Hugging Face, or ``model.pt`` of fairseq's RoBERTa.
         gpt2: For a RoBERTa: folder of ``encoder.json``, ``vocab.bpe`` and ``dict.txt``.
+        lowercase: For a BERT: whether text is lower-cased, if its files are not to say it.
+        new_head: Whether the checkpoint's head is left out in any case.
     """
 
     source: Path
     gpt2: Path | None = None
+    lowercase: bool | None = None
+    new_head: bool = False
 
 
 def prepare_encoder(
@@ -101,13 +109,11 @@ def prepare_encoder(
     """
     if (out / ENCODER_MARKER).is_file() and not force:
         found = PreparedEncoder.load(out)
-        if found.facts["source"] == str(request.source.resolve()):
+        different = _difference(found.facts, request)
+        if not different:
             say(f"{out}: finished before from the same checkpoint; nothing to do")
             return found
-        raise UserError(
-            f"{out} was made from {found.facts['source']}; pass --force to replace it, or "
-            "another --out"
-        )
+        raise UserError(f"{out} was made {different}; pass --force to replace it, or another --out")
     if out.exists() and any(out.iterdir()) and not (out / ENCODER_MARKER).is_file() and not force:
         raise UserError(f"{out} exists and was not made by deltasam prepare encoder; give another")
     out.mkdir(parents=True, exist_ok=True)
@@ -123,8 +129,18 @@ def prepare_encoder(
         "sha256": file_sha256(found.checkpoint),
     }
     (out / ENCODER_MARKER).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    say(f"head: {facts['head']['note']}")
     say(f"{found.checkpoint}: {facts['family']}, {facts['rows']:,} symbols")
     return PreparedEncoder.load(out)
+
+
+def _difference(facts: Mapping[str, Any], request: EncoderRequest) -> str:
+    """Say in what a finished folder is not the one asked for; nothing if it is."""
+    if facts["source"] != str(request.source.resolve()):
+        return f"from {facts['source']}"
+    if request.lowercase not in (None, facts.get("lowercase")):
+        return "lower-cased" if facts.get("lowercase") else "cased"
+    return "with its head" if request.new_head and facts["head"]["tasks"] else ""
 
 
 def _from_huggingface(out: Path, request: EncoderRequest, say: Say) -> dict[str, Any]:
@@ -141,11 +157,15 @@ def _from_huggingface(out: Path, request: EncoderRequest, say: Say) -> dict[str,
                 f"{folder / CONFIG}: {name} is {config[name]!r}; fairseq's {family} needs {value!r}"
             )
     found = rename(load_weights(folder), family, str(folder))
+    head = place_head(found, config, family, new=request.new_head)
     sizes = {flag: entry(config, name, folder) for flag, name in _CONFIG_SIZES.items()}
-    facts: dict[str, Any] = {"family": family, "sizes": sizes}
+    facts: dict[str, Any] = {"family": family, "sizes": sizes, "head": head._asdict()}
     if family == BERT:
-        order = _bert_vocabulary(folder, out)
-        facts["lowercase"] = is_lowercase(folder)
+        files = read_wordpiece(folder, request.lowercase)
+        facts |= {name: getattr(files, name) for name in (*CUTTING, "lowercase_from")}
+        say(f"{'lower-cased' if files.lowercase else 'cased'}: {files.lowercase_from}")
+        write_lines(out / VOCABULARY, files.tokens)
+        order = write_bert_dictionary(out / VOCABULARY, out / "dict.txt")
         _require_rows(found, len(order), folder)
         found[EMBEDDING] = found[EMBEDDING][order]
         facts["pooler"] = any(name in found for name in POOLER)
@@ -184,21 +204,21 @@ def _from_fairseq(out: Path, request: EncoderRequest, say: Say) -> dict[str, Any
         raise UserError(
             f"{request.source} embeds {rows} symbols, but {out / 'dict.txt'} has {words} words"
         )
-    shutil.copyfile(request.source, out / "model.pt")
-    return {"family": ROBERTA, "sizes": sizes, "rows": int(rows)}
-
-
-def _bert_vocabulary(folder: Path, out: Path) -> list[int]:
-    path = folder / "vocab.txt"
-    if not path.is_file():
-        raise UserError(
-            f"{path}: no such file; with transformers, BertTokenizer.save_vocabulary writes it"
-        )
-    shutil.copyfile(path, out / "vocab.txt")
-    return write_bert_dictionary(path, out / "dict.txt")
+    heads = [name for name in content["model"] if name.startswith(f"{HEAD}.")]
+    head = PlacedHead()
+    if heads:
+        # fairseq numbers classes by their frequency in the data that the head was trained on.
+        head = PlacedHead(note="left out: nothing in the checkpoint names its rows")
+        content["model"] = {n: v for n, v in content["model"].items() if n not in heads}
+        torch.save(content, out / "model.pt")
+    else:
+        shutil.copyfile(request.source, out / "model.pt")
+    return {"family": ROBERTA, "sizes": sizes, "rows": int(rows), "head": head._asdict()}
 
 
 def _gpt2_vocabulary(request: EncoderRequest, out: Path) -> int:
+    if request.lowercase is not None:
+        raise UserError("--lower-case and --cased are for a BERT; GPT-2's BPE keeps capitals")
     if request.gpt2 is None:
         raise UserError(
             "a RoBERTa needs --gpt2 DIR, which holds encoder.json, vocab.bpe and dict.txt"

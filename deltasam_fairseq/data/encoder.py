@@ -13,6 +13,9 @@ from deltasam_fairseq.errors import UserError
 ENCODER_MARKER = "model.json"
 BERT, ROBERTA = "bert", "roberta"
 
+#: What of a BERT's facts its tokens depend on, beside the vocabulary.
+CUTTING = ("lowercase", "strip_accents", "split_chinese")
+
 #: Flags of fairseq that size an encoder.
 SIZES = (
     "encoder-layers",
@@ -45,7 +48,10 @@ class PreparedEncoder:
         path: The folder: ``model.pt``, ``dict.txt``, ``vocab.txt`` (BERT) or ``gpt2/``
             (RoBERTa) and, written last, ``model.json``.
         facts: Content of ``model.json``: ``family``, ``source``, ``sizes``, ``rows``,
-            ``dict_sha256``, ``lowercase`` (BERT), ``bytes`` and ``sha256`` of ``model.pt``.
+            ``dict_sha256``, ``head`` (``tasks`` that may start from it, ``classes``, ``note``),
+            ``bytes`` and ``sha256`` of ``model.pt``; of a BERT also ``lowercase`` and
+            ``lowercase_from``, ``strip_accents``, ``split_chinese`` and ``pooler`` (whether
+            the checkpoint has one).
     """
 
     path: Path
@@ -95,6 +101,11 @@ class PreparedEncoder:
     def is_bert(self) -> bool:
         """Whether it is a BERT, with WordPiece and segments."""
         return bool(self.facts["family"] == BERT)
+
+    @property
+    def cutting(self) -> dict[str, bool]:
+        """How text is cut, beside the vocabulary; empty for a RoBERTa."""
+        return {name: self.facts[name] for name in CUTTING} if self.is_bert else {}
 
     def require_architecture(self, arch: str, flags: Mapping[str, str]) -> None:
         """Check that the checkpoint fits a model.

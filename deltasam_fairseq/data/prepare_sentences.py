@@ -75,6 +75,7 @@ def prepare_sentences(
         "settings": {
             "dict.txt": encoder.facts["dict_sha256"],
             "family": encoder.facts["family"],
+            **encoder.cutting,
             "max_tokens": options.max_tokens,
             "skip_malformed": options.skip_malformed,
         },

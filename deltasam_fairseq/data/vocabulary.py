@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,7 +49,7 @@ def vocabulary_of(encoder: PreparedEncoder) -> Vocabulary:
         WordPiece for a BERT, GPT-2's BPE for a RoBERTa.
     """
     if encoder.is_bert:
-        return WordPiece(encoder.path / "vocab.txt", lowercase=encoder.facts["lowercase"])
+        return WordPiece(encoder.path / "vocab.txt", **encoder.cutting)
     return Gpt2Words(encoder.path / "gpt2")
 
 
@@ -60,16 +59,25 @@ class WordPiece:
 
     Args:
         vocab: ``vocab.txt``.
-        lowercase: Whether the model is an uncased one: lower case, no accents.
+        lowercase: Whether text is lower-cased.
+        strip_accents: Whether accents are taken off.
+        split_chinese: Whether every Chinese character is a word.
     """
 
     vocab: Path
     lowercase: bool
+    strip_accents: bool
+    split_chinese: bool = True
 
     def encode(self, lines: Sequence[str], work: Path, *, workers: int) -> list[list[str]]:
         """Cut sentences; see :meth:`Vocabulary.encode`."""
         del work, workers
-        tokenizer = _tokenizers().BertWordPieceTokenizer(str(self.vocab), lowercase=self.lowercase)
+        tokenizer = _tokenizers().BertWordPieceTokenizer(
+            str(self.vocab),
+            lowercase=self.lowercase,
+            strip_accents=self.strip_accents,
+            handle_chinese_chars=self.split_chinese,
+        )
         encoded = tokenizer.encode_batch(list(lines), add_special_tokens=False)
         return [list(one.tokens) for one in encoded]
 
@@ -149,7 +157,7 @@ def write_bert_dictionary(vocab: Path, out: Path) -> list[int]:
         first, as ``<s> <pad> </s> <unk>``, then the others in their order.
 
     Raises:
-        UserError: If a special token is missing or a token occurs twice.
+        UserError: If a special token is missing, a token occurs twice or is one of fairseq's.
     """
     tokens = vocab.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     rows = {token: row for row, token in enumerate(tokens)}
@@ -160,26 +168,16 @@ def write_bert_dictionary(vocab: Path, out: Path) -> list[int]:
     if len(rows) != len(tokens):
         twice = next(token for row, token in enumerate(tokens) if rows[token] != row)
         raise UserError(f"{vocab} has {twice!r} twice; every line must be another token")
+    taken = [token for token in ("<s>", "<pad>", "</s>", "<unk>", "<mask>") if token in rows]
+    if taken:
+        raise UserError(
+            f"{vocab} has {', '.join(taken)}, which fairseq's dictionary keeps for itself"
+        )
     first = [rows[token] for token in specials[:4]]
     rest = [row for row in range(len(tokens)) if row not in first]
     words = ("<mask>" if tokens[row] == "[MASK]" else tokens[row] for row in rest)
     write_lines(out, [f"{word} 1" for word in words])
     return [*first, *rest]
-
-
-def is_lowercase(folder: Path) -> bool:
-    """Tell whether a Hugging Face folder holds an uncased model.
-
-    Args:
-        folder: With ``tokenizer_config.json``.
-
-    Returns:
-        Its ``do_lower_case``; true without one, as in the ``tokenizers`` library.
-    """
-    path = folder / "tokenizer_config.json"
-    if not path.is_file():
-        return True
-    return bool(json.loads(path.read_text(encoding="utf-8")).get("do_lower_case", True))
 
 
 def _tokenizers() -> Any:

@@ -109,10 +109,24 @@ def _check_encoder(
     encoder: PreparedEncoder, data: PreparedData | PreparedSentences, flags: Mapping[str, str]
 ) -> None:
     encoder.require_architecture(flags.get("arch", ""), flags)
-    if data.facts["settings"].get("dict.txt") != encoder.facts["dict_sha256"]:
+    wanted = {"dict.txt": encoder.facts["dict_sha256"], **encoder.cutting}
+    for name, value in wanted.items():
+        if data.facts["settings"].get(name) != value:
+            kind = "vocabulary" if name == "dict.txt" else f"value of {name}"
+            raise UserError(
+                f"{data.path} was prepared with another {kind} than that of {encoder.path}; "
+                f"prepare it with: deltasam prepare RECIPE --encoder {encoder.path} … --force"
+            )
+    head = encoder.facts["head"]
+    if (
+        head["tasks"]
+        and int(flags.get("num-classes", 2)) == len(head["classes"])
+        and data.facts["task"] not in head["tasks"]
+    ):
         raise UserError(
-            f"{data.path} was prepared with another vocabulary than that of {encoder.path}; "
-            f"prepare it with: deltasam prepare RECIPE --encoder {encoder.path} …"
+            f"{encoder.path} has a head for {' and '.join(head['tasks'])}, with as many classes as "
+            f"{data.facts['task']}, which would start from it; make it without: deltasam prepare "
+            f"encoder {encoder.facts['source']} --new-head --out {encoder.path} --force"
         )
 
 

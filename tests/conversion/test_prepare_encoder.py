@@ -1,6 +1,7 @@
 """What a folder of an encoder holds, and what is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def test_a_vocabulary_of_another_size_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="embeds 18 tokens, but the vocabulary has 19"):
         prepare(tmp_path, folder)
     (folder / "vocab.txt").unlink()
-    with pytest.raises(UserError, match="BertTokenizer.save_vocabulary writes it"):
+    with pytest.raises(UserError, match=r"tokenizer\.save_pretrained\(folder\) writes one"):
         prepare(tmp_path, folder, force=True)
 
 
@@ -120,9 +121,12 @@ def test_an_unfinished_folder_says_how_to_finish_it(tmp_path: Path) -> None:
         PreparedEncoder.load(encoder.path)
 
 
-def data_for(encoder: PreparedEncoder, sha256: str | None = None) -> PreparedSentences:
-    settings = {"dict.txt": sha256 or encoder.facts["dict_sha256"]}
-    return PreparedSentences(Path("data"), {"kind": "sentences", "settings": settings})
+def data_for(
+    encoder: PreparedEncoder, sha256: str | None = None, task: str = "RTE"
+) -> PreparedSentences:
+    settings = {**encoder.cutting, "dict.txt": sha256 or encoder.facts["dict_sha256"]}
+    facts = {"kind": "sentences", "task": task, "settings": settings}
+    return PreparedSentences(Path("data"), facts)
 
 
 def test_a_run_starts_only_from_what_fits(tmp_path: Path) -> None:
@@ -151,6 +155,9 @@ def test_a_run_starts_only_from_what_fits(tmp_path: Path) -> None:
             check_start([*start, arch], encoder, data)
     with pytest.raises(UserError, match="was prepared with another vocabulary"):
         check_start([*start, "deltasam_bert_base", *sizes], encoder, data_for(encoder, "x"))
+    otherwise = replace(encoder, facts={**encoder.facts, "lowercase": False})
+    with pytest.raises(UserError, match="was prepared with another value of lowercase"):
+        check_start([*start, "deltasam_bert_base", *sizes], otherwise, data_for(encoder))
     with pytest.raises(UserError, match="give one of them: --encoder"):
         check_start(["--restore-file", str(encoder.path / "dict.txt")], encoder, data_for(encoder))
     assert json.loads((encoder.path / "model.json").read_text())["family"] == "bert"

@@ -9,7 +9,6 @@ from deltasam_fairseq.data.vocabulary import (
     Gpt2Words,
     WordPiece,
     cut,
-    is_lowercase,
     write_bert_dictionary,
 )
 from deltasam_fairseq.errors import UserError
@@ -37,6 +36,7 @@ def test_every_row_of_bert_has_one_of_fairseq(vocab: Path, tmp_path: Path) -> No
     [
         (TOKENS[1:], r"lacks \[PAD\]; it is no vocabulary"),
         ([*TOKENS, "cat"], "has 'cat' twice"),
+        ([*TOKENS, "<pad>"], "has <pad>, which fairseq's dictionary keeps for itself"),
     ],
 )
 def test_a_vocabulary_that_is_none(lines: list[str], message: str, tmp_path: Path) -> None:
@@ -47,13 +47,18 @@ def test_a_vocabulary_that_is_none(lines: list[str], message: str, tmp_path: Pat
 
 def test_wordpiece_cuts_as_bert_does(vocab: Path, tmp_path: Path) -> None:
     pytest.importorskip("tokenizers")
-    pieces = WordPiece(vocab, lowercase=True)
+    pieces = WordPiece(vocab, lowercase=True, strip_accents=True)
     found = pieces.encode(["The cats, sat.", "", "zzz Câts"], tmp_path, workers=1)
     assert found[0] == ["the", "cat", "##s", "[UNK]", "sat", "."]
     assert found[1:] == [[], ["[UNK]", "cat", "##s"]]
-    assert WordPiece(vocab, lowercase=False).encode(["The cat"], tmp_path, workers=1) == [
-        ["[UNK]", "cat"]
-    ]
+    cased = WordPiece(vocab, lowercase=False, strip_accents=False)
+    assert cased.encode(["The cat"], tmp_path, workers=1) == [["[UNK]", "cat"]]
+    accents = WordPiece(vocab, lowercase=True, strip_accents=False)
+    assert accents.encode(["The cât"], tmp_path, workers=1) == [["the", "[UNK]"]]
+    (tmp_path / "ideographs.txt").write_text("\n".join([*TOKENS, "中", "文", "##文"]))
+    for split, expected in ((True, ["中", "文"]), (False, ["中", "##文"])):
+        words = WordPiece(tmp_path / "ideographs.txt", True, True, split_chinese=split)
+        assert words.encode(["中文"], tmp_path, workers=1) == [expected]
     assert (pieces.specials(1), pieces.specials(2)) == (2, 3)
 
 
@@ -62,7 +67,7 @@ def test_without_tokenizers_the_error_names_the_package(
 ) -> None:
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(UserError, match=r"pip install 'deltasam_fairseq\[bert\]'"):
-        WordPiece(vocab, lowercase=True).encode(["a"], tmp_path, workers=1)
+        WordPiece(vocab, lowercase=True, strip_accents=True).encode(["a"], tmp_path, workers=1)
 
 
 @pytest.mark.fairseq
@@ -93,12 +98,3 @@ def test_the_longer_sentence_is_cut_first(
     found = cut(sides, limit)
     assert tuple(map(len, found)) == expected
     assert all(side == whole[: len(side)] for side, whole in zip(found, sides, strict=True))
-
-
-@pytest.mark.parametrize(
-    ("content", "expected"), [(None, True), ("{}", True), ('{"do_lower_case": false}', False)]
-)
-def test_casing_is_the_tokenizers(content: str | None, expected: bool, tmp_path: Path) -> None:
-    if content:
-        (tmp_path / "tokenizer_config.json").write_text(content)
-    assert is_lowercase(tmp_path) is expected
