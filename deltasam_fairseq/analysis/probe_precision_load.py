@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from deltasam_fairseq.analysis.probe_precision_model import (
     Batch,
@@ -17,10 +15,16 @@ from deltasam_fairseq.analysis.probe_precision_model import (
     random_weights,
 )
 from deltasam_fairseq.analysis.probe_precision_text import WordPiece, read_pairs, shuffled
+from deltasam_fairseq.conversion.folder import (
+    CONFIG,
+    load_weights,
+    plain_names,
+    read_config,
+    weight_files,
+)
+from deltasam_fairseq.conversion.wordpiece import read_wordpiece
 from deltasam_fairseq.data.files import file_sha256
 from deltasam_fairseq.errors import UserError
-
-CONFIG, WEIGHTS, VOCABULARY = "config.json", "model.safetensors", "vocab.txt"
 
 #: Sizes for random weights; RoBERTa-large's has 355 million parameters.
 SIZES = {
@@ -77,7 +81,7 @@ def pretrained(
     """Load a BERT folder and tune it a little, so that sentences have different losses.
 
     Args:
-        folder: With ``config.json``, ``model.safetensors`` and ``vocab.txt``.
+        folder: With ``config.json``, weights and ``vocab.txt`` or ``tokenizer.json``.
         mrpc: ``train.tsv`` of MRPC.
         batches: How many to probe. Their pairs are not among those tuned on.
         sentences: Pairs in a batch.
@@ -92,7 +96,10 @@ def pretrained(
         UserError: If a file is missing or not what it should be.
     """
     model = read_encoder(folder, seed)
-    wordpiece = WordPiece(_file(folder, VOCABULARY).read_text(encoding="utf-8").splitlines())
+    files = read_wordpiece(folder)
+    if not (files.lowercase and files.strip_accents and files.split_chinese):
+        raise UserError(f"{folder} is not an uncased BERT, whose WordPiece is the only one here")
+    wordpiece = WordPiece(files.tokens)
     pairs = shuffled(read_pairs(mrpc), seed)
     wanted = (tune + batches) * sentences
     if len(pairs) < wanted:
@@ -106,7 +113,7 @@ def pretrained(
     about = {
         "name": folder.absolute().name,
         "weights": "pretrained",
-        "weights_sha256": file_sha256(folder / WEIGHTS),
+        "weights_sha256": ",".join(map(file_sha256, weight_files(folder))),
         "text": "MRPC",
         "text_sha256": file_sha256(mrpc),
         "tuned_updates": tune,
@@ -156,7 +163,7 @@ def read_encoder(folder: Path, seed: int) -> Classifier:
     """Read an encoder and draw a head for it.
 
     Args:
-        folder: With ``config.json`` and ``model.safetensors``.
+        folder: With ``config.json`` and weights.
         seed: Of the head.
 
     Returns:
@@ -165,7 +172,7 @@ def read_encoder(folder: Path, seed: int) -> Classifier:
     Raises:
         UserError: If a file is missing, or tensors are missing or have other shapes.
     """
-    config = json.loads(_file(folder, CONFIG).read_text(encoding="utf-8"))
+    config = read_config(folder)
     try:
         model = Classifier(
             Size(
@@ -182,13 +189,14 @@ def read_encoder(folder: Path, seed: int) -> Classifier:
     except KeyError as error:
         raise UserError(f"{folder / CONFIG}: not the configuration of a BERT: no {error}") from None
     random_weights(model, seed)
-    state = _tensors(_file(folder, WEIGHTS))
+    anchor = _EMBEDDINGS["words.weight"]
+    state = plain_names(load_weights(folder), anchor=anchor, base="bert", source=str(folder))
     try:
         for name, tensor in model.state_dict().items():
             if not name.startswith(("dense.", "out.")):
                 tensor.copy_(state[_bert_name(name)])
     except (KeyError, RuntimeError) as error:
-        raise UserError(f"{folder / WEIGHTS}: not the weights of a BERT: {error}") from error
+        raise UserError(f"{folder}: not the weights of a BERT: {error}") from error
     return model
 
 
@@ -222,19 +230,3 @@ def _bert_name(name: str) -> str:
         return _EMBEDDINGS[name]
     _, number, part, kind = name.split(".")
     return f"encoder.layer.{number}.{_LAYER[part]}.{kind}"
-
-
-def _file(folder: Path, name: str) -> Path:
-    path = folder / name
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; a folder with {CONFIG}, {WEIGHTS} and {VOCABULARY}")
-    return path
-
-
-def _tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        import safetensors.torch  # noqa: PLC0415  (an extra, needed here alone)
-    except ImportError:
-        raise UserError(f"reading {path} needs: pip install safetensors") from None
-    state: dict[str, Tensor] = safetensors.torch.load_file(path)
-    return state

@@ -25,7 +25,7 @@ def run_pretrained(
     """Measure on a pretrained encoder and MRPC.
 
     Args:
-        folder: With ``config.json``, ``model.safetensors`` and ``vocab.txt``.
+        folder: With ``config.json``, weights and ``vocab.txt`` or ``tokenizer.json``.
         mrpc: ``train.tsv``.
         settings: Of the measurement.
         around: Date, commit, hardware and versions.

@@ -38,7 +38,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     try:
         return read_json(folder / CONFIG)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{folder} has no {CONFIG}; a Hugging Face folder holds {CONFIG} and {WEIGHTS}"
         ) from None

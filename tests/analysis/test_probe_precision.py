@@ -236,6 +236,25 @@ def test_a_pretrained_folder_is_read(folder: Path) -> None:
         read_encoder(folder, 1)
 
 
+def test_a_folder_as_the_hub_distributes_it_is_read(folder: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    plain, state = read_encoder(folder, 1), load_file(folder / "model.safetensors")
+    old = {
+        f"bert.{name}".replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+            "LayerNorm.bias", "LayerNorm.beta"
+        ): value
+        for name, value in state.items()
+    }
+    save_file(old, folder / "model.safetensors")
+    for name, value in read_encoder(folder, 1).state_dict().items():
+        assert torch.equal(value, plain.state_dict()[name]), name
+    (folder / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    (folder / "vocab.txt").write_text("\n".join([*PIECES[:-1], "The"]))
+    with pytest.raises(UserError, match="is not an uncased BERT"):
+        pretrained(folder, tmp_path, batches=1, sentences=1, tune=0, seed=1, say=print)
+
+
 def test_other_weights_are_refused(folder: Path) -> None:
     from safetensors.torch import save_file
 

@@ -42,7 +42,7 @@ def test_a_record_is_shown_as_the_table(tmp_path: Path, capsys: pytest.CaptureFi
         (["--random", "tiny", "--rho", "a"], "--rho must be numbers"),
         (["--random", "tiny", "--sentences", "1"], "--sentences must be at least 2"),
         (["--encoder", "nowhere"], "--encoder needs sentences"),
-        (["--encoder", "nowhere", "--mrpc", "nowhere"], "nowhere/config.json: no such file"),
+        (["--encoder", "nowhere", "--mrpc", "nowhere"], "nowhere has no config.json"),
         (["--show", "nowhere"], "nowhere: no such file"),
     ],
 )

@@ -63,6 +63,7 @@ def test_a_second_time_nothing_is_done_and_another_model_is_refused(tmp_path: Pa
         ({"model_type": "albert"}, "model_type is 'albert', not bert or roberta"),
         ({"hidden_act": "gelu_new"}, "hidden_act is 'gelu_new'; fairseq's bert needs 'gelu'"),
         ({"layer_norm_eps": 1e-5}, "layer_norm_eps is 1e-05"),
+        ({"is_decoder": True}, "is_decoder is True; fairseq's bert needs False"),
         ({"num_hidden_layers": 3}, "lacks encoder.sentence_encoder.layers.2"),
         ({"intermediate_size": 21}, r"fc1.* is \(20.*\), not \(21.*\)"),
         ({"num_hidden_layers": "two"}, "num_hidden_layers is 'two', not a number"),
