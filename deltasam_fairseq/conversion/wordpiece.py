@@ -78,10 +78,11 @@ def read_wordpiece(folder: Path, lowercase: bool | None = None) -> WordPieceFile
     _require_berts_way(folder, config, whole)
     _require_known(folder, config, whole, {*tokens})
     files = [(_CONFIG, config), (TOKENIZER, whole.get("normalizer") or {})]
-    votes = [
-        *_votes(folder, files, ("do_lower_case", "lowercase")),
-        *_vote_of_words(tokens),
-    ]
+    votes = [*_votes(folder, files, ("do_lower_case", "lowercase"))]
+    # Words without a capital do not speak against a file that says cased: those of
+    # languages without capitals have none either (bert-base-chinese).
+    cased = {value for _, _, value in votes} == {False}
+    votes += [vote for vote in _vote_of_words(tokens) if not (cased and vote[2])]
     if lowercase is None:
         lowercase, origin = _agreed(folder, votes), ", ".join(name for name, _, _ in votes)
     else:
