@@ -15,6 +15,7 @@ from torch import Tensor
 from deltasam_fairseq.conversion.weights import POSITION_OFFSET, BartWeights, assemble
 from deltasam_fairseq.data.bart import ARCHITECTURES, SIZES
 from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.safe_pickles import allow_fairseqs
 
 _HEADS = "classification_heads."
 # What versions of fairseq keep in the state beside the weights: buffers, and in
@@ -35,13 +36,6 @@ _BART: Mapping[str, object] = {
     "share_decoder_input_output_embed": True,
 }
 _FOREIGN = re.compile(r"GLOBAL (\S+) was not an allowed global")
-# Early checkpoints hold the meters of the training, which are nothing to us: classes
-# without code stand in for them.
-_METERS = [
-    type(name, (), {"__module__": module})
-    for module in ("fairseq.meters", "fairseq.logging.meters")
-    for name in ("AverageMeter", "StopwatchMeter", "TimeMeter")
-]
 
 
 def read_checkpoint(path: Path) -> BartWeights:
@@ -147,7 +141,7 @@ def load(path: Path) -> Any:
     """
     if not hasattr(torch.serialization, "add_safe_globals"):
         raise UserError(f"reading {path} safely needs torch 2.4 or later, not {torch.__version__}")
-    torch.serialization.add_safe_globals([argparse.Namespace, *_METERS])
+    allow_fairseqs()
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:

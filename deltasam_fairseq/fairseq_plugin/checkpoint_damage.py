@@ -20,6 +20,9 @@ import torch
 # How many of a folder's checkpoints, newest first, are offered in place of another.
 OFFERED = 5
 
+# What torch says of a name that it does not know, and of an object of an unknown class.
+_REFUSED = re.compile(r"GLOBAL ([\w.]+)|<class '([\w.]+)'>")
+
 Load = Callable[[str], dict[str, Any]]
 
 
@@ -63,11 +66,13 @@ def reason(path: str, error: Exception) -> str:
         return f"cannot be read: {unreadable.strerror or unreadable}"
     if found is not None:
         return found
-    refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+    refused = _REFUSED.search(str(error))
     if refused:
         return (
-            f"holds Python code to run ({refused[1]}), which torch refuses to load. No checkpoint "
-            "of fairseq's needs that: do not load it unless you know who wrote it and why"
+            f"holds {refused[1] or refused[2]}, which torch does not load, as that may run code, "
+            "unless told that it is harmless. If you know that it is, tell torch in your user "
+            "directory, with torch.serialization.add_safe_globals. If you trust the whole file, "
+            "set TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 before the same command"
         )
     with open(path, "rb") as file:
         start = file.read(4)

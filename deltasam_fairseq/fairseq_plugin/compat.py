@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import sys
 
 import fairseq
 import torch
+from fairseq.data import Dictionary
 from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
 from fairseq.trainer import Trainer
+
+from deltasam_fairseq.safe_pickles import allow_fairseqs
 
 # Private or undocumented names in use:
 #   Trainer.train_step(samples, raise_oom), Trainer._build_optimizer(),
@@ -65,9 +67,9 @@ def avoid_encoder_kernel() -> None:
 def allow_own_checkpoints() -> None:
     """Let fairseq load the checkpoints that it writes, on torch 2.6 and later.
 
-    Those of models whose flags are argparse's hold an ``argparse.Namespace``,
-    which ``torch.load(weights_only=True)`` knows for harmless only when told.
+    Beside what every checkpoint may hold, tasks on speech keep a dictionary in their state.
     Everything else stays forbidden.
     """
+    allow_fairseqs()
     if hasattr(torch.serialization, "add_safe_globals"):
-        torch.serialization.add_safe_globals([argparse.Namespace])
+        torch.serialization.add_safe_globals([Dictionary])

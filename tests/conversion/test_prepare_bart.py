@@ -3,6 +3,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -170,6 +171,14 @@ def test_meters_of_an_early_checkpoint_are_passed_over(tmp_path: Path) -> None:
     path = write_fairseq(tmp_path / "model.pt")
     content = torch.load(path, weights_only=False)
     content["extra_state"] = {"train_meters": {"loss": AverageMeter(), "wall": StopwatchMeter()}}
+    torch.save(content, path)
+    assert converted(tmp_path, path).facts["rows"] == WORDS + 5
+
+
+def test_the_scores_of_a_validation_are_passed_over(tmp_path: Path) -> None:
+    path = write_fairseq(tmp_path / "model.pt")
+    content = torch.load(path, weights_only=False)
+    content["extra_state"] = {"metrics": {"_bleu_counts": np.arange(4)}, "best": np.float64(3.5)}
     torch.save(content, path)
     assert converted(tmp_path, path).facts["rows"] == WORDS + 5
 

@@ -352,7 +352,7 @@ def test_a_checkpoint_with_code_in_it_is_refused(
     state = torch.load(last, weights_only=False)
     state["extra_state"]["malice"] = Malice(mark)
     torch.save(state, last)
-    with pytest.raises(UserError, match=r"holds Python code to run \((posix|os)\.system\)"):
+    with pytest.raises(UserError, match=r"holds (posix|os)\.system, which torch does not load"):
         train(translation, folder)
     with pytest.raises(Exception, match="Weights only load failed"):
         checkpoint_utils.load_checkpoint_to_cpu(str(last))
