@@ -17,6 +17,7 @@ import os
 import shutil
 import sys
 import time
+import weakref
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -33,13 +34,22 @@ from deltasam_fairseq.fairseq_plugin.checkpoint_damage import damage, explain
 
 logger = logging.getLogger(__name__)
 
-# A disk that is full, or a limit that is reached, will be so in three seconds too.
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# A disk that is full, a limit that is reached, a folder that is missing or closed: they will be
+# so in three seconds too.
+_LASTING = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+}
 # Anything else may be a hiccup of a network's file system: as often as fairseq tries.
 _TRIES = 3
 _PAUSE = 2.5  # seconds
 
 _FAILED = "deltasam_load_failed"
+
+# What fairseq calls the checkpoint that it saves when an error stops an update.
+CRASH = "crash.pt"
+_without_crash: weakref.WeakSet[Trainer] = weakref.WeakSet()
 
 
 def install() -> None:
@@ -56,9 +66,17 @@ def install() -> None:
             return save_all(cfg, trainer, *args, **kwargs)
 
     @functools.wraps(save)
-    def save_checkpoint(self: Trainer, *args: Any, **kwargs: Any) -> Any:
+    def save_checkpoint(self: Trainer, filename: str, *args: Any, **kwargs: Any) -> Any:
         with _whole_files(self):
-            return save(self, *args, **kwargs)
+            try:
+                return save(self, filename, *args, **kwargs)
+            except Exception as fault:
+                if not (uses_delta_sam(self) and os.path.basename(filename) == CRASH):
+                    raise
+                # Saved while an error is handled, which is the news, and stays it.
+                logger.warning("%s is not saved: %s", filename, fault)
+                _without_crash.add(self)
+                return None
 
     @functools.wraps(load)
     def load_checkpoint(self: Trainer, filename: str, *args: Any, **kwargs: Any) -> Any:
@@ -84,6 +102,20 @@ def uses_delta_sam(trainer: Trainer) -> bool:
         Whether ``--optimizer`` is ``delta_sam``, with any method.
     """
     return getattr(trainer.cfg.optimizer, "_name", None) == "delta_sam"
+
+
+def saved_crash(trainer: Trainer) -> str | None:
+    """Name the checkpoint of the last update before an error.
+
+    Args:
+        trainer: fairseq's trainer.
+
+    Returns:
+        The file, unless this worker could not save it.
+    """
+    if trainer in _without_crash:
+        return None
+    return os.path.join(trainer.cfg.checkpoint.save_dir, CRASH)
 
 
 def write_whole(path: str, fill: Callable[[BinaryIO], None]) -> None:
@@ -115,7 +147,7 @@ def write_whole(path: str, fill: Callable[[BinaryIO], None]) -> None:
             fault = _fault_of_disk(error, before)
             if fault is None:
                 raise
-            if fault.errno in _FULL or attempt == _TRIES:
+            if fault.errno in _LASTING or attempt == _TRIES:
                 raise OSError(_not_saved(path, fault)) from error
             logger.warning("trying again to save %s: %s", path, fault)
             time.sleep(_PAUSE)

@@ -11,13 +11,12 @@
 from __future__ import annotations
 
 import functools
-import os
 import re
 from typing import Any
 
 from fairseq.trainer import Trainer
 
-from deltasam_fairseq.fairseq_plugin.checkpoints import uses_delta_sam
+from deltasam_fairseq.fairseq_plugin.checkpoints import CRASH, saved_crash, uses_delta_sam
 
 _NETWORK = re.compile(r"gloo|NCCL|Connection (closed|reset|refused)|Broken pipe|[Ss]ocket")
 
@@ -46,16 +45,17 @@ def _explained(error: Exception, trainer: Trainer) -> Exception | None:
     """Put an error in better words, if this module has any."""
     update = trainer.get_num_updates() + 1
     cause = error if isinstance(error, FloatingPointError) else error.__context__
-    if isinstance(cause, FloatingPointError) and not isinstance(error, OSError):
-        if "crash.pt" in str(cause) or "loss scale" in str(cause):
+    if isinstance(cause, FloatingPointError):
+        if CRASH in str(cause) or "loss scale" in str(cause):
             return None
-        crash = os.path.join(trainer.cfg.checkpoint.save_dir, "crash.pt")
         search = "the log says which module made it"
         if cause is not error:
             search = f"fairseq's search for the module failed ({type(error).__name__})"
-        return FloatingPointError(
-            f"{cause} in update {update}; {search}. The weights before this update are in {crash}"
+        crash = saved_crash(trainer)
+        where = (
+            f"The weights before this update are in {crash}" if crash else "No crash.pt is saved"
         )
+        return FloatingPointError(f"{cause} in update {update}; {search}. {where}")
     text = str(error)
     # The ascent's own reduction says the same already.
     if (

@@ -97,7 +97,8 @@ def test_a_hiccup_of_the_disk_is_tried_again_in_a_new_file(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("error", "tries"), [(errno.ENOSPC, 1), (errno.EDQUOT, 1), (errno.EFBIG, 1), (errno.EIO, 3)]
+    ("error", "tries"),
+    [(errno.ENOSPC, 1), (errno.EDQUOT, 1), (errno.EFBIG, 1), (errno.EACCES, 1), (errno.EIO, 3)],
 )
 def test_a_disk_that_stays_full_is_an_error(tmp_path: Path, error: int, tries: int) -> None:
     path, disk = tmp_path / "file", Disk(error, times=9)
@@ -109,6 +110,16 @@ def test_a_disk_that_stays_full_is_an_error(tmp_path: Path, error: int, tries: i
     assert disk.writes == tries
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_missing_folder_is_an_error_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: pytest.fail("waits for what will not change"))
+    disk = Disk(errno.EIO, times=0)
+    with pytest.raises(OSError, match=r"No such file or directory \(the folder is not accessible"):
+        checkpoints.write_whole(str(tmp_path / "removed" / "file"), disk.fill)
+    assert disk.writes == 0
 
 
 def test_the_disk_is_not_blamed_for_what_happened_before(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from fairseq.trainer import Trainer
 
-from deltasam_fairseq.fairseq_plugin import step_errors
+from deltasam_fairseq.fairseq_plugin import checkpoints, step_errors
 from tests.support import fairseq_toys as toys
 
 step_errors.install()
@@ -79,18 +81,60 @@ def test_a_gradient_that_is_no_number_stays_the_news(
         toys.updates(trainer, [toys.batches(trainer)[:1]])
 
 
-def test_a_full_disk_while_saving_crash_stays_the_news(
-    translation: Path, monkeypatch: pytest.MonkeyPatch
+def no_folder(folder: Path) -> str:
+    return str(folder / "removed")
+
+
+def no_rights(folder: Path) -> str:
+    """A device that takes no new files, whoever asks."""
+    return "/proc/self"
+
+
+def a_file(folder: Path) -> str:
+    (folder / "file").touch()
+    return str(folder / "file")
+
+
+@pytest.mark.parametrize("place", [no_folder, no_rights, a_file])
+@pytest.mark.parametrize("error", [ValueError("refused"), FloatingPointError("gradients are Nan")])
+def test_what_stopped_training_is_the_news_where_crash_cannot_be_saved(
+    translation: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    place: Callable[[Path], str],
+    error: Exception,
 ) -> None:
-    trainer = toys.make_trainer(translation, *toys.TRANSLATION)
+    trainer = toys.make_trainer(translation, *toys.TRANSLATION, "--save-dir", place(tmp_path))
+    batch = toys.batches(trainer)[:1]
 
-    def clip_grad_norm(_: object) -> None:
-        raise FloatingPointError("gradients are Nan/Inf")
+    def fail(*_: object, **__: object) -> None:
+        raise error
 
-    def save_checkpoint(*_: object) -> None:
-        raise OSError("could not save")
+    # What fails in the passes and what fails after them is saved in two places of fairseq's.
+    late = isinstance(error, FloatingPointError)
+    monkeypatch.setattr(
+        *((trainer, "clip_grad_norm") if late else (trainer.criterion, "forward")), fail
+    )
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("waits for what will not change"))
+    with pytest.raises(type(error), match=str(error)) as caught:
+        toys.updates(trainer, [batch])
+    (warning,) = [r.getMessage() for r in caplog.records if r.name == checkpoints.__name__]
+    assert "crash.pt is not saved: could not save" in warning
+    assert ("No crash.pt is saved" in str(caught.value)) is late
 
-    monkeypatch.setattr(trainer, "clip_grad_norm", clip_grad_norm)
-    monkeypatch.setattr(trainer, "save_checkpoint", save_checkpoint)
-    with pytest.raises(OSError, match="could not save"):
-        toys.updates(trainer, [toys.batches(trainer)[:1]])
+
+def test_anything_may_fail_in_saving_crash(
+    translation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the disk alone: what some task keeps may be nothing that can be pickled."""
+    trainer = toys.make_trainer(translation, *toys.TRANSLATION, "--save-dir", str(tmp_path))
+    batch = toys.batches(trainer)[:1]
+    monkeypatch.setattr(trainer.task, "state_dict", lambda: {"state": lambda: None})
+    monkeypatch.setattr(trainer.criterion, "forward", lambda *_, **__: {}["missing"])
+    with pytest.raises(KeyError, match="missing"):
+        toys.updates(trainer, [batch])
+    assert not list(tmp_path.iterdir())
+    # Any other checkpoint has to be saved.
+    with pytest.raises(Exception, match="pickle"):
+        trainer.save_checkpoint(str(tmp_path / "checkpoint_last.pt"), {})
