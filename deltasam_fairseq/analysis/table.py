@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.recipes.progress import duration
 from deltasam_fairseq.recipes.run_folder import RECORD, RunFolder
 from deltasam_fairseq.recipes.scoring import MODEL, read_scores
 
@@ -173,6 +174,5 @@ def _cells(report: dict[str, Any] | None) -> tuple[str, ...]:
 
 
 def _training(record: dict[str, Any]) -> str:
-    seconds = sum(start.get("seconds", 0) for start in record["starts"])
-    minutes = f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
-    return minutes if record["finished"] else f"unfinished, {minutes}"
+    trained = duration(sum(start.get("seconds", 0) for start in record["starts"]))
+    return trained if record["finished"] else f"unfinished, {trained}"

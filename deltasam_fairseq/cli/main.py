@@ -77,8 +77,8 @@ def _run(argv: Sequence[str] | None) -> int:
         if error.filename is None:
             raise
         return _complain(f"{error.filename}: {error.strerror}")
-    except KeyboardInterrupt:
-        print("\ndeltasam: stopped", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print("\ndeltasam: stopped" + "".join(f"; {part}" for part in stop.args), file=sys.stderr)
         return _INTERRUPTED
     return status
 

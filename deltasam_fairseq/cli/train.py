@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,9 @@ def run(args: argparse.Namespace) -> int:
 
     Returns:
         Zero.
+
+    Raises:
+        KeyboardInterrupt: After Ctrl-C, with the command that goes on.
     """
     recipe = find_recipe(args.recipe)
     request = _sentences(recipe, args) if recipe.models else _texts(recipe, args)
@@ -99,8 +103,19 @@ def run(args: argparse.Namespace) -> int:
         there = not recipe.models or "rows" in request.data.facts
         print(shlex.join(request.command(resume=args.resume, check=there)))
     else:
-        train(request, resume=args.resume, restart=args.restart)
+        try:
+            train(request, resume=args.resume, restart=args.restart)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(_way_on(request.run, args.typed)) from None
     return 0
+
+
+def _way_on(run: RunFolder, typed: Sequence[str]) -> str:
+    command = ["deltasam", *(word for word in typed if word not in ("--resume", "--restart"))]
+    if run.can_go_on():
+        return f"go on from its last checkpoint with: {shlex.join([*command, '--resume'])}"
+    again = ["--restart"] if run.has_checkpoints() else []
+    return f"no checkpoint to go on from is saved; start over with: {shlex.join(command + again)}"
 
 
 def _texts(recipe: Recipe, args: argparse.Namespace) -> TrainRequest:

@@ -12,6 +12,9 @@ from pathlib import Path
 
 from deltasam_fairseq.errors import UserError
 
+# Seconds in which an interrupted program may end by itself.
+_PATIENCE = 10
+
 
 def fairseq_program(name: str) -> list[str]:
     """Return the start of a command that runs one of fairseq's programs.
@@ -59,6 +62,9 @@ def run_logged(
 
     Returns:
         The exit status.
+
+    Raises:
+        KeyboardInterrupt: After Ctrl-C, once the program has ended.
     """
     variables = {**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})}
     with (
@@ -74,11 +80,24 @@ def run_logged(
             errors="replace",
         ) as process,
     ):
-        for line in process.stdout or ():
-            file.write(line)
-            file.flush()
-            on_line(line.rstrip("\n"))
+        try:
+            for line in process.stdout or ():
+                file.write(line)
+                file.flush()
+                on_line(line.rstrip("\n"))
+        except KeyboardInterrupt:
+            file.write(_last_words(process))
+            raise
     return process.returncode
+
+
+def _last_words(process: subprocess.Popen[str]) -> str:
+    """Wait for the end of a program that a terminal's Ctrl-C has reached as well, or end it."""
+    try:
+        return process.communicate(timeout=_PATIENCE)[0]
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        return process.communicate()[0]
 
 
 def processor_seconds() -> float:

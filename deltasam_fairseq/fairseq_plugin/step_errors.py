@@ -11,7 +11,9 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
+import shlex
 from typing import Any
 
 from fairseq.trainer import Trainer
@@ -31,6 +33,10 @@ def install() -> None:
     def train_step(self: Trainer, samples: Any, raise_oom: bool = False) -> Any:
         try:
             return step(self, samples, raise_oom)
+        except KeyboardInterrupt:
+            if not uses_delta_sam(self):
+                raise
+            raise KeyboardInterrupt(_way_on(self)) from None
         except Exception as error:
             better = _explained(error, self) if uses_delta_sam(self) else None
             if better is None:
@@ -39,6 +45,18 @@ def install() -> None:
 
     train_step.deltasam_explains = True  # type: ignore[attr-defined]
     Trainer.train_step = train_step
+
+
+def _way_on(trainer: Trainer) -> str:
+    """Say with which command a run that was interrupted goes on."""
+    cfg = trainer.cfg.checkpoint
+    last = os.path.join(cfg.save_dir, f"checkpoint_last{trainer.checkpoint_suffix or ''}.pt")
+    stopped = f"training was stopped in update {trainer.get_num_updates() + 1}"
+    if not os.path.exists(last):
+        return f"{stopped}; there is no {last}: the same command starts over"
+    if cfg.restore_file == "checkpoint_last.pt":
+        return f"{stopped}; the same command goes on from {last}"
+    return f"{stopped}; to go on, start the same command with --restore-file {shlex.quote(last)}"
 
 
 def _explained(error: Exception, trainer: Trainer) -> Exception | None:

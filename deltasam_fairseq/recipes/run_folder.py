@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,14 @@ from deltasam_fairseq.data.json_file import read_json
 from deltasam_fairseq.errors import UserError
 
 RECORD = "run.json"
+
+#: How records write times.
+TIME = "%Y-%m-%dT%H:%M:%S%z"
+
+
+def now() -> str:
+    """Return the time, as records hold it."""
+    return time.strftime(TIME)
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,8 @@ class RunFolder:
         """Read ``run.json``.
 
         Returns:
-            Its content.
+            Its content. A start that still trains, or was killed, has no end in it, and gets the
+            seconds up to its last line in the log.
 
         Raises:
             UserError: If it is missing or damaged.
@@ -83,6 +93,10 @@ class RunFolder:
                 f"{self.path} is not a run (it has no {RECORD}); make one with: "
                 f"deltasam train RECIPE --data DIR --save-dir {self.path}"
             ) from None
+        last = found["starts"][-1] if found.get("starts") else {}
+        if "began" in last and "seconds" not in last and self.log.exists():
+            began = datetime.strptime(last["began"], TIME).timestamp()
+            last["seconds"] = round(max(self.log.stat().st_mtime - began, 0), 1)
         return found
 
     def write_record(self, record: dict[str, Any]) -> None:

@@ -247,7 +247,7 @@ def _run_cell(sweep: Sweep, cell: Cell, lock: int, say: Callable[[str], None]) -
             task, "valid", classified["valid"].predictions, sweep.data.labels("valid")
         ),
     }
-    # The time of a start that was killed is known to nobody.
+    # What a start that was killed took of the processor is known to nobody.
     ended = [start for start in record["starts"] if "seconds" in start]
     result["seconds"] = {"train": round(sum(start["seconds"] for start in ended), 2), **seconds}
     if all("processor_seconds" in start for start in ended):

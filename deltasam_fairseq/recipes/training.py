@@ -23,15 +23,13 @@ from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.recipes.base import Recipe
 from deltasam_fairseq.recipes.command import flag_values, train_command
 from deltasam_fairseq.recipes.launch import Launch
-from deltasam_fairseq.recipes.run_folder import RunFolder
+from deltasam_fairseq.recipes.progress import Progress, duration
+from deltasam_fairseq.recipes.run_folder import RunFolder, now
 from deltasam_fairseq.recipes.start import check_data, check_start, start_flags
 from deltasam_fairseq.recipes.surroundings import surroundings
-from deltasam_fairseq.recipes.train_log import UPDATES, LogLine, parse_line
 
 DEFAULT_METHOD = "delta_sam"
 DEFAULT_SEED = 1
-
-_SHOWN = ("loss", "sam_loss", "sharpness", "sam_ess", "sam_fallback", "ups")
 
 
 @dataclass(frozen=True)
@@ -175,22 +173,25 @@ def train(
         if moved:
             say(f"the earlier run is now {moved}")
         record = {**request.facts(), **surroundings(), "finished": False, "starts": []}
-    start: dict[str, Any] = {"command": command, "began": _now(), "ended": None, "status": None}
+    start: dict[str, Any] = {"command": command, "began": now(), "ended": None, "status": None}
     record["starts"].append(start)
     run.write_record(record)
     began, used = time.monotonic(), processor_seconds()
-    status = run_logged(
-        command, run.log, append=resume, inherited=inherited, on_line=_reporter(command, say)
-    )
-    seconds = round(time.monotonic() - began, 1)
-    if not request.slurm:  # srun's own time says nothing about the job's
-        start["processor_seconds"] = round(processor_seconds() - used, 2)
-    start.update(ended=_now(), seconds=seconds, status=status)
-    record["finished"] = status == 0
-    run.write_record(record)
+    status = None
+    try:
+        status = run_logged(
+            command, run.log, append=resume, inherited=inherited, on_line=Progress(command, say)
+        )
+    finally:  # also after Ctrl-C
+        seconds = round(time.monotonic() - began, 1)
+        if not request.slurm:  # srun's own time says nothing about the job's
+            start["processor_seconds"] = round(processor_seconds() - used, 2)
+        start.update(ended=now(), seconds=seconds, status=status)
+        record["finished"] = status == 0
+        run.write_record(record)
     if status:
         raise UserError(failure("fairseq-train", status, run.log))
-    say(f"{run.path}: trained, {seconds:.0f} s; log in {run.log}")
+    say(f"{run.path}: trained, {duration(seconds)}; log in {run.log}")
 
 
 def _require_last(run: RunFolder, command: Sequence[str]) -> None:
@@ -200,33 +201,3 @@ def _require_last(run: RunFolder, command: Sequence[str]) -> None:
             "would go on; it would begin with random weights instead. Pass --restart to move "
             "the run aside and start over"
         )
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
-
-
-def _reporter(command: Sequence[str], say: Callable[[str], None]) -> Callable[[str], None]:
-    """Return a function that shortens fairseq's lines of numbers for a terminal."""
-    limit = "--max-update"
-    total = f"/{command[command.index(limit) + 1]}" if limit in command else ""
-
-    def report(line: str) -> None:
-        entry = parse_line(line)
-        if entry:
-            say(_summary(entry, total))
-
-    return report
-
-
-def _summary(entry: LogLine, total: str) -> str:
-    values = entry.values
-    if entry.tag == UPDATES:
-        shown = ", ".join(f"{name} {values[name]:g}" for name in _SHOWN if name in values)
-        return f"  update {values['num_updates']:.0f}{total}: {shown}"
-    shown = ", ".join(
-        f"{name.removeprefix(entry.tag + '_')} {values[name]:g}"
-        for name in (f"{entry.tag}_loss", f"{entry.tag}_ppl")
-        if name in values
-    )
-    return f"{entry.tag}: {shown}"

@@ -1,6 +1,8 @@
 import csv
 import io
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import pytest
 
 from deltasam_fairseq.analysis.table import as_csv, as_markdown, as_text, build_table
 from deltasam_fairseq.errors import UserError
-from deltasam_fairseq.recipes.run_folder import RunFolder
+from deltasam_fairseq.recipes.run_folder import TIME, RunFolder
 
 
 def report(value: float) -> dict[str, Any]:
@@ -53,6 +55,17 @@ def test_runs_and_baselines_in_one_table(tmp_path: Path) -> None:
         "",
         "F-measure, 7 test pairs, rouge|version:1",
     ]
+
+
+def test_a_run_that_still_trains_or_was_killed_shows_its_time_so_far(tmp_path: Path) -> None:
+    run = RunFolder(write_run(tmp_path, "none", finished=False))
+    began = time.time() - 5000
+    starts = [{"began": time.strftime(TIME, time.localtime(began)), "ended": None}]
+    run.write_record({**run.record(), "starts": starts})
+    run.log.touch()
+    os.utime(run.log, (began + 605, began + 605))
+    (row,) = build_table([run.path], "test").rows
+    assert row[-1].startswith("unfinished, 10 min ")
 
 
 def test_markdown_and_csv_hold_the_same(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ from deltasam_fairseq import __version__
 from deltasam_fairseq.cli import main as module
 from deltasam_fairseq.cli.main import VERBS, main
 from deltasam_fairseq.plugin_path import plugin_dir
+from deltasam_fairseq.recipes.run_folder import RunFolder
+from tests.support.prepared_data import finished_data
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:
@@ -126,6 +129,42 @@ def test_interruption_and_files_of_the_system(
     assert capsys.readouterr().err == "deltasam: /locked: Permission denied\n"
     monkeypatch.setattr(verb, "run", interrupt)
     assert main(["table", "r"]) == 130
+    assert capsys.readouterr().err == "\ndeltasam: stopped\n"
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "said"),
+    [
+        ("checkpoint_last.pt", "go on from its last checkpoint with: {} --resume"),
+        (
+            "checkpoint_best.pt",
+            "no checkpoint to go on from is saved; start over with: {} --restart",
+        ),
+        (None, "no checkpoint to go on from is saved; start over with: {}"),
+    ],
+)
+def test_interrupted_training_names_the_command_that_goes_on(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    checkpoint: str | None,
+    said: str,
+) -> None:
+    run = RunFolder(tmp_path / "a run")
+
+    def interrupt(*arguments: object, **wishes: object) -> None:
+        run.checkpoints.mkdir(parents=True)
+        if checkpoint:
+            (run.checkpoints / checkpoint).touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module._module("train"), "train", interrupt)
+    data = finished_data(tmp_path / "data")
+    typed = ["train", "docstrings", "--data", str(data.path), "--save-dir", str(run.path)]
+    typed += ["--lr", "0.1"]
+    assert main([*typed, "--restart"]) == 130
+    command = shlex.join(["deltasam", *typed])
+    assert capsys.readouterr().err == f"\ndeltasam: stopped; {said.format(command)}\n"
 
 
 @pytest.mark.parametrize("arguments", [["recipes"], ["recipes", "--help"], ["user-dir"]])

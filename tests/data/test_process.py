@@ -1,8 +1,10 @@
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from deltasam_fairseq.data import process
 from deltasam_fairseq.data.binarize import binarize, preprocess_command
 from deltasam_fairseq.data.process import failure, require_fairseq, run_logged
 from deltasam_fairseq.errors import UserError
@@ -33,6 +35,30 @@ def test_lines_arrive_while_the_program_runs(tmp_path: Path) -> None:
         run_logged([sys.executable, "-c", wait], tmp_path / "l", on_line=lambda _: flag.touch())
         == 0
     )
+
+
+@pytest.mark.parametrize("patience", [10, 0.01])
+def test_after_ctrl_c_the_program_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: float
+) -> None:
+    """The terminal's Ctrl-C reaches both; where it reached this process alone, it is ended."""
+    monkeypatch.setattr(process, "_PATIENCE", patience)
+    mark = tmp_path / "ended"
+    hears = f"time.sleep(0.2); print('x' * 10**6); open({str(mark)!r}, 'w')"
+    ending = hears if patience > 1 else "time.sleep(60)"
+    log = tmp_path / "log"
+
+    def interrupt(line: str) -> None:
+        raise KeyboardInterrupt
+
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run_logged(
+            [sys.executable, "-c", f"import time; print('go'); {ending}"], log, on_line=interrupt
+        )
+    assert mark.exists() is (patience > 1)
+    assert (len(log.read_text()) > 10**6) is (patience > 1)
+    assert time.monotonic() - begun < 30
 
 
 def test_a_failure_quotes_the_end_of_the_log(tmp_path: Path) -> None:

@@ -131,10 +131,44 @@ def test_anything_may_fail_in_saving_crash(
     trainer = toys.make_trainer(translation, *toys.TRANSLATION, "--save-dir", str(tmp_path))
     batch = toys.batches(trainer)[:1]
     monkeypatch.setattr(trainer.task, "state_dict", lambda: {"state": lambda: None})
-    monkeypatch.setattr(trainer.criterion, "forward", lambda *_, **__: {}["missing"])
+    monkeypatch.setattr(trainer.criterion, "forward", lambda *_, **__: dict[str, int]()["missing"])
     with pytest.raises(KeyError, match="missing"):
         toys.updates(trainer, [batch])
     assert not list(tmp_path.iterdir())
     # Any other checkpoint has to be saved.
     with pytest.raises(Exception, match="pickle"):
         trainer.save_checkpoint(str(tmp_path / "checkpoint_last.pt"), {})
+
+
+@pytest.mark.parametrize(
+    ("saved", "flags", "said"),
+    [
+        (False, (), "there is no {last}: the same command starts over"),
+        (True, (), "the same command goes on from {last}"),
+        (True, ("--restore-file", "x.pt"), "start the same command with --restore-file {last}"),
+    ],
+)
+def test_ctrl_c_says_how_to_go_on(
+    translation: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    saved: bool,
+    flags: tuple[str, ...],
+    said: str,
+) -> None:
+    trainer = toys.make_trainer(translation, *toys.TRANSLATION, "--save-dir", str(tmp_path), *flags)
+    batch = toys.batches(trainer)[:1]
+    toys.updates(trainer, [batch])
+    last = tmp_path / "checkpoint_last.pt"
+    if saved:
+        last.touch()
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer.criterion, "forward", interrupt)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        toys.updates(trainer, [batch])
+    assert str(caught.value).startswith("training was stopped in update 2; ")
+    assert str(caught.value).endswith(said.format(last=last))
+    assert not list(tmp_path.glob("crash*"))

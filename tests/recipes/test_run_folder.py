@@ -1,9 +1,13 @@
+import os
+import time
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from deltasam_fairseq.errors import UserError
-from deltasam_fairseq.recipes.run_folder import RunFolder
+from deltasam_fairseq.recipes.run_folder import TIME, RunFolder, now
 
 
 @pytest.fixture
@@ -53,3 +57,25 @@ def test_a_record_survives_a_round_trip(used: RunFolder) -> None:
 def test_a_folder_without_a_record_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is not a run \(it has no run.json\).*deltasam train"):
         RunFolder(tmp_path).record()
+
+
+@pytest.mark.parametrize("other", [{"seconds": 9.0}, {"seconds": 9.0, "began": "x"}])
+def test_a_start_without_an_end_counts_to_its_last_line(
+    used: RunFolder, other: dict[str, Any]
+) -> None:
+    """It still trains, or was killed."""
+    began = time.time() - 5000
+    open_start = {"began": time.strftime(TIME, time.localtime(began)), "ended": None}
+    used.write_record({"starts": [other, open_start]})
+    assert "seconds" not in used.record()["starts"][-1]  # nothing is known
+    used.log.touch()
+    os.utime(used.log, (began + 600, began + 600))
+    assert used.record()["starts"][-1]["seconds"] == pytest.approx(600, abs=1)
+    assert used.record()["starts"][0] == other
+    # The log may be that of the start before.
+    os.utime(used.log, (began - 60, began - 60))
+    assert used.record()["starts"][-1]["seconds"] == 0
+
+
+def test_the_time_of_a_record_can_be_read_back() -> None:
+    assert abs(datetime.strptime(now(), TIME).timestamp() - time.time()) < 2

@@ -151,6 +151,25 @@ def test_a_failed_run_quotes_the_log_and_is_not_finished(
     assert record["starts"][0]["status"] == 1
 
 
+def test_ctrl_c_leaves_a_record_of_the_time_and_no_program(
+    data: PreparedData, run: RunFolder, commands: list[dict[str, Any]]
+) -> None:
+    def interrupt(line: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(request(data, run), say=interrupt)
+    record = run.record()
+    assert record["finished"] is False
+    (start,) = record["starts"]
+    assert start["status"] is None
+    assert start["ended"] >= start["began"]
+    assert start["seconds"] >= 0
+    assert start["processor_seconds"] > 0  # it was waited for
+    train(request(data, run), resume=True, say=lambda line: None)
+    assert run.record()["finished"] is True
+
+
 def test_resume_needs_a_last_checkpoint(
     data: PreparedData, run: RunFolder, commands: list[dict[str, Any]]
 ) -> None:
