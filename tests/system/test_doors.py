@@ -66,10 +66,12 @@ def test_hydra(data: Path, tmp_path: Path, method: str) -> None:
     log = python(
         *("-m", "fairseq_cli.hydra_train", "--config-dir", str(tmp_path), "--config-name", "toy"),
         *("hydra.run.dir=" + str(tmp_path / "hydra"), "optimizer.sam_eta=2e-4"),
+        "+optimizer.sam_interval=2",  # a key that the file does not have
         cwd=tmp_path,
     )
     logged = log + "".join(p.read_text() for p in (tmp_path / "hydra").glob("*.log"))
     assert f"method='{method}', rho=0.02, eta=0.0002" in logged
+    assert "interval=2" in logged
     assert ("sam_ess" in logged) == (method == "delta_sam")
     saved = torch.load(tmp_path / "run" / "checkpoint_last.pt", weights_only=False)
     assert list(saved["last_optimizer_state"]["param_groups"][0]["betas"]) == [0.9, 0.98]

@@ -38,6 +38,36 @@ def test_python_blocks_run(code: str, tmp_path: Path) -> None:
         assert "effective sentences" in done.stdout
 
 
+@pytest.mark.fairseq
+def test_what_extends_it_trains_from_a_user_directory_of_ones_own(tmp_path: Path) -> None:
+    from tests.support import fairseq_data  # noqa: PLC0415 - needs fairseq
+    from tests.support import fairseq_toys as toys  # noqa: PLC0415
+
+    code = [c for c in blocks("python") if "register" in c]
+    assert len(code) == 3  # the import, a criterion, an estimator
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "__init__.py").write_text("\n".join(code))
+    data = fairseq_data.write_translation_data(tmp_path / "data")
+    command = [sys.executable, "-W", "ignore", "-m", "fairseq_cli.train", str(data)]
+    command += [*("--user-dir", "mine", "--max-update", "2"), *toys.COMMON]
+    command += [*("--task", "translation", "--source-lang", "src", "--target-lang", "tgt")]
+    command += [*("--arch", "transformer", *toys.TINY), "--share-all-embeddings"]
+    command += ["--criterion", "my_criterion", "--sam-estimator", "halves"]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = done.stdout + done.stderr
+    assert "estimator='halves'" in said
+    assert "criterion: MyCriterion" in said
+    assert '"sam_ess": "5"' in said  # of 8, those from the lower median on
+
+
 def test_the_plain_pytorch_example_is_short() -> None:
     (example,) = [code for code in blocks("python") if "DeltaSAM(inner" in code]
     assert len([line for line in example.splitlines() if line.strip()]) <= 20
