@@ -1,5 +1,6 @@
 """The algorithm, on PyTorch alone: sharpness-aware steps for any training loop."""
 
+from deltasam_fairseq.core.covered import Covered
 from deltasam_fairseq.core.estimators import ESTIMATORS
 from deltasam_fairseq.core.optimizer import DeltaSAM
 from deltasam_fairseq.core.per_instance import (
@@ -18,6 +19,7 @@ from deltasam_fairseq.core.weights import instance_weights
 
 __all__ = [
     "ESTIMATORS",
+    "Covered",
     "DeltaSAM",
     "StepReport",
     "batched_per_instance_step",

@@ -26,6 +26,7 @@ class Ascent(NamedTuple):
         direction: One tensor per parameter, or ``None``.
         norm: The direction's norm, that of the gradient of the weighted mean loss.
         sentences: How many sentences of all workers share the direction.
+        reached: The parameters that received a gradient on any worker.
         fallbacks: 1 if equal weights took the place of unusable ones, else 0.
     """
 
@@ -34,6 +35,7 @@ class Ascent(NamedTuple):
     direction: list[Tensor | None]
     norm: float
     sentences: float
+    reached: list[Tensor]
     fallbacks: int = 0
 
 
@@ -103,12 +105,12 @@ def ascend(
     # Several workers decide alike: by the gradient that they have in common, below.
     if falls_back and passes.group is None and not usable(weights.values):
         weights, fallbacks, falls_back = uniform_weights(losses), 1, False
-    gradients, sentences = _gradients(passes, losses, weights.values)
+    gradients, sentences, reached = _gradients(passes, losses, weights.values)
     direction, norm = space.steepest(gradients)
     if falls_back and not is_usable(norm):
         del losses, gradients, direction
         return ascend(passes, space, uniform_weights, falls_back=False)._replace(fallbacks=1)
-    return Ascent(losses.detach(), weights, direction, norm, sentences, fallbacks)
+    return Ascent(losses.detach(), weights, direction, norm, sentences, reached, fallbacks)
 
 
 def is_usable(norm: float) -> bool:
@@ -118,13 +120,18 @@ def is_usable(norm: float) -> bool:
 
 def _gradients(
     passes: Passes, losses: Tensor, weights: Tensor
-) -> tuple[list[Tensor | None], float]:
-    """Differentiate the weighted mean of the losses of all workers; count its sentences."""
+) -> tuple[list[Tensor | None], float, list[Tensor]]:
+    """Differentiate the weighted mean of the losses of all workers.
+
+    Returns:
+        The gradients, the number of sentences, and the parameters that were reached.
+    """
     # Only ratios between weights matter (Eq. 7), so the mean weight is made 1:
     # tiny weights would otherwise push half-precision gradients below zero.
     relative = (weights / weights.mean()).to(losses.dtype)
     if passes.group is None:
-        return passes.ascend((losses * relative).mean()), losses.numel()
+        gradients = passes.ascend((losses * relative).mean())
+        return gradients, losses.numel(), _marked(passes.params, [g is not None for g in gradients])
     own = weights.sum().item()
     if own == 0:  # this worker's sentences have no part in the ascent
         relative = torch.zeros_like(relative)
@@ -135,11 +142,15 @@ def _gradients(
     ]
     # A worker's weighted mean is (sum of g_i grad l_i) / (sum of g_i): both sums are
     # added up over the workers, and divided then.
-    _, sentences = add_up(
+    _, sentences, *marks = add_up(
         filled,
-        [own, float(losses.numel())],
+        [own, float(losses.numel()), *(float(g is not None) for g in gradients)],
         passes.group,
         factor=own,
         divisor=lambda numbers: numbers[0],
     )
-    return list(filled), sentences
+    return list(filled), sentences, _marked(passes.params, marks)
+
+
+def _marked(params: Sequence[Tensor], marks: Sequence[float]) -> list[Tensor]:
+    return [param for param, mark in zip(params, marks, strict=True) if mark]

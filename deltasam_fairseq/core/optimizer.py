@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from deltasam_fairseq.core.checks import METHODS, not_negative, one_of, positive
+from deltasam_fairseq.core.covered import Covered
 from deltasam_fairseq.core.estimators import ESTIMATORS, finite_difference
 from deltasam_fairseq.core.noise import seed_for
 from deltasam_fairseq.core.passes import Passes
@@ -30,7 +31,7 @@ from deltasam_fairseq.core.vectors import unique
 
 logger = logging.getLogger(__name__)
 
-_STEPS, _PROBED, _CANDIDATES = "deltasam_steps", "deltasam_probed", "deltasam_candidates"
+_STEPS, _PROBED = "deltasam_steps", "deltasam_probed"
 
 
 class DeltaSAM(Optimizer):
@@ -80,9 +81,10 @@ class DeltaSAM(Optimizer):
 
     State:
         ``state_dict`` is the inner optimizer's, with a few more entries: how many
-        steps were taken, and which parameters the random direction covers, so
-        that a resumed run draws the directions it would have drawn. The inner
-        optimizer can load it, and this class can load the inner's.
+        steps were taken, and which parameters the random direction covers (those
+        that received a gradient so far), so that a resumed run draws the
+        directions it would have drawn. The inner optimizer can load it, and this
+        class can load the inner's.
 
     Example:
         >>> model = torch.nn.Linear(3, 1)
@@ -132,8 +134,7 @@ class DeltaSAM(Optimizer):
         self.seed = seed
         self.adaptive = adaptive
         self.steps = 0
-        self._probed: set[int] | None = None
-        self._candidates: set[int] = set()
+        self._probed: set[int] = set()
         self._warned = False
         self._space()  # refuses what it cannot perturb
 
@@ -227,20 +228,17 @@ class DeltaSAM(Optimizer):
             )
             self._warned = True
 
-    def _covered(self, params: WeightSpace, closure: Callable[..., Tensor]) -> WeightSpace:
-        """List the parameters that the random direction covers, found on first use."""
-        # One forward and backward pass, once, finds those that receive a gradient:
-        # a part of the model that takes no part in the loss would only dilute the
-        # probe. Positions rather than tensors, because they are saved.
-        positions = {id(p): i for i, p in enumerate(self._everything())}
-        candidates = {positions[id(p)] for p in params}
-        if self._probed is None or not candidates <= self._candidates:
+    def _covered(self, params: WeightSpace, closure: Callable[..., Tensor]) -> Covered:
+        """Return what the random direction covers, looked for if nothing is known yet."""
+        # Positions rather than tensors, because they are saved. They stay what they
+        # are when a group is added, at the end.
+        covered = Covered(self._everything(), self._probed)
+        if not covered.positions:
             randomness = RandomState.capture(params)
-            self._probed = {positions[id(p)] for p in Passes(params, closure).reached()}
-            self._candidates = candidates
+            covered.grow(Passes(params, closure).reached())
             randomness.replay()
-        probed = self._probed
-        return params.only(p for p in params if positions[id(p)] in probed)
+        self._probed = covered.positions
+        return covered
 
     def _everything(self) -> list[Tensor]:
         return unique(p for group in self.inner.param_groups for p in group["params"])
@@ -278,11 +276,7 @@ class DeltaSAM(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the inner optimizer's state and this class's own entries."""
-        own = {
-            _STEPS: self.steps,
-            _PROBED: None if self._probed is None else sorted(self._probed),
-            _CANDIDATES: sorted(self._candidates),
-        }
+        own = {_STEPS: self.steps, _PROBED: sorted(self._probed)}
         return {**self.inner.state_dict(), **own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -291,12 +285,10 @@ class DeltaSAM(Optimizer):
         Args:
             state_dict: The state.
         """
-        own = (_STEPS, _PROBED, _CANDIDATES)
+        own = (_STEPS, _PROBED)
         self.inner.load_state_dict({k: v for k, v in state_dict.items() if k not in own})
         self.steps = state_dict.get(_STEPS, 0)
-        probed = state_dict.get(_PROBED)
-        self._probed = None if probed is None else set(probed)
-        self._candidates = set(state_dict.get(_CANDIDATES, ()))
+        self._probed = set(state_dict.get(_PROBED, ()))
 
     def __getattr__(self, name: str) -> Any:
         """Find whatever else an optimizer has (hooks, say) on the inner one."""

@@ -22,6 +22,7 @@ from deltasam_fairseq.core.graph import gradients_aside, leaves, take_gradients
 from deltasam_fairseq.core.pass_state import Buffers, PassState
 from deltasam_fairseq.core.randomness import RandomState
 from deltasam_fairseq.core.vectors import unique
+from deltasam_fairseq.core.workers import total
 
 
 class Passes:
@@ -88,13 +89,14 @@ class Passes:
             return take_gradients(self.params)
 
     def reached(self) -> list[Tensor]:
-        """List the parameters that receive a gradient from a pass, in their order."""
+        """List the parameters that receive a gradient from a pass of any worker."""
         with self.restored(), self.local():
             loss = self().sum()
-            if not loss.requires_grad:
-                return []
-            gradients = self.ascend(loss)
-        return [p for p, g in zip(self.params, gradients, strict=True) if g is not None]
+            gradients = self.ascend(loss) if loss.requires_grad else [None] * len(self.params)
+        marks = [float(gradient is not None) for gradient in gradients]
+        if self.group is not None:
+            marks = total(marks, self.group, self.params[0].device)
+        return [param for param, mark in zip(self.params, marks, strict=True) if mark]
 
     @contextmanager
     def local(self) -> Iterator[None]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from deltasam_fairseq.core.ascent import ascend, in_full_precision
 from deltasam_fairseq.core.checks import not_negative, one_of
+from deltasam_fairseq.core.covered import Covered
 from deltasam_fairseq.core.descent import descend, everywhere, let_workers_add_up, reduced
 from deltasam_fairseq.core.estimators import (
     Estimator,
@@ -140,7 +141,7 @@ def delta_sam_step(
     eta: float,
     seed: int,
     estimator: Estimator = finite_difference,
-    probed: Sequence[Tensor] | None = None,
+    probed: Sequence[Tensor] | Covered | None = None,
     reduction: str = "mean",
 ) -> StepReport:
     """Take one delta-SAM step: weigh, ascend on the weighted batch, descend unweighted.
@@ -154,7 +155,9 @@ def delta_sam_step(
         seed: Seed of the random direction.
         estimator: How the weights are estimated; Eq. 5 by default.
         probed: The parameters that the random direction covers; those that
-            receive a gradient. All of ``params`` when left out.
+            receive a gradient. All of ``params`` when left out. A
+            :class:`~deltasam_fairseq.core.covered.Covered` grows by what this
+            batch is the first to reach.
         reduction: ``mean`` or ``sum`` over sentences, of the descent.
 
     Returns:
@@ -164,7 +167,8 @@ def delta_sam_step(
         As for :func:`sam_step`.
 
     Cost:
-        4 forward and 2 backward passes with Eq. 5, one copy of the parameters.
+        4 forward and 2 backward passes with Eq. 5, one copy of the parameters;
+        3 forward and 1 backward pass more where ``probed`` grows.
 
     Source:
         Zhou et al. 2022, Alg. 1, Eq. 5 to 7.
@@ -175,15 +179,20 @@ def delta_sam_step(
     passes = Passes(space, lambda: _checked(losses_function()))
     with passes.restored():
         with passes.local():
-            weigh = in_full_precision(
-                estimator,
-                passes,
-                space if probed is None else probed,
-                rho=rho,
-                eta=eta,
-                seed=seed,
-            )
-            ascent = ascend(passes, space, weigh, falls_back=estimator is not uniform)
+            while True:
+                covers = space.only(probed.among(space)) if isinstance(probed, Covered) else probed
+                weigh = in_full_precision(
+                    estimator,
+                    passes,
+                    space if covers is None else covers,
+                    rho=rho,
+                    eta=eta,
+                    seed=seed,
+                )
+                ascent = ascend(passes, space, weigh, falls_back=estimator is not uniform)
+                if not (isinstance(probed, Covered) and probed.grow(ascent.reached)):
+                    break
+                del ascent
         there, fallbacks = descend(
             space,
             ascent.direction,

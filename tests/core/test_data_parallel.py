@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from deltasam_fairseq.core import DeltaSAM
 from deltasam_fairseq.core.checks import METHODS
-from deltasam_fairseq.core.estimators import ESTIMATORS, Estimator, Weights
+from deltasam_fairseq.core.estimators import Estimator, Weights
 from tests.support.compare import assert_close
 from tests.support.workers import run_workers
 
@@ -24,8 +24,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     **{f"{m}-sum": {"method": m, "share": "uneven", "reduction": "sum"} for m in METHODS},
     "per_instance-alone": {"method": "per_instance", "share": "uneven", "alone": True},
     "sam-infinite": {"method": "sam", "share": "uneven", "infinite": True},
-    "delta_sam-unusable": {"method": "delta_sam", "share": "uneven", "estimator": "nothing"},
-    "delta_sam-weightless": {"method": "delta_sam", "share": "one", "estimator": "own_losses"},
+    "delta_sam-unusable": {"method": "delta_sam", "share": "uneven", "weights": torch.zeros_like},
+    "delta_sam-weightless": {"method": "delta_sam", "share": "one", "weights": torch.clone},
 }
 
 
@@ -69,9 +69,10 @@ def train(model: nn.Module, setting: dict[str, Any], rows: slice) -> list[Tensor
         torch.optim.Adam(inside.head.parameters(), lr=0.01, eps=1e-6),
         method=setting["method"],
         reduction=setting.get("reduction", "mean"),
-        estimator=setting.get("estimator", "finite_difference"),
         rho=0.3,
     )
+    if "weights" in setting:
+        optimizer.estimator = weigh_by(setting["weights"])
     for update in range(1 if setting.get("infinite") else UPDATES):
         x = data[update][rows]
         others.zero_grad()
@@ -86,7 +87,7 @@ def train(model: nn.Module, setting: dict[str, Any], rows: slice) -> list[Tensor
         report = optimizer.step(alone if setting.get("alone") else whole)
         if setting["method"] != "per_instance":  # the sentence of loss 0 perturbs nothing
             assert (report.fallbacks > 0) == (
-                "infinite" in setting or setting.get("estimator") == "nothing"
+                "infinite" in setting or setting.get("weights") is torch.zeros_like
             )
         others.step()
     return [inside.calls, *(p.detach() for p in inside.parameters())]
@@ -96,7 +97,6 @@ def work(rank: int, count: int, port: int) -> dict[str, list[Tensor]]:
     distributed.init_process_group(
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=count
     )
-    register()
     found = {}
     for name, setting in SETTINGS.items():
         start = sum(SHARES[setting["share"]][:rank])
@@ -107,17 +107,9 @@ def work(rank: int, count: int, port: int) -> dict[str, list[Tensor]]:
     return found
 
 
-def register() -> None:
-    """Register the estimators in this process, once."""
-    for name, weights in {"nothing": torch.zeros_like, "own_losses": torch.clone}.items():
-        if name not in ESTIMATORS:
-            ESTIMATORS.register(name)(weigh_by(weights))
-
-
 @pytest.fixture(scope="module")
 def workers(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Return what two workers found, run once for all tests here."""
-    register()
     return run_workers(work, 2, tmp_path_factory.mktemp("workers"))
 
 
