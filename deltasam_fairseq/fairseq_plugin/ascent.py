@@ -16,6 +16,7 @@ from torch import Tensor
 
 from deltasam_fairseq.core.graph import gradients_aside, take_gradients
 from deltasam_fairseq.core.pass_state import PassState
+from deltasam_fairseq.fairseq_plugin.covered import RunCovered
 from deltasam_fairseq.fairseq_plugin.meters import AscentSums
 from deltasam_fairseq.fairseq_plugin.model_weights import ModelWeights
 from deltasam_fairseq.fairseq_plugin.parallel import memory_needed
@@ -60,17 +61,19 @@ def ascend(
     weighing: Callable[[Tally], WeighingCriterion] | None,
     criterion: Any,
     *,
+    covered: RunCovered,
     rho: float,
     add_up: Callable[..., list[float]] | None,
     workers: int = 1,
 ) -> Ascent:
     """Find the direction of one perturbation.
 
-    Weights that leave no usable gradient are replaced by uniform ones (SAM);
-    a gradient that is zero or not finite even then moves nothing. Both count
-    as a fallback. A gradient that is not finite for finite weights, under a loss
-    scale, is an overflow. With several workers all of them decide alike,
-    because they see the same added-up gradient.
+    Passes that are the first to reach a parameter are run once more, with a
+    random direction that covers it. Weights that leave no usable gradient are
+    replaced by uniform ones (SAM); a gradient that is zero or not finite even
+    then moves nothing. Both count as a fallback. A gradient that is not finite
+    for finite weights, under a loss scale, is an overflow. With several workers
+    all of them decide alike, because they see the same sums.
 
     Args:
         run_passes: Runs forward and backward passes of the micro-batches with
@@ -78,6 +81,7 @@ def ascend(
         weights: The run's weights; the ``.grad`` of every parameter is left as it was.
         weighing: Makes the stand-in for the criterion; ``None`` for SAM.
         criterion: The task's own criterion.
+        covered: What the random direction covers; it grows.
         rho: L2 norm of the perturbation.
         add_up: Sums gradients and numbers over workers; ``None`` for one alone.
         workers: How many workers share the perturbation.
@@ -90,15 +94,18 @@ def ascend(
     passes: list[Pass] = []
     attempts = ([weighing] if weighing else []) + [None]
     with gradients_aside([*space, *weights.others()]):
-        for attempt in attempts:
+        while attempts:
+            attempt = attempts[0]
             tally = Tally()
             stand_in = attempt(tally) if attempt else None
             seen = run_passes(stand_in or criterion, tally)
             passes = passes or seen
-            fallbacks += stand_in.fallbacks if stand_in else 0
             gradients = take_gradients(space)
+            reached = [p for p, g in zip(space, gradients, strict=True) if g is not None]
             unit = tally.scale
-            if add_up is not None:
+            if add_up is None:
+                grown = attempt is not None and covered.grow(reached)
+            else:
                 # Sums of weights times gradients, brought to a mean weight of one
                 # and divided by the number of workers, as DDP does: half
                 # precision has room for that if it had for the shares.
@@ -109,12 +116,19 @@ def ascend(
                     ]
                     numbers = add_up(
                         filled,
-                        tally.numbers(),
+                        [*tally.numbers(), *(covered.marks(reached) if attempt else ())],
                         factor=unit,
-                        divisor=lambda numbers: Tally(*numbers).mean_weight * workers,
+                        divisor=lambda sums: Tally.of(sums).mean_weight * workers,
                     )
-                tally, gradients = Tally(*numbers), list(filled)
+                tally, gradients = Tally.of(numbers), list(filled)
                 unit = tally.mean_weight * workers
+                grown = covered.settle(numbers[len(tally.numbers()) :], workers)
+                del filled
+            if grown:
+                del gradients
+                continue
+            attempts.pop(0)
+            fallbacks += stand_in.fallbacks if stand_in else 0
             direction, norm = space.steepest(gradients)
             if math.isfinite(norm) and norm > 0:
                 whole = norm * unit / tally.mean_weight / weights.loss_scale

@@ -2,7 +2,8 @@
 
 fairseq gives an optimizer no way to run more passes: ``step`` gets no closure,
 and under mixed precision the registered optimizer sees neither the model nor
-the loss. So two methods of ``Trainer`` are wrapped. With any optimizer but
+the loss. So two methods of ``Trainer`` are wrapped, and those that save and load: a
+resumed run has to know what the random direction covered. With any optimizer but
 ``delta_sam``, and with ``--sam-method none`` or ``--sam-rho 0``, they do
 nothing but call the originals.
 """
@@ -29,6 +30,10 @@ from deltasam_fairseq.fairseq_plugin.run import Run
 from deltasam_fairseq.fairseq_plugin.support import check_run
 
 logger = logging.getLogger(__name__)
+
+# Among what fairseq calls extra state, names of parameters: the optimizer's state stays
+# the inner one's, and a run with another optimizer passes over them.
+_COVERED = "deltasam_covered"
 
 _runs: weakref.WeakKeyDictionary[Trainer, Run] = weakref.WeakKeyDictionary()
 
@@ -66,4 +71,31 @@ def install() -> None:
     Trainer._build_optimizer = _build_optimizer
     Trainer.train_step = train_step
     checkpoints.install()
+    _save_what_is_covered()
     step_errors.install()
+
+
+def _save_what_is_covered() -> None:
+    """Let a resumed run draw the random directions that the undisturbed one does."""
+    save, load = Trainer.save_checkpoint, Trainer.load_checkpoint
+
+    @functools.wraps(save)
+    def save_checkpoint(self: Trainer, filename: str, extra_state: dict[str, Any]) -> Any:
+        run = _runs.get(self)
+        names = run.covered.names() if run else []
+        own = {_COVERED: names} if names else {}
+        return save(self, filename, {**extra_state, **own})
+
+    @functools.wraps(load)
+    def load_checkpoint(
+        self: Trainer, filename: str, reset_optimizer: bool = False, *args: Any, **kwargs: Any
+    ) -> Any:
+        extra_state = load(self, filename, reset_optimizer, *args, **kwargs)
+        names = (extra_state or {}).get(_COVERED)
+        if names and not reset_optimizer and checkpoints.uses_delta_sam(self):
+            self.optimizer  # noqa: B018  (asking for it builds it, and with it the run)
+            if self in _runs:
+                _runs[self].covered.load(names)
+        return extra_state
+
+    Trainer.save_checkpoint, Trainer.load_checkpoint = save_checkpoint, load_checkpoint

@@ -56,6 +56,7 @@ class AscentSums(NamedTuple):
         sam_inorm: Their sum.
         batches: Number of micro-batches of such sentences.
         sam_inorm_max: The largest norms of these, summed.
+        unshared: Number of parameters that this worker alone covers as yet; not logged.
     """
 
     perturbations: float = 0.0
@@ -70,6 +71,7 @@ class AscentSums(NamedTuple):
     sam_inorm: float = 0.0
     batches: float = 0.0
     sam_inorm_max: float = 0.0
+    unshared: float = 0.0
 
     def plus(self, other: AscentSums) -> AscentSums:
         """Return the sums of both."""
@@ -103,6 +105,19 @@ def combined(at_weights: Logging, moved: Logging, sums: AscentSums) -> Logging:
         **{_MOVED + key: value for key, value in moved.items()},
         **{_SUM + key: value for key, value in sums._asdict().items()},
     }
+
+
+def total(logging_outputs: list[Logging], name: str) -> float:
+    """Add up one of the sums.
+
+    Args:
+        logging_outputs: From :func:`combined`, summed or gathered over workers.
+        name: A field of :class:`AscentSums`.
+
+    Returns:
+        Its total.
+    """
+    return float(sum(log.get(_SUM + name, 0.0) for log in logging_outputs))
 
 
 def reduce_and_log(

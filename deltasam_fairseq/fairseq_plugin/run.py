@@ -8,7 +8,7 @@ from typing import Any
 from deltasam_fairseq.core.per_instance import Engine
 from deltasam_fairseq.core.perturb import Realised
 from deltasam_fairseq.fairseq_plugin.config import Sharpness
-from deltasam_fairseq.fairseq_plugin.covered import Covered
+from deltasam_fairseq.fairseq_plugin.covered import RunCovered
 from deltasam_fairseq.fairseq_plugin.model_weights import ModelWeights
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class Run:
         self.weights = ModelWeights(
             trainer.optimizer, settings, trainer.get_model(), trainer.get_criterion()
         )
-        self.covered = Covered()
+        self.covered = RunCovered(self.weights.space, trainer.get_model(), trainer.get_criterion())
         self.engine: Engine | None = None
         self.needs_loop = False
         self.ambiguous_batches = 0

@@ -14,7 +14,7 @@ from deltasam_fairseq.core.estimators import ESTIMATORS, Weights, uniform
 from deltasam_fairseq.core.pass_state import PassState
 from deltasam_fairseq.core.weights import usable
 from deltasam_fairseq.fairseq_plugin.config import Sharpness
-from deltasam_fairseq.fairseq_plugin.covered import Covered
+from deltasam_fairseq.fairseq_plugin.covered import RunCovered
 from deltasam_fairseq.fairseq_plugin.model_weights import ModelWeights, in_float
 from deltasam_fairseq.fairseq_plugin.sentence_losses import Sample, reader_for
 from deltasam_fairseq.fairseq_plugin.tally import Tally
@@ -61,8 +61,7 @@ class WeighingCriterion:
         criterion: The task's criterion, unwrapped.
         settings: The run's settings.
         weights: The run's weights.
-        covered: Per model, the parameters that the random direction covers;
-            filled here on first use.
+        covered: The parameters that the random direction covers.
         seed: Seed of this perturbation's random direction.
         sole: Whether this call's sentences are all that share the
             perturbation. Then unusable weights become uniform at once; otherwise
@@ -77,7 +76,7 @@ class WeighingCriterion:
         criterion: Any,
         settings: Sharpness,
         weights: ModelWeights,
-        covered: Covered,
+        covered: RunCovered,
         *,
         seed: int,
         sole: bool,
@@ -127,7 +126,7 @@ class WeighingCriterion:
             return self._read(self._criterion, model, sample).losses
 
         space, state = self._weights.space, start
-        moving = self._covered.by(model, losses, space)
+        moving = self._covered.of(model, self._criterion, losses)
         estimator = partial(
             self._estimator,
             losses,

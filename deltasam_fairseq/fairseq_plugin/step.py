@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from fairseq import utils
 from fairseq.tasks import FairseqTask
 
@@ -30,6 +31,7 @@ from deltasam_fairseq.fairseq_plugin.meters import (
     added,
     combined,
     reduce_and_log,
+    total,
 )
 from deltasam_fairseq.fairseq_plugin.parallel import (
     is_out_of_memory,
@@ -154,6 +156,7 @@ class Update(ABC):
                 self.run.weights,
                 weighing if self.settings.method == "delta_sam" else None,
                 criterion,
+                covered=self.run.covered,
                 rho=self.settings.rho,
                 add_up=partial(add_up, group=group) if shared else None,
                 workers=self.trainer.data_parallel_world_size if shared else 1,
@@ -256,6 +259,12 @@ class Update(ABC):
             self.position += 1
 
     def _reduce(self, logging_outputs: list[Logging], criterion: Any) -> None:
+        if total(logging_outputs, "unshared"):
+            # Every worker sees the same outputs, so all of them join in.
+            workers = self.trainer.data_parallel_world_size
+            marks = torch.tensor(self.run.covered.marks(), device=self.space[0].device)
+            add_up([marks], [], self.trainer.data_parallel_process_group)
+            self.run.covered.settle(marks.tolist(), workers)
         reduce_and_log(logging_outputs, criterion, self._task_reduce)
 
 
@@ -338,6 +347,8 @@ class MicroScope(Update):
             sizes.append(size)
         if len(pieces) > 1 and start.buffers.changed():
             self._leave_buffers(sample, start, **kwargs)
+        if self.trainer.data_parallel_world_size > 1:
+            sums = sums._replace(unshared=float(self.run.covered.unshared))
         if len(pieces) == 1:
             return losses[0], sizes[0], combined(outputs[0], moved_outputs[0], sums)
         return sum(losses), sum(sizes), combined(added(outputs), added(moved_outputs), sums)

@@ -34,6 +34,11 @@ class Tally:
     sample_size: float = 0.0
     unit: float | None = None
 
+    @classmethod
+    def of(cls, numbers: Sequence[float]) -> Tally:
+        """Make a tally of sums in the order of :meth:`numbers`; more may follow."""
+        return cls(*numbers[: len(cls().numbers())])
+
     def numbers(self) -> list[float]:
         """List the sums in the order of the constructor, without the unit."""
         return [self.sentences, self.weights, self.squares, self.floored, self.sample_size]
