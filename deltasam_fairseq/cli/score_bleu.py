@@ -19,7 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "references",
         type=Path,
         nargs="+",
-        help="one reference per line; several files if there are",
+        help="one reference per line; several files if there are, where a blank line is a "
+        "reference that is absent",
     )
     parser.add_argument(
         "--tokenize",

@@ -51,12 +51,14 @@ def bleu_scores(
 ) -> BleuReport:
     """Score a corpus.
 
-    An empty hypothesis lowers the score like any other bad one. A reference
-    that is empty everywhere, or streams of unequal lengths, are errors for the user.
+    An empty hypothesis lowers the score like any other bad one. A line that is blank in
+    all streams of references, or streams of unequal lengths, are errors for the user.
 
     Args:
         hypotheses: Detokenized translations.
-        references: One or more streams of references, each as long as ``hypotheses``.
+        references: One or more streams of references, each as long as ``hypotheses``. A line
+            that is empty or white space is absent from its stream; the signature says
+            ``nrefs:var`` where lines then have different numbers of references.
         tokenizer: Of BLEU; one of :data:`TOKENIZERS`.
         lowercase: Whether case is ignored, by all three.
 
@@ -93,8 +95,11 @@ def bleu_scores(
         "chrf": CHRF(lowercase=lowercase),
         "ter": TER(case_sensitive=not lowercase),
     }
+    # sacreBLEU reads "" as a reference of zero words, the closest in length to many a
+    # hypothesis; None is its word for a reference that is not there.
+    streams = [[text if text.strip() else None for text in stream] for stream in references]
     scores = {}
     for name, metric in metrics.items():
-        score = metric.corpus_score(list(hypotheses), [list(stream) for stream in references]).score
+        score = metric.corpus_score(list(hypotheses), streams).score
         scores[name] = CorpusScore(score, f"{name}|{metric.get_signature()}")
     return BleuReport(scores, len(hypotheses))

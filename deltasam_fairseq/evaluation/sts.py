@@ -90,6 +90,10 @@ def sts_scores(files: Mapping[str, tuple[Sequence[str], Sequence[str]]]) -> StsR
             similarities = read_numbers(predictions, "prediction")
             scores = read_numbers([line.strip() or "0" for line in gold], "gold score")
             kept = [row for row, line in enumerate(gold) if line.strip()]
+            if not kept:
+                raise UserError(
+                    f"none of the {len(gold)} pairs has a gold score; leave the file out"
+                )
             pair = [similarities[row] for row in kept], [scores[row] for row in kept]
             by_file[name] = (100 * spearman(*pair), len(kept))
         except UserError as error:

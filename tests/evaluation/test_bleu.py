@@ -6,20 +6,53 @@ from deltasam_fairseq.evaluation.bleu import TOKENIZERS, bleu_scores
 
 HYPOTHESES = ["The cat sat on the mat.", "A dog barks, loudly!", ""]
 REFERENCES = ["The cat sat on a mat.", "A dog barked loudly.", "Nothing here."]
-OTHERS = ["A cat was on the mat.", "", "Nothing."]
+OTHERS = ["A cat was on the mat.", "The dog barks.", "Nothing."]
 
 
-def test_the_scores_are_sacrebleus() -> None:
-    found = bleu_scores(HYPOTHESES, [REFERENCES, OTHERS]).as_json()
-    streams = [REFERENCES, OTHERS]
-    assert found["bleu"]["score"] == sacrebleu.corpus_bleu(HYPOTHESES, streams).score
-    assert found["chrf"]["score"] == sacrebleu.corpus_chrf(HYPOTHESES, streams).score
-    assert found["ter"]["score"] == sacrebleu.corpus_ter(HYPOTHESES, streams).score
+@pytest.mark.parametrize(
+    ("references", "meant", "nrefs"),
+    [
+        ([REFERENCES], [REFERENCES], "1"),
+        ([REFERENCES, OTHERS], [REFERENCES, OTHERS], "2"),
+        # A blank line is an absent reference, which sacreBLEU calls None, and not an empty one.
+        ([REFERENCES, [OTHERS[0], "", " \t"]], [REFERENCES, [OTHERS[0], None, None]], "var"),
+        (
+            [["", *REFERENCES[1:]], [*OTHERS[:2], "\u3000"]],
+            [[None, *REFERENCES[1:]], [*OTHERS[:2], None]],
+            "var",
+        ),
+        # One reference for every line, from one file or the other.
+        ([["", *REFERENCES[1:]], [OTHERS[0], "", ""]], [[OTHERS[0], *REFERENCES[1:]]], "1"),
+    ],
+)
+@pytest.mark.parametrize("lowercase", [False, True])
+def test_the_scores_are_sacrebleus(
+    references: list[list[str]], meant: list[list[str | None]], nrefs: str, lowercase: bool
+) -> None:
+    found = bleu_scores(HYPOTHESES, references, lowercase=lowercase).as_json()
+    bleu = sacrebleu.corpus_bleu(HYPOTHESES, meant, lowercase=lowercase)
+    chrf = sacrebleu.CHRF(lowercase=lowercase).corpus_score(HYPOTHESES, meant)
+    ter = sacrebleu.corpus_ter(HYPOTHESES, meant, case_sensitive=not lowercase)
+    assert [found[name]["score"] for name in ("bleu", "chrf", "ter")] == [
+        bleu.score,
+        chrf.score,
+        ter.score,
+    ]
     assert found["n"] == 3
+    case = "lc" if lowercase else "mixed"
     for name in ("bleu", "chrf", "ter"):
         signature = found[name]["signature"]
-        assert signature.startswith(f"{name}|nrefs:2|case:mixed|")
+        assert signature.startswith(f"{name}|nrefs:{nrefs}|case:{case}|")
         assert signature.endswith(f"|version:{sacrebleu.__version__}")
+
+
+def test_an_absent_reference_counts_like_a_copy_of_one_that_is_there() -> None:
+    # n-grams are clipped by the best reference, lengths taken from the closest or the mean:
+    # a copy changes none of them. An empty reference changed BLEU, by its length, and TER.
+    gaps, copies = [OTHERS[0], "", ""], [OTHERS[0], *REFERENCES[1:]]
+    absent, copied = (bleu_scores(HYPOTHESES, [REFERENCES, one]).scores for one in (gaps, copies))
+    for name, found in absent.items():
+        assert found.score == pytest.approx(copied[name].score, abs=1e-12)
 
 
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)

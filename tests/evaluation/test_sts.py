@@ -47,7 +47,7 @@ def test_any_scale_of_similarity_will_do() -> None:
         ({"c": (["1", ""], ["1", "2"])}, "^c: line 2: the prediction is '', not a finite number"),
         ({"c": (["1", "2"], ["1", "x"])}, "^c: line 2: the gold score is 'x', not a finite number"),
         ({"c": (["1", "1"], ["1", "2"])}, "^c: all 2 predictions are 1: a correlation"),
-        ({"c": (["1", "1"], ["", ""])}, "^c: no predictions: a correlation"),
+        ({"c": (["1", "1"], ["", ""])}, "^c: none of the 2 pairs has a gold score; leave the"),
     ],
 )
 def test_input_that_cannot_be_scored(files, message: str) -> None:
