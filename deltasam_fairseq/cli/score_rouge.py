@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,7 @@ def run(args: argparse.Namespace) -> None:
         args: Of :func:`add_arguments`.
     """
     report = _score(args, args.hypotheses)
+    warning = report.warning("--split")
     result = report.as_json()
     if args.bootstrap:
         resampling = Resampling(args.resamples, args.seed)
@@ -117,7 +119,9 @@ def run(args: argparse.Namespace) -> None:
         result["signature"] += f"|bs:{resampling.draws}|seed:{resampling.seed}"
     if args.against:
         resampling = Resampling(args.trials, args.seed)
-        result["against"] = report.compare(_score(args, args.against), resampling)
+        other = _score(args, args.against)
+        warning = warning or other.warning("--split")
+        result["against"] = report.compare(other, resampling)
         result["test"] = f"paired-ar|trials:{resampling.draws}|seed:{resampling.seed}"
     if args.per_example:
         lines = (
@@ -125,6 +129,9 @@ def run(args: argparse.Namespace) -> None:
             for number, scores in enumerate(report.examples(), start=1)
         )
         args.per_example.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    if warning:
+        mark = f", or write {args.line_break} between them" if args.line_break else ""
+        print(f"deltasam: warning: {warning}{mark}", file=sys.stderr)
     print(json.dumps(result) if args.json else as_text(report, result))
 
 

@@ -26,7 +26,12 @@ from deltasam_fairseq.evaluation.resampling import (
     bootstrap_interval,
     randomization_test,
 )
-from deltasam_fairseq.evaluation.sentences import SPLITTERS, TOKENIZATIONS, split_and_tokenize
+from deltasam_fairseq.evaluation.sentences import (
+    SPLITTERS,
+    TOKENIZATIONS,
+    run_together,
+    split_and_tokenize,
+)
 from deltasam_fairseq.evaluation.stemmer155 import WORDNET_2_0
 
 T = TypeVar("T")
@@ -68,17 +73,37 @@ class RougeReport:
         signature: Tool, version and settings in one line.
         rows: Scores of each pair in percent: precision, recall and F of the first variant,
             then of the second, and so on.
+        unsplit: Which of ``hypotheses`` and ``references`` have several sentences in many a
+            line, whatever told them apart: ``rougeLsum`` takes them for one and is too low.
     """
 
     scores: dict[str, RougeScore]
     n: int
     signature: str
     rows: list[list[float]] = field(repr=False, compare=False)
+    unsplit: tuple[str, ...] = field(default=(), compare=False)
 
     def as_json(self) -> dict[str, Any]:
         """Return the report as one flat object for JSON, without the single pairs."""
         means = {name: vars(score) for name, score in self.scores.items()}
         return {**means, "n": self.n, "signature": self.signature}
+
+    def warning(self, option: str = "split") -> str:
+        """Say what makes ``rougeLsum`` too low, and what to do.
+
+        Args:
+            option: What the reader sets the splitter with.
+
+        Returns:
+            One line for a person; empty if there is nothing to say.
+        """
+        if not self.unsplit:
+            return ""
+        return (
+            f"many {' and '.join(self.unsplit)} have several sentences in a line, which ROUGE-Lsum "
+            "takes for one: it can be 10 points too low. Tell them apart with "
+            f"{option} sentences, or {option} ptb for PTB-tokenized text"
+        )
 
     def examples(self) -> list[dict[str, dict[str, float]]]:
         """Return the scores of each pair, by variant and measure, in percent."""
@@ -174,14 +199,17 @@ def rouge_scores(
     def ready(text: str) -> str:
         return split_and_tokenize(text, split=split, tokenization=tokenization)
 
-    found = (
-        engine.score(ready(hypothesis), ready(reference))
-        for hypothesis, reference in zip(hypotheses, references, strict=True)
-    )
+    texts = {
+        "hypotheses": [ready(text) for text in hypotheses],
+        "references": [ready(text) for text in references],
+    }
+    found = (engine.score(*pair) for pair in zip(*texts.values(), strict=True))
     rows = [[100 * value for name in VARIANTS for value in pair[name]] for pair in found]
     scores = {name: RougeScore(**means) for name, means in _named(_means(rows)).items()}
     settings = {"split": split, "tok": tokenization, "lang": "ascii"}
-    return RougeReport(scores, len(rows), _signature(like, engine.signature, settings), rows)
+    signature = _signature(like, engine.signature, settings)
+    unsplit = tuple(side for side, lines in texts.items() if run_together(lines))
+    return RougeReport(scores, len(rows), signature, rows, unsplit)
 
 
 def _check(hypotheses: Sequence[str], references: Sequence[str]) -> None:

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from deltasam_fairseq.errors import UserError
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])[ \t]+(?=\S)")
 #: A full stop, question or exclamation mark that is a word of its own, and what closes behind it.
 _PTB_SENTENCE_END = re.compile(r"(?<!\S)([.?!](?: (?:''|'|\"|-RRB-|-rrb-|\)))*)[ \t]+(?=\S)")
+#: A sentence's end with more behind it. It need not find all, but nothing else: a word of three
+#: letters or more that is no title (Gov., Sept.) and no initials (U.S.), and its mark; or a mark
+#: that is a word of its own; and what closes behind it.
+_END_WITHIN_LINE = re.compile(
+    r"(?:(?<![\w.])(?![A-Z]\w{0,3}\.)\w{3,}[.!?]['\"’”)\]]*"
+    r"|(?<=\s)[.!?](?: (?:''|'|\"|-RRB-|-rrb-|\)))*)[ \t]+(?=\S)"
+)
+#: Of 14,000 single sentences of abstracts 0.1 % have such an end, of 1,992 summaries that should
+#: be one sentence 4 %, of CNN/DailyMail's summaries 93 %.
+_MANY = 0.25
 
 
 def _punkt(text: str) -> str:
@@ -82,3 +92,22 @@ def split_and_tokenize(text: str, *, split: str, tokenization: str) -> str:
     if tokenization not in TOKENIZATIONS:
         raise UserError(f"unknown tokenization {tokenization!r}; known: {', '.join(TOKENIZATIONS)}")
     return TOKENIZATIONS[tokenization](SPLITTERS[split](text))
+
+
+def run_together(texts: Iterable[str]) -> bool:
+    """Tell whether many texts have several sentences in one line, which ROUGE-Lsum takes for one.
+
+    Args:
+        texts: One sentence per line, as far as a splitter found them.
+
+    Returns:
+        Whether that is so in a quarter of them or more, empty ones left out.
+
+    Example:
+        >>> run_together(["Gov. A. Smith met U.S. officials."])
+        False
+        >>> run_together(["He won. They lost."])
+        True
+    """
+    found = [bool(_END_WITHIN_LINE.search(text)) for text in texts if text.strip()]
+    return sum(found) >= _MANY * max(len(found), 1)

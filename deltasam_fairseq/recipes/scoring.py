@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,8 @@ def score_run(
         for name, texts in systems.items()
     }
     model = reports[MODEL]
+    if warning := model.warning("--sentence-split"):
+        print(f"deltasam: warning: {warning}", file=sys.stderr)
     scores = {
         "split": split,
         "n": model.n,

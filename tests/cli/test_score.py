@@ -98,6 +98,40 @@ def test_rouge_splits(split: str, full: bool, tmp_path: Path, capsys: Capture) -
     assert f"|split:{split}|" in found["signature"]
 
 
+@pytest.mark.parametrize(
+    ("mark", "options", "warned"),
+    [
+        (" ", (), True),
+        (" ", ("--json",), True),
+        (" ", ("--like", "rouge-1.5.5"), True),
+        (" ", ("--split", "ptb"), True),  # not for raw text: it finds no end there
+        (" ", ("--split", "sentences"), False),
+        ("<q>", (), False),
+        ("<q>", ("--line-break", "<n>"), False),  # it has no end before white space
+    ],
+)
+def test_rouge_of_sentences_that_nobody_told_apart_is_warned_of_once(
+    mark: str, options: tuple[str, ...], warned: bool, tmp_path: Path, capsys: Capture
+) -> None:
+    lines = [mark.join(("It was late.", "They won.", "Nobody saw.")) for _ in range(4)]
+    hypotheses, references = write(tmp_path / "h", *lines), write(tmp_path / "r", *lines)
+    against = ("--against", hypotheses, "--trials", "10")
+    assert main(["score", "rouge", hypotheses, references, *against, *options]) == 0
+    out, err = capsys.readouterr()
+    assert err.count("--split sentences") == err.count("ROUGE-Lsum") == err.count("\n") == warned
+    if "--json" in options:
+        assert json.loads(out).keys() == {*VARIANTS, "n", "signature", "against", "test"}
+
+
+def test_rouge_warns_of_the_other_system_too(tmp_path: Path, capsys: Capture) -> None:
+    references = write(tmp_path / "r", "It was late.<q>They won.")
+    other = write(tmp_path / "o", "It was late. They won.")
+    assert main(["score", "rouge", references, references]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["score", "rouge", references, references, "--against", other]) == 0
+    assert capsys.readouterr().err.count("many hypotheses have several sentences") == 1
+
+
 def test_rouge_words(tmp_path: Path, capsys: Capture) -> None:
     hypotheses, references = write(tmp_path / "h", "I can't"), write(tmp_path / "r", "I ca n't")
     assert as_json(capsys, "rouge", hypotheses, references)["rouge1"]["recall"] == 50

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import sacrebleu
 
@@ -27,7 +29,7 @@ OTHERS = ["A cat was on the mat.", "The dog barks.", "Nothing."]
 )
 @pytest.mark.parametrize("lowercase", [False, True])
 def test_the_scores_are_sacrebleus(
-    references: list[list[str]], meant: list[list[str | None]], nrefs: str, lowercase: bool
+    references: list[list[str]], meant: Any, nrefs: str, lowercase: bool
 ) -> None:
     found = bleu_scores(HYPOTHESES, references, lowercase=lowercase).as_json()
     bleu = sacrebleu.corpus_bleu(HYPOTHESES, meant, lowercase=lowercase)

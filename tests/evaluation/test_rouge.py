@@ -62,6 +62,29 @@ def test_sentences_can_be_told_apart_within_a_line() -> None:
     assert fmeasures(hypothesis, reference, split="sentences")["rougeLsum"] == pytest.approx(1)
 
 
+@pytest.mark.parametrize(
+    ("hypothesis", "reference", "settings", "sides"),
+    [
+        ("Bob one. Ann two.", "Ann two. Bob one.", {}, ("hypotheses", "references")),
+        ("Bob one. Ann two.", "Ann two.\nBob one.", {}, ("hypotheses",)),
+        ("Bob one.", "Ann two. Bob one.", {"like": "rouge-1.5.5"}, ("references",)),
+        # a splitter for other text finds none of the ends
+        ("Bob one.", "Ann two. Bob one.", {"split": "ptb"}, ("references",)),
+        ("Bob one.", "Ann two. Bob one.", {"split": "sentences"}, ()),
+        ("Bob one .", "Ann two . Bob one .", {"split": "ptb"}, ()),
+        ("Bob one .", "Ann two . Bob one .", {"split": "files2rouge"}, ()),
+        ("Bob one", "Mr. Bob and Gov. Ann one.", {}, ()),
+    ],
+)
+def test_a_report_says_that_sentences_were_not_told_apart(
+    hypothesis: str, reference: str, settings: dict[str, Any], sides: tuple[str, ...]
+) -> None:
+    report = rouge_scores([hypothesis], [reference], **settings)
+    assert report.unsplit == sides
+    assert report.warning("--split").startswith(f"many {' and '.join(sides)} have" if sides else "")
+    assert ("--split sentences" in report.warning("--split")) == bool(sides)
+
+
 def test_the_mean_is_over_pairs_and_an_empty_hypothesis_counts() -> None:
     report = rouge_scores(["a b", "", "a"], ["a b", "a b", "a b"])
     assert report.n == 3

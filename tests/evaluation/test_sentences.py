@@ -1,7 +1,15 @@
+import json
+from pathlib import Path
+
 import pytest
 
 from deltasam_fairseq.errors import UserError
-from deltasam_fairseq.evaluation.sentences import SPLITTERS, TOKENIZATIONS, split_and_tokenize
+from deltasam_fairseq.evaluation.sentences import (
+    SPLITTERS,
+    TOKENIZATIONS,
+    run_together,
+    split_and_tokenize,
+)
 
 
 @pytest.mark.parametrize(
@@ -58,3 +66,36 @@ def test_treebank_words() -> None:
 def test_unknown_names(settings: dict[str, str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         split_and_tokenize("a", **settings)
+
+
+@pytest.mark.parametrize(
+    ("text", "together"),
+    [
+        ("He won. They lost.", True),
+        ("he won ! they lost", True),
+        ("`` he won . '' they lost .", True),
+        ('"They lost." He left.', True),
+        ("In Berlin. Then home.", True),
+        ("He won.\nThey lost.", False),
+        ("He won.", False),
+        ("he won .", False),
+        ("Mr. Smith and Gov. J. P. Doe left the U.S. Senate on Sept. 11 at 5 p.m. sharp.", False),
+        ("See a.b. and 3.5 m, i.e. more", False),
+        ("", False),
+    ],
+)
+def test_sentences_that_stand_in_one_line(text: str, together: bool) -> None:
+    assert run_together([text]) == together
+
+
+def test_a_few_texts_of_several_sentences_are_not_many() -> None:
+    assert run_together(["One more. Two more.", *["One."] * 3, *[""] * 9])
+    assert not run_together(["One more. Two more.", *["One."] * 4])
+    assert not run_together([])
+
+
+def test_real_single_sentences_are_told_from_real_texts(data_folder: Path) -> None:
+    lines = (data_folder / "scitldr" / "test.jsonl").read_text(encoding="utf-8").splitlines()
+    sources = [json.loads(line)["source"] for line in lines]
+    assert not run_together(sentence for source in sources for sentence in source)
+    assert run_together(" ".join(source) for source in sources)

@@ -27,5 +27,18 @@ def test_a_model_is_scored_beside_two_baselines(tmp_path: Path) -> None:
     assert systems["lead (first 4 words)"]["rouge1"]["fmeasure"] == pytest.approx(100 * lead)
 
 
+@pytest.mark.parametrize(("rouge", "warnings"), [({}, 1), ({"split": "sentences"}, 0)])
+def test_sentences_that_nobody_told_apart_are_warned_of_once(
+    rouge: dict[str, str], warnings: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run" / "generate-test"
+    folder.mkdir(parents=True)
+    texts = ["It was late. They won."] * 2
+    facts = {"checkpoint_sha256": "c", "data_sha256": "d", "flags": []}
+    data = finished_data(tmp_path / "data")
+    score_run(data, Generated(folder, texts, texts, facts), "test", rouge=rouge)
+    assert capsys.readouterr().err.count("--sentence-split sentences") == warnings
+
+
 def test_a_run_that_was_not_evaluated_has_no_scores(tmp_path: Path) -> None:
     assert read_scores(tmp_path, "test") is None
