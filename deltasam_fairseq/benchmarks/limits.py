@@ -7,6 +7,11 @@ from typing import NamedTuple
 from deltasam_fairseq.benchmarks.measurement import Measurement
 from deltasam_fairseq.benchmarks.spread import spread_of
 
+# Below these sizes the limits say nothing: the saved random state is a share of the memory, and
+# what torch does per operation, whatever its size, a share of the time.
+LEAST_PARAMETERS = 5_000_000
+LEAST_TOKENS = 512  # in a batch, of sources and targets, for the limits on time
+
 SAM_TO_NONE = 2.05
 
 # Holds where a forward pass is a third of forward + backward. Passes alone are
@@ -48,7 +53,7 @@ class Check(NamedTuple):
 
 
 def checks_of(found: Measurement, clock: str = "elapsed") -> list[Check]:
-    """Compare a measurement with every limit that its methods allow.
+    """Compare a measurement with every limit that its methods, model and batch allow.
 
     Args:
         found: What was measured.
@@ -57,6 +62,18 @@ def checks_of(found: Measurement, clock: str = "elapsed") -> list[Check]:
     Returns:
         The checks: medians over rounds, and peak memory.
     """
+    if found.parameters < LEAST_PARAMETERS:
+        return []
+    tokens = found.batch["source_tokens"] + found.batch["target_tokens"]
+    checks = _times(found, clock) if tokens >= LEAST_TOKENS else []
+    for method in ("sam", "delta_sam"):
+        if method in found.updates:
+            what = f"extra memory of {method}, copies of the parameters"
+            checks.append(Check(found.model, what, found.extra_copies(method), EXTRA_COPIES))
+    return checks
+
+
+def _times(found: Measurement, clock: str) -> list[Check]:
     checks = []
     methods = found.updates.keys()
     if "sam" in methods:
@@ -71,10 +88,6 @@ def checks_of(found: Measurement, clock: str = "elapsed") -> list[Check]:
         checks.append(
             Check(found.model, "time of per_instance over sam", ratio, PER_INSTANCE_TO_SAM)
         )
-    for method in ("sam", "delta_sam"):
-        if method in methods:
-            what = f"extra memory of {method}, copies of the parameters"
-            checks.append(Check(found.model, what, found.extra_copies(method), EXTRA_COPIES))
     return checks
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-_LEGEND = """\
+from deltasam_fairseq.benchmarks.limits import LEAST_PARAMETERS, LEAST_TOKENS
+
+_LEGEND = f"""\
 x none, x sam: median over rounds of the times' ratio (quartiles; smallest to largest).
 passes: what the ratio would be if forward and backward passes were all that takes time.
 memory: peak of an update beyond that of none, in copies of the trainable parameters;
 over sam: beyond that of sam.
-s: median seconds of one update."""
+s: median seconds of one update.
+Limits are for models of {LEAST_PARAMETERS / 1e6:g} million parameters and more; those of time for
+batches of {LEAST_TOKENS} tokens and more."""
 
 # What records of schema 1 call otherwise.
 _OLD_NAMES = {"per_instance": "per_instance_loop"}

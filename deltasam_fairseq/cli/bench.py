@@ -132,6 +132,8 @@ def _step(args: argparse.Namespace) -> int:
     record = record_of(plan, found, around)
     print(json.dumps(record, indent=2) if args.json else table_of(record))
     failed = [check for check in record["checks"] if not check["passed"]]
+    if args.check and not record["checks"]:
+        _say("no limit was checked: none applies to methods, models and batches of this kind")
     if args.check and args.json:
         for check in failed:
             _say(verdict(check))

@@ -7,7 +7,7 @@ import pytest
 from deltasam_fairseq.benchmarks.measurement import Measurement, Times
 from deltasam_fairseq.benchmarks.methods import METHOD_FLAGS
 
-PARAMETER_BYTES = 4000
+PARAMETER_BYTES = 40_000_000
 
 
 @pytest.fixture
@@ -27,9 +27,9 @@ def measurement() -> Measurement:
     return Measurement(
         model="translation",
         flags="--optimizer delta_sam",
-        parameters=1000,
+        parameters=PARAMETER_BYTES // 4,
         parameter_bytes=PARAMETER_BYTES,
-        batch={"sentences": 2, "source_tokens": 9, "target_tokens": 8},
+        batch={"sentences": 2, "source_tokens": 900, "target_tokens": 800},
         width=384,
         method_flags=dict(METHOD_FLAGS),
         updates={
@@ -45,11 +45,11 @@ def measurement() -> Measurement:
         ],
         fallbacks={**dict.fromkeys(METHOD_FLAGS, 0.0), "delta_sam": 1.0},
         peak={
-            "none": 20_000,
-            "sam": 24_000,
-            "delta_sam": 24_100,
-            "per_instance": 30_000,
-            "per_instance_loop": 12_000,
+            "none": 200_000_000,
+            "sam": 240_000_000,
+            "delta_sam": 241_000_000,
+            "per_instance": 300_000_000,
+            "per_instance_loop": 120_000_000,
         },
-        forward_bytes=16_000,
+        forward_bytes=160_000_000,
     )

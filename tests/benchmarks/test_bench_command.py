@@ -47,6 +47,17 @@ def test_beyond_a_limit_a_check_fails_and_says_why(
     assert [c["passed"] for c in json.loads(out)["checks"]].count(False) == 2  # one per model
 
 
+def test_a_check_that_judges_nothing_says_so(
+    made_up: Measurement, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made_up.parameters = 1000
+    made_up.peak["sam"] *= 2
+    assert bench.run(parsed("--check")) == 0
+    out, err = capsys.readouterr()
+    assert "FAIL" not in out
+    assert "no limit was checked" in err
+
+
 def test_limits_are_held_against_the_clock_that_was_asked_for(made_up: Measurement) -> None:
     times = made_up.updates["sam"]
     made_up.updates["sam"] = [t._replace(elapsed=2 * t.elapsed) for t in times if t is not None]
@@ -65,7 +76,7 @@ def test_a_record_is_shown_as_a_table(
     parser = argparse.ArgumentParser()
     bench.add_arguments(parser)
     assert bench.run(parser.parse_args(["show", str(path)])) == 0
-    assert "| translation | 2 × 4 + 4 | 1.10 |" in capsys.readouterr().out
+    assert "| translation | 2 × 450 + 400 | 1.10 |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

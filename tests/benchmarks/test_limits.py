@@ -2,8 +2,16 @@ import math
 
 import pytest
 
-from deltasam_fairseq.benchmarks.limits import Check, checks_of, delta_sam_limit
+from deltasam_fairseq.benchmarks.limits import (
+    LEAST_PARAMETERS,
+    LEAST_TOKENS,
+    Check,
+    checks_of,
+    delta_sam_limit,
+)
 from deltasam_fairseq.benchmarks.measurement import CLOCKS, Measurement, Times
+from deltasam_fairseq.benchmarks.plan import MODELS, SIZES
+from deltasam_fairseq.benchmarks.workloads import WORKLOADS
 
 
 def failed(found: Measurement) -> list[str]:
@@ -31,7 +39,7 @@ def test_delta_sam_may_not_take_more_than_its_passes_and_a_little(
 
 @pytest.mark.parametrize("method", ["sam", "delta_sam"])
 def test_one_copy_of_the_parameters_and_no_second(measurement: Measurement, method: str) -> None:
-    measurement.peak[method] = measurement.peak["none"] + 4_300
+    measurement.peak[method] = measurement.peak["none"] + 43_000_000
     assert failed(measurement) == [f"extra memory of {method}, copies of the parameters"]
 
 
@@ -62,6 +70,29 @@ def test_per_instance_may_take_little_more_than_sam_where_it_is_meant_for(
 def test_one_bad_round_fails_nothing(measurement: Measurement) -> None:
     measurement.updates["sam"][1] = Times(60.0, 30.0)
     assert failed(measurement) == []
+
+
+@pytest.mark.parametrize(
+    ("parameters", "tokens", "judged"),
+    [
+        (LEAST_PARAMETERS, LEAST_TOKENS, {"time", "extra"}),
+        (LEAST_PARAMETERS, LEAST_TOKENS - 1, {"extra"}),
+        (LEAST_PARAMETERS - 1, LEAST_TOKENS, set()),
+    ],
+)
+def test_what_is_too_small_is_not_judged(
+    measurement: Measurement, parameters: int, tokens: int, judged: set[str]
+) -> None:
+    measurement.parameters = parameters
+    measurement.batch |= {"source_tokens": tokens - 100, "target_tokens": 100}
+    assert {check.what.split()[0] for check in checks_of(measurement)} == judged
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_sizes_that_are_there_to_see_that_it_works_are_too_small(model: str) -> None:
+    sizes = {size: WORKLOADS[model][size].shape for size in SIZES}
+    tokens = {name: shape.sentences * shape.longest for name, shape in sizes.items()}
+    assert 2 * tokens["tiny"] < LEAST_TOKENS <= tokens["default"]
 
 
 def test_only_methods_that_were_measured_are_checked(measurement: Measurement) -> None:

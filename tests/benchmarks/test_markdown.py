@@ -38,7 +38,7 @@ def test_a_row_per_model_says_what_the_record_says(
     rows = cells(markdown_of([written(tmp_path / "record.json", record)]))
     predicted = (2 * 1.25 + 1.75 + 0.8) / 6
     assert rows == 2 * [
-        ["translation", "2 × 4 + 4", "1.10", f"{predicted:.2f}", "4.00", "1.35", "1.5", "4.0"]
+        ["translation", "2 × 450 + 400", "1.10", f"{predicted:.2f}", "4.00", "1.35", "1.5", "4.0"]
     ]
 
 
