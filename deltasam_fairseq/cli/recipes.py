@@ -1,4 +1,9 @@
-"""List the recipes, or show all of one."""
+"""List the recipes, or show all of one, for all models that it fits or for one.
+
+deltasam recipes
+deltasam recipes glue/rte
+deltasam recipes glue/rte --model roberta_large
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,7 @@ import argparse
 import shlex
 from collections.abc import Mapping
 
+from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.recipes.base import Flags, Model, Recipe
 from deltasam_fairseq.recipes.catalogue import RECIPES, find_recipe, load_packages
 
@@ -13,21 +19,27 @@ HELP = "list what can be trained, or show all of one recipe"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the optional name."""
+    """Add the optional name and model."""
     parser.add_argument("name", nargs="?", help="the recipe to show")
+    parser.add_argument("--model", help="show the recipe as it is for this model")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print one recipe or the list.
 
     Args:
-        args: ``name``.
+        args: ``name`` and ``model``.
 
     Returns:
         Zero.
+
+    Raises:
+        UserError: If there is a model without a recipe.
     """
     if args.name:
-        print(describe(find_recipe(args.name)))
+        print(describe(find_recipe(args.name), args.model))
+    elif args.model:
+        raise UserError(f"--model {args.model} goes with a recipe: deltasam recipes RECIPE --model")
     else:
         load_packages()
         rows = [
@@ -38,25 +50,32 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def describe(recipe: Recipe) -> str:
+def describe(recipe: Recipe, model: str | None = None) -> str:
     """Write a recipe out.
 
     Args:
         recipe: The recipe.
+        model: Name of the model that it is written out for, its flags in their places; none
+            puts what each model changes behind what they share.
 
     Returns:
         Several lines.
     """
+    models: Mapping[str, Model] = recipe.models
+    own: list[str] = []
+    if model is not None:
+        recipe, models, own = recipe.with_model(model), {}, _facts(model, recipe.model(model))
     parts = [
         f"{recipe.name}, version {recipe.version}: {recipe.description}",
-        f"data:    {recipe.prepare}",
-        f"train:   {_train(recipe)}",
+        *own,
+        f"data:    {_named(recipe.prepare, model)}",
+        f"train:   {_named(_train(recipe), model)}",
         f"metric:  {recipe.metric}",
         *(f"note:    {note}" for note in recipe.notes),
         f"flags of fairseq-train:\n{_listing(recipe.flags)}",
         *([f"at the first start:\n{_listing(recipe.start)}"] if recipe.start else []),
         *_methods(recipe.methods, ""),
-        *(line for name, model in recipe.models.items() for line in _model(name, model)),
+        *(line for name, one in models.items() for line in _model(name, one)),
         *([f"flags of fairseq-generate:\n{_listing(recipe.generation)}"] * bool(recipe.generation)),
         *(
             f"grid:    {name} in {', '.join(f'{value:g}' for value in values)}"
@@ -73,14 +92,22 @@ def _train(recipe: Recipe) -> str:
     return f"deltasam train {recipe.name} --data DIR --save-dir RUN{bart}"
 
 
-def _model(name: str, model: Model) -> list[str]:
+def _named(command: str, model: str | None) -> str:
+    return command if model is None else command.replace("--model MODEL", f"--model {model}")
+
+
+def _facts(name: str, model: Model) -> list[str]:
     published = ", ".join(f"{row} {cell}" for row, cell in model.published.items())
     return [
-        f"with --model {name}: {model.description}; inputs of {model.max_tokens} tokens at most\n"
-        f"{_listing(model.flags)}",
-        *_methods(model.methods, f"--model {name} "),
+        f"with --model {name}: {model.description}; inputs of {model.max_tokens} tokens at most",
         *([f"published for {name}: {published}"] if published else []),
     ]
+
+
+def _model(name: str, model: Model) -> list[str]:
+    head, *published = _facts(name, model)
+    methods = _methods(model.methods, f"--model {name} ")
+    return [f"{head}\n{_listing(model.flags)}", *methods, *published]
 
 
 def _methods(methods: Mapping[str, Flags], prefix: str) -> list[str]:

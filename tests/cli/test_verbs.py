@@ -6,6 +6,7 @@ import pytest
 
 from deltasam_fairseq.cli.main import main
 from deltasam_fairseq.data.prepared import MARKER
+from deltasam_fairseq.recipes.catalogue import find_recipe
 from deltasam_fairseq.recipes.run_folder import RunFolder
 from tests.support.prepared_data import finished_data
 
@@ -27,6 +28,43 @@ def test_recipes_lists_and_shows(capsys: pytest.CaptureFixture[str]) -> None:
     assert "deltasam train docstrings --data DIR" in shown
     assert "  --share-all-embeddings\n" in shown
     assert "  --adam-betas '(0.9, 0.98)'\n" in shown
+
+
+def test_recipes_shows_the_model_that_was_named(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, (arch, published) in {
+        "roberta_large": ("roberta_large", True),
+        "bert_base_cased": ("deltasam_bert_base", True),
+        "minilm_l6": ("deltasam_bert_minilm_l6", False),
+    }.items():
+        assert main(["recipes", "glue/rte", "--model", name]) == 0
+        shown = capsys.readouterr().out
+        assert shown.count("  --arch ") == shown.count(f"  --arch {arch}\n") == 1
+        assert f"deltasam train glue/rte --model {name} --method" in shown
+        assert f"deltasam prepare glue/rte --glue DIR --model {name}\n" in shown
+        assert (f"published for {name}: " in shown) == published
+        others = {"roberta", "bert_base_uncased", "minilm"} - {name.split("_")[0]}
+        assert not any(other in shown for other in others)
+        # The command's flags, each once: those of the recipe with the model's in their place.
+        model = find_recipe("glue/rte").with_model(name)
+        flags = shown.partition("flags of fairseq-train:\n")[2].partition("\nat the first")[0]
+        listed = [line.split()[0] for line in flags.splitlines()]
+        assert listed == [f"--{flag}" for flag, value in model.flags.items() if value is not False]
+        assert shown.count("--method sam:") == shown.count("--method per_instance:") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["glue/rte", "--model", "roberta"], "no model 'roberta'; did you mean 'roberta_base'?"),
+        (["text", "--model", "roberta_base"], "the recipe text has no model 'roberta_base'"),
+        (["--model", "roberta_base"], "--model roberta_base goes with a recipe"),
+    ],
+)
+def test_recipes_complains_of_a_model_that_is_not_there(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["recipes", *arguments]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_score_rouge_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
