@@ -115,9 +115,26 @@ def nearest(name: str, known: Iterable[str]) -> str:
         "; did you mean 'red'? Known: blue, red"
     """
     names = sorted(known)
-    near = difflib.get_close_matches(str(name), names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
-    return f"{hint} Known: {', '.join(names) or 'none'}"
+    return f"{did_you_mean(name, names) or '.'} Known: {', '.join(names) or 'none'}"
+
+
+def did_you_mean(name: str, known: Iterable[str], *, near: float = 0.6) -> str:
+    """Ask whether another name was meant.
+
+    Args:
+        name: What was typed.
+        known: The names there are.
+        near: How alike two names have to be, from 0 to 1, which is equal.
+
+    Returns:
+        The end of a message; empty if no name is near.
+
+    Example:
+        >>> did_you_mean("rad", ["red", "blue"])
+        "; did you mean 'red'?"
+    """
+    found = difflib.get_close_matches(str(name), list(known), n=1, cutoff=near)
+    return f"; did you mean {found[0]!r}?" if found else ""
 
 
 class UnknownName(KeyError):

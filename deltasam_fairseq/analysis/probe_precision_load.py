@@ -25,6 +25,7 @@ from deltasam_fairseq.conversion.folder import (
 from deltasam_fairseq.conversion.wordpiece import read_wordpiece
 from deltasam_fairseq.data.files import file_sha256
 from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.registry import nearest
 
 #: Sizes for random weights; RoBERTa-large's has 355 million parameters.
 SIZES = {
@@ -139,7 +140,7 @@ def random_subject(name: str, *, batches: int, sentences: int, tokens: int, seed
         UserError: If there is no such size, or the sentences are too long for it.
     """
     if name not in SIZES:
-        raise UserError(f"unknown size {name!r}; known: {', '.join(SIZES)}")
+        raise UserError(f"unknown size {name!r}{nearest(name, SIZES)}")
     size = SIZES[name]
     if tokens > size.positions:
         raise UserError(f"{name} has {size.positions} positions, got {tokens} tokens")

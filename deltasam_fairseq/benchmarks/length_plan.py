@@ -11,6 +11,7 @@ from deltasam_fairseq.benchmarks.environment import cores
 from deltasam_fairseq.benchmarks.measurement import CLOCKS
 from deltasam_fairseq.benchmarks.plan import DEVICES
 from deltasam_fairseq.errors import UserError, at_least
+from deltasam_fairseq.registry import nearest
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class LengthPlan:
             ("--clock", self.clock, CLOCKS),
         ):
             if name not in known:
-                raise UserError(f"{flag}: unknown name {name!r}; known: {', '.join(known)}")
+                raise UserError(f"{flag}: unknown name {name!r}{nearest(name, known)}")
         if self.device == "cuda" and self.clock == "processor":
             raise UserError("--clock processor: with --device cuda the GPU does the work")
         if self.device == "cuda" and not torch.cuda.is_available():

@@ -12,6 +12,7 @@ from deltasam_fairseq.benchmarks.measurement import CLOCKS
 from deltasam_fairseq.benchmarks.methods import METHODS, SLOW_METHODS
 from deltasam_fairseq.benchmarks.workloads import WORKLOADS, Workload
 from deltasam_fairseq.errors import UserError, at_least
+from deltasam_fairseq.registry import nearest
 
 MODELS = tuple(WORKLOADS)
 # What ``--model both`` means: they take minutes together, on any machine.
@@ -137,6 +138,6 @@ class Plan:
 def _all_known(flag: str, given: tuple[str, ...], known: tuple[str, ...]) -> None:
     for name in given:
         if name not in known:
-            raise UserError(f"{flag}: unknown name {name!r}; known: {', '.join(known)}")
+            raise UserError(f"{flag}: unknown name {name!r}{nearest(name, known)}")
     if not given or len(set(given)) != len(given):
         raise UserError(f"{flag} must name each of its values once, got {','.join(given)!r}")

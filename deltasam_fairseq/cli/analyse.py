@@ -48,7 +48,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=analyse_quality.HELP,
         description=analyse_quality.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     analyse_quality.add_arguments(quality)
     quality.set_defaults(analyse=analyse_quality.run)
@@ -56,7 +55,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "probe-precision",
         help="what each precision leaves of the weights of Eq. 5",
         description="Losses at w, w + r and w - r in every precision, against float64.",
-        allow_abbrev=False,
     )
     _add_probe_precision(probe)
     probe.set_defaults(analyse=_probe_precision)

@@ -33,7 +33,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "step",
         help="time and peak memory per update of the methods",
         description="Time and peak memory per update of the methods, taking turns in one process.",
-        allow_abbrev=False,
     )
     step.add_argument(
         "--model",
@@ -86,7 +85,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "length",
         help=bench_length.HELP,
         description="A batched per-instance step beside a SAM step, by sequence length.",
-        allow_abbrev=False,
     )
     bench_length.add_arguments(length)
     length.set_defaults(benchmark=bench_length.run)

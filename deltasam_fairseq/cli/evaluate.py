@@ -16,6 +16,7 @@ from pathlib import Path
 
 from deltasam_fairseq.analysis.table import as_text, build_table
 from deltasam_fairseq.cli.options import whole_number
+from deltasam_fairseq.cli.parser import unrecognized
 from deltasam_fairseq.data.prepared import PreparedData
 from deltasam_fairseq.data.prepared_sentences import PreparedSentences
 from deltasam_fairseq.data.sentence_task import SentenceTask
@@ -112,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _classify(task: SentenceTask, folder: RunFolder, args: argparse.Namespace) -> int:
     if args.extra:
-        raise UserError(f"unrecognized arguments: {' '.join(args.extra)}")
+        raise UserError(unrecognized(args.extra, args.known_flags))
     record = folder.record()
     data = PreparedSentences.load(args.data or Path(record["data"]))
     _require_same_data(data, folder)

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 from deltasam_fairseq import __version__
+from deltasam_fairseq.cli.parser import Parser, passed_on, unrecognized
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.registry import UnknownName
 
@@ -67,7 +68,9 @@ def _run(argv: Sequence[str] | None) -> int:
         return _complain(str(error))
     args, extra = parser.parse_known_args(arguments)
     if extra and not args.passes_on:
-        parser.error(f"unrecognized arguments: {' '.join(extra)}")
+        parser.error(unrecognized(extra, args.known_flags))
+    for line in passed_on(extra, args.known_flags):
+        print(f"deltasam: note: {line}", file=sys.stderr)
     args.extra, args.recipe_file, args.typed = extra, recipe_file, typed
     try:
         status: int = args.run(args)
@@ -93,7 +96,7 @@ def build_parser(verb: str = "") -> argparse.ArgumentParser:
         A parser whose result has the verb's function as ``run``, and as
         ``passes_on`` whether unknown arguments are meant for another program.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="deltasam", description="Sharpness-aware training with fairseq, from text to table."
     )
     parser.add_argument("--version", action="version", version=__version__)
@@ -110,7 +113,6 @@ def build_parser(verb: str = "") -> argparse.ArgumentParser:
             help=module.HELP,
             description=module.__doc__,
             formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
         )
         module.add_arguments(one)
         one.set_defaults(run=module.run, passes_on=getattr(module, "PASSES_ON", False))

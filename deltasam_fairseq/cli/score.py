@@ -36,7 +36,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             help=module.HELP,
             description=module.__doc__,
             formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
         )
         module.add_arguments(metric)
         metric.add_argument("--json", action="store_true", help="print one JSON object")

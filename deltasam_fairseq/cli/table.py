@@ -33,6 +33,7 @@ from deltasam_fairseq.analysis.table import FORMATS, Table, build_table
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.figures import check_figure
 from deltasam_fairseq.recipes.base import CONTROLS, METHODS
+from deltasam_fairseq.registry import did_you_mean
 
 HELP = "compare runs in a table"
 
@@ -136,7 +137,7 @@ def run(args: argparse.Namespace) -> int:
     elif args.runs and not any(run.is_dir() for run in args.runs):
         raise UserError(
             f"no such run: {', '.join(map(str, args.runs))}; the tables that need no runs are "
-            f"{', '.join(SWEEP_TABLES)}, one at a time"
+            f"{', '.join(SWEEP_TABLES)}, one at a time{did_you_mean(name, SWEEP_TABLES)}"
         )
     elif args.published:
         table = build_published(args.published, args.runs, args.split)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.registry import nearest
 
 #: sacreBLEU's tokenizers for BLEU that need no further download.
 TOKENIZERS = ("13a", "intl", "char", "zh", "none")
@@ -74,7 +75,7 @@ def bleu_scores(
         {'bleu': 53.7, 'chrf': 72.1, 'ter': 16.7}
     """
     if tokenizer not in TOKENIZERS:
-        raise UserError(f"unknown tokenizer {tokenizer!r}; known: {', '.join(TOKENIZERS)}")
+        raise UserError(f"unknown tokenizer {tokenizer!r}{nearest(tokenizer, TOKENIZERS)}")
     for number, stream in enumerate(references, start=1):
         if len(stream) != len(hypotheses):
             raise UserError(

@@ -23,6 +23,7 @@ from typing import Any
 
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.evaluation.stemmer155 import WORDNET_2_0, Stemmer155, read_exceptions
+from deltasam_fairseq.registry import nearest
 
 VARIANTS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 MEASURES = ("precision", "recall", "fmeasure")
@@ -149,7 +150,7 @@ def make_engine(like: str, *, stemmer: bool, exceptions: Path | None) -> Engine:
         UserError: If the name is unknown, or rouge-score is given lists.
     """
     if like not in PROGRAMS:
-        raise UserError(f"unknown program {like!r}; known: {', '.join(PROGRAMS)}")
+        raise UserError(f"unknown program {like!r}{nearest(like, PROGRAMS)}")
     if like == "rouge-1.5.5":
         return rouge_155_engine(stemmer=stemmer, exceptions=exceptions)
     if exceptions != WORDNET_2_0:

@@ -10,6 +10,7 @@ from typing import Any
 from deltasam_fairseq import __version__
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.evaluation.metrics import CLASS_METRICS, NUMBER_METRICS
+from deltasam_fairseq.registry import nearest
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,7 @@ def glue_scores(
     """
     found = task if isinstance(task, GlueTask) else TASKS.get(task.lower())
     if found is None:
-        names = ", ".join(one.name for one in TASKS.values())
-        raise UserError(f"unknown GLUE task {task!r}; known: {names}")
+        raise UserError(f"unknown GLUE task {task!r}{nearest(str(task).lower(), TASKS)}")
     check_lengths(predictions, labels, "predictions", "labels")
     if not found.classes:
         numbers = read_numbers(predictions, "prediction"), read_numbers(labels, "label")

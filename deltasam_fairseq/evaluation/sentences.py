@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 
 from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.registry import nearest
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])[ \t]+(?=\S)")
 #: A full stop, question or exclamation mark that is a word of its own, and what closes behind it.
@@ -88,9 +89,11 @@ def split_and_tokenize(text: str, *, split: str, tokenization: str) -> str:
         "I ca n't .\nYou -LRB- may -RRB- ."
     """
     if split not in SPLITTERS:
-        raise UserError(f"unknown split {split!r}; known: {', '.join(SPLITTERS)}")
+        raise UserError(f"unknown split {split!r}{nearest(split, SPLITTERS)}")
     if tokenization not in TOKENIZATIONS:
-        raise UserError(f"unknown tokenization {tokenization!r}; known: {', '.join(TOKENIZATIONS)}")
+        raise UserError(
+            f"unknown tokenization {tokenization!r}{nearest(tokenization, TOKENIZATIONS)}"
+        )
     return TOKENIZATIONS[tokenization](SPLITTERS[split](text))
 
 

@@ -19,6 +19,7 @@ from deltasam_fairseq.recipes.base import (
     Recipe,
 )
 from deltasam_fairseq.recipes.launch import Launch, update_freq
+from deltasam_fairseq.registry import nearest
 
 #: Flags that say what a run is, and what deltasam calls them.
 _OWN = {
@@ -86,7 +87,7 @@ def train_command(
     """
     _require_no_own(overrides)
     if method not in (*METHODS, *CONTROLS):
-        raise UserError(f"unknown method {method!r}; known: {', '.join((*METHODS, *CONTROLS))}")
+        raise UserError(f"unknown method {method!r}{nearest(method, (*METHODS, *CONTROLS))}")
     control = CONTROLS.get(method, Control(method, {}))
     launch = launch or Launch()
     own: Flags = {"sam-method": control.method, "seed": seed, "save-dir": str(save_dir)}
@@ -160,7 +161,7 @@ def precision_flags(precision: str | None) -> Flags:
     if precision is None:
         return {}
     if precision not in PRECISIONS:
-        raise UserError(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
+        raise UserError(f"unknown precision {precision!r}{nearest(precision, PRECISIONS)}")
     return {name: name == precision for name in PRECISIONS if name != "fp32"}
 
 

@@ -447,7 +447,7 @@ def test_settings_outside_their_range_are_refused(changes: dict, message: str) -
 
 
 def test_unknown_sizes_and_long_sentences_are_refused() -> None:
-    with pytest.raises(UserError, match="unknown size 'huge'; known: roberta-large, tiny"):
+    with pytest.raises(UserError, match="unknown size 'huge'. Known: roberta-large, tiny"):
         random_subject("huge", batches=1, sentences=2, tokens=3, seed=1)
     with pytest.raises(UserError, match="64 positions, got 65 tokens"):
         random_subject("tiny", batches=1, sentences=2, tokens=65, seed=1)

@@ -158,8 +158,8 @@ def test_where_products_cost_the_same_is_what_the_derivation_says() -> None:
         ({"lengths": (0,)}, "--lengths: 0 is not between 1 and --batch-tokens 1024"),
         ({"batch_tokens": 512}, "--lengths: 1024 is not between 1 and --batch-tokens 512"),
         ({"warm_up": 1}, "--warm-up must be at least 2, got 1"),
-        ({"device": "tpu"}, "--device: unknown name 'tpu'; known: cpu, cuda"),
-        ({"clock": "sun"}, "--clock: unknown name 'sun'; known: elapsed, processor"),
+        ({"device": "tpu"}, "--device: unknown name 'tpu'; did you mean 'cpu'? Known: cpu, cuda"),
+        ({"clock": "sun"}, "--clock: unknown name 'sun'. Known: elapsed, processor"),
         ({"device": "cuda", "clock": "processor"}, "the GPU does the work"),
     ],
 )

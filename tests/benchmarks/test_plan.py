@@ -15,13 +15,13 @@ from deltasam_fairseq.errors import UserError
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"models": ("speech",)}, "--model: unknown name 'speech'; known: translation, class"),
-        ({"methods": ("none", "sma")}, "--methods: unknown name 'sma'; known: none, sam, delta"),
+        ({"models": ("speech",)}, "--model: unknown name 'speech'. Known: bart_large, bert"),
+        ({"methods": ("none", "sma")}, "--methods: unknown name 'sma'; did you mean 'sam'? Kn"),
         ({"methods": ("sam", "delta_sam")}, "--methods must include none"),
         ({"methods": ("none", "sam", "sam")}, "--methods must name each of its values once"),
-        ({"size": "huge"}, "--size: unknown name 'huge'; known: default, tiny"),
-        ({"device": "tpu"}, "--device: unknown name 'tpu'; known: cpu, cuda"),
-        ({"clock": "sun"}, "--clock: unknown name 'sun'; known: elapsed, processor"),
+        ({"size": "huge"}, "--size: unknown name 'huge'. Known: default, tiny"),
+        ({"device": "tpu"}, "--device: unknown name 'tpu'; did you mean 'cpu'? Known: cpu, cuda"),
+        ({"clock": "sun"}, "--clock: unknown name 'sun'. Known: elapsed, processor"),
         ({"device": "cuda", "clock": "processor"}, "the GPU does the work"),
         ({"repeats": 0}, "--repeats must be at least 1, got 0"),
         ({"slow_every": 0}, "--slow-every must be at least 1, got 0"),

@@ -38,7 +38,7 @@ def test_only_the_chosen_verb_is_imported() -> None:
         "main(['user-dir'])\n"
         "print(sorted(m for m in sys.modules if m.startswith('deltasam_fairseq.cli.')))"
     )
-    expected = ["deltasam_fairseq.cli.main", "deltasam_fairseq.cli.user_dir"]
+    expected = [f"deltasam_fairseq.cli.{name}" for name in ("main", "parser", "user_dir")]
     assert done.stdout.splitlines()[-1] == str(expected)
 
 
@@ -74,6 +74,7 @@ def test_user_dir_is_a_folder_that_loads_the_plugin(capsys: pytest.CaptureFixtur
         (["evaluate", "nowhere"], "nowhere is not a run"),
         (["score", "rouge", "nowhere", "nowhere"], "nowhere: no such file"),
         (["table", "nowhere"], "no such run: nowhere"),
+        (["table", "sginificance"], "no such run: sginificance; the tables that need no runs are"),
         (["analyse", "curve", "nowhere"], "nowhere/train.log: no such file"),
     ],
 )
@@ -95,8 +96,23 @@ def test_errors_for_the_user_are_one_line_and_status_2(
     ("arguments", "message"),
     [
         ([], "the following arguments are required: VERB"),
-        (["recipe"], "invalid choice: 'recipe'"),
-        (["table", "r", "--colour"], "unrecognized arguments: --colour"),
+        (["recipe"], "invalid choice: 'recipe'; did you mean 'recipes'? Known: analyse, bench, "),
+        (["trian", "text"], "invalid choice: 'trian'; did you mean 'train'?"),
+        (["qqq"], "invalid choice: 'qqq'. Known: analyse, "),
+        (["prepare", "textt"], "KIND: invalid choice: 'textt'; did you mean 'text'?"),
+        (["prepare", "glue/ret"], "KIND: invalid choice: 'glue/ret'; did you mean 'glue/rte'?"),
+        (["score", "rogue"], "METRIC: invalid choice: 'rogue'; did you mean 'rouge'?"),
+        (["analyse", "curves"], "WHAT: invalid choice: 'curves'; did you mean 'curve'?"),
+        (["bench", "stp"], "BENCHMARK: invalid choice: 'stp'; did you mean 'step'?"),
+        (
+            ["train", "text", "--method", "samm"],
+            "--method: invalid choice: 'samm'; did you mean 's",
+        ),
+        (["table", "r", "--colour"], "unrecognized arguments: --colour\n"),
+        (["table", "r", "--formt", "csv"], "arguments: --formt csv; did you mean '--format'?"),
+        (["score", "rouge", "h", "r", "--jsn"], "arguments: --jsn; did you mean '--json'?"),
+        (["score", "rouge", "h", "r", "--splt=ptb"], "--splt=ptb; did you mean '--split'?"),
+        (["--recipe-fil=f", "recipes"], "--recipe-fil=f; did you mean '--recipe-file'?"),
         (["prepare", "docstrings"], "required: --out"),
         (["prepare", "docstrings", "--out", "d", "--min-train", "0"], "'0' is not a whole number"),
         (
@@ -112,6 +128,23 @@ def test_wrong_usage_is_status_2(
         main(arguments)
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_mistyped_table_has_its_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["table", "sginificance"]) == 2
+    assert "; did you mean 'significance'?" in capsys.readouterr().err
+
+
+def test_a_flag_for_fairseq_that_looks_like_one_of_ours_is_noted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    flags = ["--sead", "2", "--lr=0.1", "--encoder-layers", "2", "--presicion=fp16"]
+    assert main(["train", "text", "--data", "nowhere", "--save-dir", "r", *flags]) == 2
+    notes = capsys.readouterr().err.splitlines()[:-1]
+    assert notes == [
+        "deltasam: note: --sead goes to fairseq; did you mean '--seed'?",
+        "deltasam: note: --presicion goes to fairseq; did you mean '--precision'?",
+    ]
 
 
 def test_interruption_and_files_of_the_system(

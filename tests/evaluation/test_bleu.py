@@ -96,7 +96,7 @@ def test_nothing_but_empty_hypotheses_scores_zero() -> None:
             "13a",
             "^line 2: the reference is empty; remove it and its hyp",
         ),
-        (["a"], [["a"]], "moses", "unknown tokenizer 'moses'; known: 13a, intl"),
+        (["a"], [["a"]], "moses", "unknown tokenizer 'moses'. Known: 13a, char"),
     ],
 )
 def test_input_that_cannot_be_scored(

@@ -87,7 +87,7 @@ def test_engines_by_name(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("pyrouge", "unknown program 'pyrouge'; known: rouge-score, rouge-1.5.5"),
+        ("pyrouge", "unknown program 'pyrouge'. Known: rouge-1.5.5, rouge-s"),
         ("rouge-score", "rouge-score has no exception lists; choose others with --like rouge-1.5"),
     ],
 )

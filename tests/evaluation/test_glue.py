@@ -51,7 +51,7 @@ def test_one_class_alone_is_defined_and_one_number_alone_is_not() -> None:
 @pytest.mark.parametrize(
     ("task", "predictions", "labels", "message"),
     [
-        ("sst2", ["1"], ["1"], "unknown GLUE task 'sst2'; known: CoLA, SST-2"),
+        ("sst2", ["1"], ["1"], "unknown GLUE task 'sst2'; did you mean 'sst-2'\\? Known: cola, mn"),
         ("rte", ["1"], ["1", "0"], "^1 predictions but 2 labels; line n"),
         ("rte", [], [], "nothing to score: no predictions and no labels"),
         (

@@ -161,7 +161,7 @@ def test_reports_that_cannot_be_compared() -> None:
             "newline",
             "^line 2: the reference is empty; remove it and its hyp",
         ),
-        (["a"], ["a"], "perl", "unknown split 'perl'; known: newline, sentences"),
+        (["a"], ["a"], "perl", "unknown split 'perl'. Known: files2rouge, newline"),
     ],
 )
 def test_input_that_cannot_be_scored(

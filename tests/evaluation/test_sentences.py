@@ -59,8 +59,8 @@ def test_treebank_words() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"split": "perl", "tokenization": "none"}, "unknown split 'perl'; known: newline"),
-        ({"split": "newline", "tokenization": "13a"}, "unknown tokenization '13a'; known: none"),
+        ({"split": "perl", "tokenization": "none"}, "unknown split 'perl'. Known: files2rouge"),
+        ({"split": "newline", "tokenization": "13a"}, "unknown tokenization '13a'. Known: none"),
     ],
 )
 def test_unknown_names(settings: dict[str, str], message: str) -> None:

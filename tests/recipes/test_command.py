@@ -100,7 +100,7 @@ def test_an_argument_that_is_no_flag() -> None:
 
 
 def test_an_unknown_method() -> None:
-    with pytest.raises(UserError, match="unknown method 'asam'; known: none, sam, delta_sam"):
+    with pytest.raises(UserError, match="unknown method 'asam'; did you mean 'sam'\\? Known: del"):
         built("asam")
 
 
