@@ -72,6 +72,7 @@ def describe(recipe: Recipe, model: str | None = None) -> str:
         f"train:   {_named(_train(recipe), model)}",
         f"metric:  {recipe.metric}",
         *(f"note:    {note}" for note in recipe.notes),
+        *([f"no GPU:  {recipe.on_cpu}"] if recipe.on_cpu else []),
         f"flags of fairseq-train:\n{_listing(recipe.flags)}",
         *([f"at the first start:\n{_listing(recipe.start)}"] if recipe.start else []),
         *_methods(recipe.methods, ""),

@@ -50,6 +50,7 @@ class Model:
         methods: Beside those of the recipe, by method.
         max_tokens: Longest input, in tokens with the special ones; longer ones are cut.
         published: What papers print for it, by the name of the row, as printed.
+        on_cpu: What to know and to do without a GPU; empty if it is small enough for a CPU.
 
     Raises:
         UserError: If ``methods`` has a name that is not in ``METHODS``.
@@ -60,6 +61,7 @@ class Model:
     methods: Mapping[str, Flags] = field(default_factory=dict)
     max_tokens: int = 512
     published: Mapping[str, str] = field(default_factory=dict)
+    on_cpu: str = ""
 
     def __post_init__(self) -> None:
         _require_methods(f"the model {self.description!r}", self.methods)
@@ -91,6 +93,7 @@ class Recipe:
         notes: What a user should know, one line each.
         rouge: How summaries are scored if the user does not say: ``split``,
             ``tokenization`` and ``like`` of ``rouge_scores``.
+        on_cpu: What to know and to do without a GPU; empty if it is small enough for a CPU.
 
     Raises:
         UserError: If ``methods`` has a name that is not in ``METHODS``.
@@ -112,6 +115,7 @@ class Recipe:
     models: Mapping[str, Model] = field(default_factory=dict)
     grid: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    on_cpu: str = ""
 
     def __post_init__(self) -> None:
         _require_methods(f"the recipe {self.name}", self.methods)
@@ -141,7 +145,7 @@ class Recipe:
             name: Its name.
 
         Returns:
-            The recipe with the model's flags in the place of its own.
+            The recipe with the model's flags, and what it says of CPUs, in the place of its own.
         """
         model = self.model(name)
         methods = {
@@ -149,7 +153,8 @@ class Recipe:
             for method in METHODS
             if method in self.methods or method in model.methods
         }
-        return replace(self, flags={**self.flags, **model.flags}, methods=methods)
+        flags = {**self.flags, **model.flags}
+        return replace(self, flags=flags, methods=methods, on_cpu=model.on_cpu)
 
 
 def _require_methods(owner: str, names: Iterable[str]) -> None:

@@ -57,6 +57,7 @@ _HALF: Flags = {
     "threshold-loss-scale": 1,
     "fp16-scale-window": 128,
 }
+_ON_CPU = "--model minilm_l6 is small enough for a CPU"
 _MINILM_EPOCHS = 3
 _MINILM_BATCH = 16
 
@@ -118,6 +119,7 @@ def _roberta(task: str, arch: str) -> Model:
         },
         methods=_methods(ROBERTA, task, numbers.updates, numbers.warmup, stop),
         published=published(ROBERTA, task) if arch == ROBERTA else {},
+        on_cpu=_ON_CPU,
     )
 
 
@@ -141,6 +143,7 @@ def _bert(task: str, name: str) -> Model:
         methods=_methods(BERT, task, numbers.updates, numbers.warmup, stop),
         max_tokens=128,
         published=published(BERT, task),
+        on_cpu=_ON_CPU,
     )
 
 

@@ -6,6 +6,7 @@ points, and then trains a model with random weights for as many updates.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from deltasam_fairseq.data.prepared_sentences import PreparedSentences
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.recipes.base import Flags, Recipe
 from deltasam_fairseq.recipes.command import flag_values
+from deltasam_fairseq.recipes.surroundings import gpus
 
 _FAIRSEQS_OWN = "checkpoint_last.pt"
 
@@ -103,6 +105,26 @@ def check_start(
         _check_encoder(source, data, flags)
     else:
         _check_bart(source, data, flags)
+
+
+def cpu_note(recipe: Recipe, command: Sequence[str]) -> str:
+    """Say what to expect where a recipe that is sized for a GPU runs on a CPU.
+
+    Args:
+        recipe: What to train, for the model that is trained.
+        command: The whole call of fairseq-train.
+
+    Returns:
+        One line; empty if a GPU is used, or the recipe is small enough for a CPU.
+    """
+    flags = flag_values(command)
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in {"", "-1"}
+    if not recipe.on_cpu or not ("cpu" in flags or hidden or not gpus()):
+        return ""
+    half = (
+        "; half precision needs a GPU: --precision fp32" if flags.keys() & {"fp16", "bf16"} else ""
+    )
+    return f"note: {recipe.name} is sized for a GPU, and none is used: {recipe.on_cpu}{half}"
 
 
 def _check_encoder(

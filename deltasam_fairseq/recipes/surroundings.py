@@ -74,9 +74,17 @@ def hardware() -> dict[str, Any]:
         "threads": threads(),
     }
     if shutil.which("nvidia-smi"):
-        listing = _output(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"])
-        found["gpus"] = (listing or "").splitlines()
+        found["gpus"] = gpus()
     return found
+
+
+def gpus() -> list[str]:
+    """Name the NVIDIA GPUs of the machine, as far as a driver serves them."""
+    try:
+        listing = _output(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"])
+    except OSError:
+        return []
+    return (listing or "").splitlines()
 
 
 def processor() -> str:

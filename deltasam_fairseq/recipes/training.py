@@ -25,7 +25,7 @@ from deltasam_fairseq.recipes.command import flag_values, train_command
 from deltasam_fairseq.recipes.launch import Launch
 from deltasam_fairseq.recipes.progress import Progress, duration
 from deltasam_fairseq.recipes.run_folder import RunFolder, now
-from deltasam_fairseq.recipes.start import check_data, check_start, start_flags
+from deltasam_fairseq.recipes.start import check_data, check_start, cpu_note, start_flags
 from deltasam_fairseq.recipes.surroundings import surroundings
 
 DEFAULT_METHOD = "delta_sam"
@@ -173,6 +173,10 @@ def train(
         if moved:
             say(f"the earlier run is now {moved}")
         record = {**request.facts(), **surroundings(), "finished": False, "starts": []}
+    model = record.get("model")
+    note = cpu_note(request.recipe.with_model(model) if model else request.recipe, command)
+    if note and not request.slurm:  # what the job's machine has is not known here
+        say(note)
     start: dict[str, Any] = {"command": command, "began": now(), "ended": None, "status": None}
     record["starts"].append(start)
     run.write_record(record)

@@ -8,8 +8,9 @@ import pytest
 from deltasam_fairseq.data.prepared import PreparedData
 from deltasam_fairseq.data.prepared_sentences import PreparedSentences
 from deltasam_fairseq.errors import UserError
-from deltasam_fairseq.recipes import training
+from deltasam_fairseq.recipes import start, training
 from deltasam_fairseq.recipes.catalogue import RECIPES
+from deltasam_fairseq.recipes.command import train_command
 from deltasam_fairseq.recipes.run_folder import RunFolder
 from deltasam_fairseq.recipes.start import check_data
 from deltasam_fairseq.recipes.training import TrainRequest, train
@@ -73,6 +74,63 @@ def test_a_run_leaves_a_record_a_log_and_short_progress(
     assert start["seconds"] >= 0
     assert start["processor_seconds"] > 0
     assert start["began"] <= start["ended"]
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "overrides", "gpus", "said"),
+    [
+        ("text", None, [], [], "docstrings takes the same data"),
+        ("text", None, ["--cpu"], ["H100"], "docstrings takes the same data"),
+        ("text", None, [], ["H100"], None),
+        ("docstrings", None, [], [], None),
+        ("cnndm", None, [], [], "cnndm-small runs the same commands in minutes; half precision"),
+        ("cnndm-small", None, [], [], None),
+        ("glue/rte", "roberta_large", [], [], "--model minilm_l6 is small enough"),
+        ("glue/rte", "bert_base_cased", [], [], "half precision needs a GPU: --precision fp32"),
+        ("glue/rte", "bert_base_cased", [], ["H100"], None),
+        ("glue/rte", "minilm_l6", [], [], None),
+    ],
+)
+def test_a_recipe_for_a_gpu_says_so_on_a_cpu(
+    name: str,
+    model: str | None,
+    overrides: list[str],
+    gpus: list[str],
+    said: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(start, "gpus", lambda: gpus)
+    recipe = RECIPES.get(name)
+    recipe = recipe.with_model(model) if model else recipe
+    folder = Path("d")
+    command = train_command(
+        recipe, data=folder, save_dir=folder, method="sam", seed=1, overrides=overrides
+    )
+    note = start.cpu_note(recipe, command)
+    assert bool(note) == (said is not None)
+    assert (said or "") in note
+    full = train_command(
+        recipe, data=folder, save_dir=folder, method="sam", seed=1, precision="fp32"
+    )
+    assert "half precision" not in start.cpu_note(recipe, full)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert bool(start.cpu_note(recipe, command)) == bool(recipe.on_cpu)
+
+
+def test_a_run_without_a_gpu_begins_with_the_note(
+    data: PreparedData,
+    run: RunFolder,
+    commands: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(start, "gpus", list)
+    said: list[str] = []
+    train(TrainRequest(RECIPES.get("text"), data, run), say=said.append)
+    train(TrainRequest(RECIPES.get("text"), data, run), say=said.append, resume=True)
+    notes = [line for line in said if line.startswith("note: text is sized for a GPU, and none")]
+    assert said[0] == notes[0]
+    assert len(notes) == 2
 
 
 def test_a_second_run_needs_a_choice(
