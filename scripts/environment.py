@@ -40,6 +40,12 @@ STAMP = "deltasam-environment.txt"
 PYTORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
 
+# What fairseq's --tokenizer moses, --eval-bleu-detok moses and --bpe subword_nmt import, which its
+# metadata leaves out: its commands for IWSLT and WMT have them. sentencepiece, tokenizers and nltk
+# come with this package. For --bpe fastbpe there is no wheel; it reads the codes of subword-nmt.
+TEXT_FLAGS = ("sacremoses", "subword-nmt")
+
+
 @dataclass(frozen=True)
 class Flavour:
     """One distribution of fairseq and what it takes to build and run it.
@@ -77,6 +83,7 @@ FIXED = Flavour(
     runtime=(
         "hydra-core==1.3.2",
         "omegaconf==2.3.0",
+        *TEXT_FLAGS,
         "bitarray",
         "cffi",
         "packaging",
@@ -104,6 +111,7 @@ UPSTREAM = Flavour(
     runtime=(
         "hydra-core==1.0.7",
         "omegaconf==2.0.6",
+        *TEXT_FLAGS,
         "bitarray",
         "cffi",
         "regex",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
+import re
 import sys
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -73,6 +76,44 @@ def test_elsewhere_the_usual_build_is_the_right_one(
     environment = FakeEnvironment(["2.13.0+cpu"], ["2.13.0+cpu"])
     script.install_torch(environment, "")
     assert environment.installed == ["torch>=2.1"]
+
+
+@pytest.mark.fairseq
+@pytest.mark.parametrize("flavour", ["FIXED", "UPSTREAM"])
+def test_what_fairseqs_tokenizers_and_bpes_import_is_installed(script: Any, flavour: str) -> None:
+    from fairseq.data import encoders
+
+    imported = set()
+    for path in Path(encoders.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                imported.add(node.module.partition(".")[0])
+    assert {"sacremoses", "subword_nmt", "sentencepiece"} <= imported
+    # This package's own requirements, and those of its extras for tests, come as well.
+    wanted = [*getattr(script, flavour).runtime, *(metadata.requires("deltasam_fairseq") or ())]
+    there = {re.split(r"[^\w-]", name)[0].replace("-", "_") for name in wanted}
+    others = sys.stdlib_module_names | {"fairseq"}
+    # fastBPE has no wheel and reads the codes of subword-nmt; transformers is for --bpe bert alone.
+    assert imported - others - there == {"fastBPE", "transformers"}
+
+
+@pytest.mark.fairseq
+def test_fairseqs_moses_and_bpe_give_the_text_back(tmp_path: Path) -> None:
+    pytest.importorskip("sacremoses")
+    pytest.importorskip("subword_nmt")
+    from fairseq.data.encoders.moses_tokenizer import MosesTokenizer, MosesTokenizerConfig
+    from fairseq.data.encoders.subword_nmt_bpe import SubwordNMTBPE, SubwordNMTBPEConfig
+
+    moses = MosesTokenizer(MosesTokenizerConfig(source_lang="en", target_lang="en"))
+    words = moses.encode("It's here, isn't it?")
+    assert words.split() == ["It", "&apos;s", "here", ",", "isn", "&apos;t", "it", "?"]
+    assert moses.decode(words) == "It's here, isn't it?"
+    (codes := tmp_path / "codes").write_text("#version: 0.2\nh e\nr e</w>\n")
+    bpe = SubwordNMTBPE(SubwordNMTBPEConfig(bpe_codes=str(codes)))
+    assert bpe.encode("here it") == "he@@ re i@@ t"
+    assert bpe.decode("he@@ re i@@ t") == "here it"
 
 
 def test_cpu_builds_are_read_from_pip(script: Any) -> None:
