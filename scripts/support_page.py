@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "support.md"
 sys.path.insert(0, str(ROOT))
 
+from deltasam_fairseq.markdown import markdown_lines  # noqa: E402
 from tests.support import matrix  # noqa: E402
 
 HEAD = """# What is supported
@@ -68,11 +69,16 @@ def _section(title: str, text: str, rows: Sequence[matrix.Row]) -> Iterator[str]
         yield f"{text}\n"
     described = any(row.meaning for row in rows)
     heads = ["setting", *(f"`{m}`" for m in matrix.METHODS), *(["compared"] if described else [])]
-    yield "| " + " | ".join([*heads, "test"]) + " |"
-    yield "| --- " * (len(heads) + 1) + "|"
-    for row in rows:
-        cells = [row.setting, *row.cells, *([row.meaning] if described else [])]
-        yield "| " + " | ".join([*cells, f"`{row.test.split('::')[1]}`"]) + " |"
+    cells = [
+        [
+            row.setting,
+            *row.cells,
+            *([row.meaning] if described else []),
+            f"`{row.test.split('::')[1]}`",
+        ]
+        for row in rows
+    ]
+    yield from markdown_lines([*heads, "test"], ["---"] * (len(heads) + 1), cells)
     yield ""
 
 

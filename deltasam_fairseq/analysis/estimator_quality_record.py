@@ -9,9 +9,9 @@ from typing import Any
 
 from deltasam_fairseq.analysis.estimator_quality_bench import Cell
 from deltasam_fairseq.analysis.estimator_quality_subject import Subject
-from deltasam_fairseq.analysis.table import markdown_lines
 from deltasam_fairseq.core.checks import positive
 from deltasam_fairseq.errors import UserError, at_least
+from deltasam_fairseq.markdown import markdown_lines
 
 ANALYSIS, SCHEMA = "estimator-quality", 1
 PRECISIONS = ("float32", "float64")

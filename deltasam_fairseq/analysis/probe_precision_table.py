@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from deltasam_fairseq.analysis.table import markdown_lines
+from deltasam_fairseq.markdown import markdown_lines
 
 NOT_RUN = "not run"
 

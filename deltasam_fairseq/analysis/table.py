@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.markdown import markdown_lines
 from deltasam_fairseq.recipes.progress import duration
 from deltasam_fairseq.recipes.run_folder import RECORD, RunFolder
 from deltasam_fairseq.recipes.scoring import MODEL, read_scores
@@ -88,14 +89,6 @@ def as_markdown(table: Table) -> str:
     """Write a table in Markdown, with the note below it."""
     rules = tuple("---" if index < _TEXT_COLUMNS else "--:" for index in range(len(table.header)))
     return "\n".join([*markdown_lines(table.header, rules, table.rows), "", table.note])
-
-
-def markdown_lines(
-    header: Sequence[str], rules: Sequence[str], rows: Iterable[Sequence[str]]
-) -> list[str]:
-    """Return the lines of a table in Markdown; ``rules`` say how each column is aligned."""
-    lines = ([cell.replace("|", r"\|") for cell in row] for row in (header, rules, *rows))
-    return [f"| {' | '.join(line)} |" for line in lines]
 
 
 def as_csv(table: Table) -> str:

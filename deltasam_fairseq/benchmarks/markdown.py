@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.markdown import markdown_lines
 
 _STEP = (
     "model",
@@ -115,5 +116,4 @@ def _spread(found: Mapping[str, float] | None) -> str:
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return "\n".join(markdown_lines(heads, ["---"] * len(heads), rows))

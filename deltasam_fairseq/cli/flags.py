@@ -11,6 +11,7 @@ from dataclasses import fields
 from typing import Any
 
 from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.markdown import markdown_lines
 
 HELP = "list the flags of --optimizer delta_sam"
 
@@ -94,9 +95,8 @@ def markdown(rows: list[Row]) -> str:
     Returns:
         The table.
     """
-    lines = ["| flag | default | meaning |", "| --- | --- | --- |"]
-    lines += [f"| `{flag}` | `{default}` | {text} |" for flag, default, text in rows]
-    return "\n".join(lines)
+    cells = [(f"`{flag}`", f"`{default}`", text) for flag, default, text in rows]
+    return "\n".join(markdown_lines(("flag", "default", "meaning"), ("---",) * 3, cells))
 
 
 def _choices(kind: Any) -> str:

@@ -63,6 +63,13 @@ def test_what_was_not_measured_has_a_dash(measurement: Measurement, tmp_path: Pa
     assert cells(markdown_of([written(tmp_path / "r.json", record)]))[0][2:7] == ["–"] * 5
 
 
+def test_a_bar_in_a_name_ends_no_cell(measurement: Measurement, tmp_path: Path) -> None:
+    measurement.model = "a|b"
+    record = record_of(PLAN, [measurement], surroundings())
+    row = markdown_of([written(tmp_path / "r.json", record)]).splitlines()[-1]
+    assert row.startswith(r"| a\|b | 2 ")
+
+
 def test_of_the_first_schema_per_instance_is_the_loop(
     measurement: Measurement, tmp_path: Path
 ) -> None:

@@ -28,6 +28,11 @@ def test_the_markdown_table_has_a_row_per_flag(capsys: pytest.CaptureFixture[str
     assert len(rows) == 2 + len(flags.own_flags())
 
 
+def test_a_bar_in_a_flag_or_its_meaning_ends_no_cell() -> None:
+    row = flags.markdown([("--a {x|y}", "x|", "|w| and |v|")]).splitlines()[-1]
+    assert row == r"| `--a {x\|y}` | `x\|` | \|w\| and \|v\| |"
+
+
 def test_without_fairseq_it_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,6 +21,7 @@ PACKAGE = "deltasam_fairseq"
 RANK = {
     "errors": 0,
     "figures": 1,
+    "markdown": 0,
     "plugin_path": 0,
     "registry": 0,
     "safe_pickles": 0,
@@ -44,6 +45,7 @@ FORBIDDEN = {
     "plugin_path": {"fairseq", "numpy", "torch"},
     "registry": {"fairseq", "numpy", "torch"},
     "safe_pickles": {"fairseq"},
+    "markdown": {"fairseq", "numpy", "torch"},
     "figures": {"fairseq", "numpy", "torch", f"{PACKAGE}.core"},
     "core": {"fairseq", "matplotlib", "numpy", "rouge_score", "sacrebleu", "sentencepiece"},
     "objectives": {"fairseq"},
