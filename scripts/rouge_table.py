@@ -21,8 +21,9 @@ from statistics import fmean
 from typing import Any
 
 from deltasam_fairseq.evaluation.rouge import rouge_scores
+from deltasam_fairseq.markdown import markdown_lines
 
-_HEAD = "| Scorer | Sentences | ROUGE-1 | ROUGE-2 | ROUGE-L |\n| --- | --- | --- | --- | --- |"
+_HEAD = ("Scorer", "Sentences", "ROUGE-1", "ROUGE-2", "ROUGE-L")
 _RULES = {
     "newline": "as given",
     "one": "none: one line",
@@ -64,12 +65,10 @@ def table(path: Path) -> str:
     """
     entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     rows = [*_published(entries), *_ours(entries), *_pltrdy(entries)]
-    lines = [
-        f"| {name} | {rule} | {' | '.join(f'{value:.2f}' for value in values)} |"
-        for name, rule, values in rows
-    ]
+    cells = [(name, rule, *(f"{value:.2f}" for value in values)) for name, rule, values in rows]
+    lines = markdown_lines(_HEAD, ["---"] * len(_HEAD), cells)
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("rouge-score", "nltk"))
-    return "\n".join([_HEAD, *lines, "", f"{len(entries)} summaries, F in percent; {versions}."])
+    return "\n".join([*lines, "", f"{len(entries)} summaries, F in percent; {versions}."])
 
 
 _Row = tuple[str, str, list[float]]
