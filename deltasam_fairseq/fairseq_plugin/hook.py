@@ -25,6 +25,7 @@ from deltasam_fairseq.fairseq_plugin.compat import (
     check_fairseq,
     versions,
 )
+from deltasam_fairseq.fairseq_plugin.meters import forget_empty
 from deltasam_fairseq.fairseq_plugin.optimizer import sharpness_of
 from deltasam_fairseq.fairseq_plugin.run import Run
 from deltasam_fairseq.fairseq_plugin.support import check_run
@@ -61,6 +62,8 @@ def install() -> None:
     def train_step(self: Trainer, samples: Any, raise_oom: bool = False) -> Any:
         self.optimizer  # noqa: B018  (asking for it builds it, and with it the run)
         run = _runs.get(self)
+        if run is not None:
+            forget_empty()
         if run is None or not run.settings.perturbs(self.get_num_updates()):
             return step(self, samples, raise_oom)
         update = begin(self, samples, run)

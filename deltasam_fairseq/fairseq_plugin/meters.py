@@ -37,6 +37,9 @@ _GROUPS = (
     ("sentences", (("sam_inorm", 3, 416),)),
     ("batches", (("sam_inorm_max", 3, 417),)),
 )
+# Of a method that weighs the sentences of a perturbation.
+_WEIGHED = {"sam_ess", "sam_floored"}
+_OWN = {"sam_loss", "sharpness", *(name for _, meters in _GROUPS for name, _, _ in meters)}
 
 
 class AscentSums(NamedTuple):
@@ -121,7 +124,11 @@ def total(logging_outputs: list[Logging], name: str) -> float:
 
 
 def reduce_and_log(
-    logging_outputs: list[Logging], criterion: Any, reduce_metrics: Callable[..., None]
+    logging_outputs: list[Logging],
+    criterion: Any,
+    reduce_metrics: Callable[..., None],
+    *,
+    weighs: bool,
 ) -> None:
     """Log the task's own meters from the losses at w, and this plugin's beside them.
 
@@ -132,6 +139,7 @@ def reduce_and_log(
         logging_outputs: From :func:`combined`, summed or gathered over workers.
         criterion: The criterion.
         reduce_metrics: The task's own method.
+        weighs: Whether the run's method weighs sentences.
     """
     own = [
         {k: v for k, v in log.items() if not k.startswith((_MOVED, _SUM))}
@@ -151,20 +159,37 @@ def reduce_and_log(
     for count, meters in _GROUPS:
         number = float(sum(s.get(count, 0) for s in sums))
         for name, digits, priority in meters if number else ():
+            if name in _WEIGHED and not weighs:
+                continue
             value = float(sum(s[name] for s in sums)) / number
             metrics.log_scalar(name, value, number, priority=priority, round=digits)
+
+
+def forget_empty() -> None:
+    """Take this plugin's meters that have nothing to say out of what fairseq logs next.
+
+    fairseq empties its meters after each line of the log and keeps their names: one that is not
+    logged in every update would be shown as ``None``.
+    """
+    for meters in metrics.get_active_aggregators():
+        for name in _OWN & meters.keys():
+            if not meters[name].count:
+                del meters[name]
+                meters.priorities = [entry for entry in meters.priorities if entry[-1] != name]
 
 
 def added(outputs: list[Logging]) -> Logging:
     """Add up the logging outputs of a batch's sentences.
 
     Args:
-        outputs: Outputs with the same keys and numbers as values.
+        outputs: Outputs with numbers as values. A task of several data sets has keys
+            of one of them alone.
 
     Returns:
         Their sums.
     """
-    return {key: sum(output[key] for output in outputs) for key in outputs[0]}
+    keys = dict.fromkeys(key for output in outputs for key in output)
+    return {key: sum(output.get(key, 0) for output in outputs) for key in keys}
 
 
 def _average(meter: Any) -> float | None:

@@ -265,7 +265,8 @@ class Update(ABC):
             marks = torch.tensor(self.run.covered.marks(), device=self.space[0].device)
             add_up([marks], [], self.trainer.data_parallel_process_group)
             self.run.covered.settle(marks.tolist(), workers)
-        reduce_and_log(logging_outputs, criterion, self._task_reduce)
+        weighs = self.settings.method == "delta_sam"
+        reduce_and_log(logging_outputs, criterion, self._task_reduce, weighs=weighs)
 
 
 class UpdateScope(Update):

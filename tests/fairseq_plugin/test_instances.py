@@ -35,7 +35,6 @@ def test_the_batched_engine_is_the_loop(
         for meter in ("loss", "sam_loss", "sharpness"):
             assert ours[meter] == pytest.approx(theirs[meter], rel=1e-6), meter
         assert ours["sam_inorm_max"] >= ours["sam_inorm"] > 0
-        assert ours["sam_ess"] == theirs["sam_ess"] == 1
 
 
 def test_two_passes_for_all_sentences(translation: Path) -> None:

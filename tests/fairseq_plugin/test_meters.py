@@ -7,12 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from fairseq.logging import metrics
 
+from deltasam_fairseq.fairseq_plugin import meters, run
 from deltasam_fairseq.fairseq_plugin.meters import AscentSums
 from deltasam_fairseq.fairseq_plugin.tally import Tally
 from tests.support import fairseq_toys as toys
 
-OWN = {"sam_loss", "sharpness", "sam_gnorm", "sam_ess", "sam_floored", "sam_fallback"}
+OWN = {"sam_loss", "sharpness", "sam_gnorm", "sam_fallback"}
+# Of delta_sam, which weighs the sentences.
+WEIGHED = {"sam_ess", "sam_floored"}
 # Not in every update.
 MEASURED = {"sam_realised", "sam_realised_cos"}
 # Of the batched engine, which rounds no perturbation.
@@ -34,7 +38,8 @@ def test_the_loss_is_the_one_at_w(translation: Path, method: str, engine: str, s
         logs.append(log)
     plain, ours = logs
     batched = (method, engine) == ("per_instance", "auto")
-    assert set(ours) - set(plain) == OWN | (INSTANCES if batched else MEASURED)
+    expected = OWN | (INSTANCES if batched else MEASURED)
+    assert set(ours) - set(plain) == expected | (WEIGHED if method == "delta_sam" else set())
     for key in ("loss", "nll_loss", "bsz", "wpb"):
         assert ours[key] == pytest.approx(plain[key], rel=1e-5), key
     assert ours["sam_loss"] - ours["loss"] == pytest.approx(ours["sharpness"], abs=1e-6)
@@ -77,7 +82,40 @@ def test_fairseqs_progress_log_carries_the_meters(prediction: Path) -> None:
     inner = [line for line in lines if "loss" in line]
     assert inner
     for line in inner:
-        assert set(line) >= OWN, line
+        assert set(line) >= OWN | WEIGHED, line
     (epoch,) = [line for line in lines if "train_loss" in line]
-    assert {f"train_{name}" for name in OWN} <= set(epoch)
+    assert {f"train_{name}" for name in OWN | WEIGHED} <= set(epoch)
     assert 1 <= float(epoch["train_sam_ess"]) <= 8
+
+
+def test_no_line_of_the_log_has_a_meter_without_a_value(
+    translation: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is measured now and then, and plain updates between perturbed ones."""
+    monkeypatch.setattr(run, "MEASURE_EVERY", 2)
+    flags = ("--sam-method", "sam", "--sam-interval", "2", "--max-update", "6", "--max-epoch", "1")
+    lines = toys.train(translation, *toys.TRANSLATION, *flags)
+    inner = [line for line in lines if "loss" in line]
+    assert len(inner) == 6
+    assert all(value is not None and value != "None" for line in lines for value in line.values())
+    assert [line.keys() >= OWN for line in inner] == [True, False] * 3
+    assert [line.keys() & OWN for line in inner[1::2]] == [set()] * 3
+    assert [line.keys() >= MEASURED for line in inner] == [True, *[False] * 3, True, False]
+    (epoch,) = [line for line in lines if "train_loss" in line]
+    assert {f"train_{name}" for name in OWN | MEASURED} <= set(epoch)
+    # An average over the measured updates alone.
+    measured = [float(line["sam_realised"]) for line in inner if "sam_realised" in line]
+    assert float(epoch["train_sam_realised"]) == pytest.approx(sum(measured) / 2, abs=1e-4)
+
+
+def test_meters_that_were_taken_out_come_back_in_their_place() -> None:
+    with metrics.aggregate(new_root=True) as seen:
+        for name, priority in (("sam_realised", 414), ("last", 500), ("sam_gnorm", 410)):
+            metrics.log_scalar(name, 1.0, priority=priority)
+        seen["sam_realised"].reset()
+        seen["last"].reset()
+        meters.forget_empty()
+        assert list(seen) == ["sam_gnorm", "last"]
+        metrics.log_scalar("sam_realised", 2.0, priority=414)
+    assert list(seen) == ["sam_gnorm", "sam_realised", "last"]
+    assert len(seen.state_dict()) == 3
