@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -59,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
+    _hush_imports()
     typed = list(sys.argv[1:] if argv is None else argv)
     arguments = list(typed)
     try:
@@ -84,6 +87,14 @@ def _run(argv: Sequence[str] | None) -> int:
         print("\ndeltasam: stopped" + "".join(f"; {part}" for part in stop.args), file=sys.stderr)
         return _INTERRUPTED
     return status
+
+
+def _hush_imports() -> None:
+    """Keep from the user what is said whenever fairseq is imported, and nothing else."""
+    # fairscale, which fairseq imports, uses functions of torch under their old names.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"fairscale\.")
+    # And fairseq asks for a package that is needed by one of its tasks.
+    logging.getLogger("fairseq.tasks.text_to_speech").setLevel(logging.WARNING)
 
 
 def build_parser(verb: str = "") -> argparse.ArgumentParser:

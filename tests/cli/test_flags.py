@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import builtins
+import subprocess
+import sys
+import warnings
 from typing import Any
 
 import pytest
@@ -31,6 +34,21 @@ def test_the_markdown_table_has_a_row_per_flag(capsys: pytest.CaptureFixture[str
 def test_a_bar_in_a_flag_or_its_meaning_ends_no_cell() -> None:
     row = flags.markdown([("--a {x|y}", "x|", "|w| and |v|")]).splitlines()[-1]
     assert row == r"| `--a {x\|y}` | `x\|` | \|w\| and \|v\| |"
+
+
+@pytest.mark.fairseq
+def test_nothing_is_said_before_the_flags() -> None:
+    """Importing fairseq warns of old names in fairscale, and asks for tensorboardX."""
+    command = [sys.executable, "-m", "deltasam_fairseq.cli", "flags"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("--optimizer delta_sam\n")
+    assert done.stderr == ""
+
+
+def test_other_warnings_reach_the_user(recwarn: pytest.WarningsRecorder) -> None:
+    main(["recipes"])
+    warnings.warn("of ours", FutureWarning, stacklevel=1)
+    assert [str(found.message) for found in recwarn] == ["of ours"]
 
 
 def test_without_fairseq_it_says_so(
