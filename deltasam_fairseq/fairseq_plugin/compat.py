@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 import sys
+from typing import Any
 
 import fairseq
 import torch
 from fairseq.data import Dictionary
 from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
+from fairseq.tasks import FairseqTask
 from fairseq.trainer import Trainer
 
 from deltasam_fairseq.safe_pickles import allow_fairseqs
@@ -49,6 +51,20 @@ def check_fairseq() -> None:
                 f"Trainer.{name} takes {arguments}; in fairseq {fairseq.__version__} it takes "
                 f"{found}. Install one of these versions"
             )
+
+
+def is_fairseqs_step(step: Any) -> bool:
+    """Tell whether a step does what ``FairseqTask.train_step`` does, and no more.
+
+    The step is asked, not the task's class: other plugins put steps of their own on the object.
+
+    Args:
+        step: ``task.train_step``, as it is before this plugin stands in for it.
+
+    Returns:
+        Whether it is that method.
+    """
+    return getattr(step, "__func__", None) is FairseqTask.train_step
 
 
 def avoid_encoder_kernel() -> None:

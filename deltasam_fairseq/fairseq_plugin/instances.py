@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from fairseq.optim.amp_optimizer import AMPOptimizer
-from fairseq.tasks import FairseqTask
 
 from deltasam_fairseq.core.per_instance import AmbiguousBatch, Engine, Unsupported
 from deltasam_fairseq.fairseq_plugin.batched import BatchedResult, batched_per_instance
+from deltasam_fairseq.fairseq_plugin.compat import is_fairseqs_step
 from deltasam_fairseq.fairseq_plugin.meters import AscentSums, combined
 from deltasam_fairseq.fairseq_plugin.samples import Sample
 from deltasam_fairseq.fairseq_plugin.sentence_losses import Reader, reader_for
@@ -59,7 +59,7 @@ class BatchedInstances(MicroScope):
 
     def _batched(self, sample: Sample, model: Any, **kwargs: Any) -> BatchedResult:
         criterion = self.trainer.get_criterion()
-        reader = reader_if_batched(self.trainer.task, criterion)
+        reader = reader_if_batched(self._task_step, criterion)
         plain = self.trainer.get_model()
         if self.run.engine is None:
             self.run.engine = Engine(plain, self.space)
@@ -83,22 +83,23 @@ class BatchedInstances(MicroScope):
         )
 
 
-def reader_if_batched(task: FairseqTask, criterion: Any) -> Reader:
+def reader_if_batched(step: Any, criterion: Any) -> Reader:
     """Check what can be told of the batched engine before there is a batch.
 
     Args:
-        task: fairseq's task.
+        step: The task's own ``train_step``, as the object has it.
         criterion: The criterion, unwrapped.
 
     Returns:
         The criterion's reader of per-sentence losses.
 
     Raises:
-        Unsupported: If the task trains in a way of its own, or the criterion's
+        Unsupported: If the task's step is not fairseq's own, or the criterion's
             sentences have no losses that are known.
     """
-    if type(task).train_step is not FairseqTask.train_step:
-        raise Unsupported(f"{type(task).__name__} has a train_step of its own")
+    if not is_fairseqs_step(step):
+        name = getattr(step, "__qualname__", repr(step))
+        raise Unsupported(f"the task's train_step is not fairseq's own, but {name}")
     try:
         return reader_for(criterion)
     except UnknownName as error:

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from fairseq import utils
-from fairseq.tasks import FairseqTask
 
 from deltasam_fairseq.core.graph import gradients_aside
 from deltasam_fairseq.core.noise import seed_for
@@ -25,6 +24,7 @@ from deltasam_fairseq.core.perturb import Borrowed, Realised
 from deltasam_fairseq.core.randomness import RandomState
 from deltasam_fairseq.core.workers import add_up
 from deltasam_fairseq.fairseq_plugin.ascent import Ascent, Pass, ascend
+from deltasam_fairseq.fairseq_plugin.compat import is_fairseqs_step
 from deltasam_fairseq.fairseq_plugin.meters import (
     AscentSums,
     Logging,
@@ -128,11 +128,7 @@ class Update(ABC):
             The ascent.
         """
         criterion = kwargs.pop("criterion")
-        sole = (
-            len(batches) == 1
-            and not shared
-            and type(self.trainer.task).train_step is FairseqTask.train_step
-        )
+        sole = len(batches) == 1 and not shared and is_fairseqs_step(self._task_step)
 
         def weighing(tally: Tally) -> WeighingCriterion:
             return WeighingCriterion(

@@ -104,7 +104,7 @@ def _check_batched(trainer: Any, settings: Sharpness) -> None:
             "perturbation; or pass auto"
         )
     try:
-        reader_if_batched(trainer.task, trainer.get_criterion())
+        reader_if_batched(trainer.task.train_step, trainer.get_criterion())
     except Unsupported as reason:
         raise ValueError(f"--sam-per-instance-engine batched: {reason}; or pass auto") from reason
 

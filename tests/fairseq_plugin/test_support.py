@@ -121,5 +121,7 @@ def test_what_cannot_be_batched_stops_at_start_up_if_batches_are_asked_for(
             return super().train_step(*args, **kwargs)
 
     trainer.task.__class__ = OwnStep
-    with pytest.raises(ValueError, match="OwnStep has a train_step of its own"):
+    with pytest.raises(
+        ValueError, match=r"train_step is not fairseq's own, but .*OwnStep\.train_step"
+    ):
         trainer._build_optimizer()
