@@ -2,7 +2,7 @@
 
 delta-SAM needs l_i, the criterion's own loss of sentence i. fairseq's
 criterions return the sum; a reader gets at its terms. Readers are found by the
-criterion's exact class, because a subclass may have changed the loss.
+criterion's class; a subclass has its parent's unless it may have changed the loss.
 
 To add one, in a module that your ``--user-dir`` imports::
 
@@ -62,7 +62,19 @@ Reader = Callable[[Any, Any, Sample], SentenceLosses]
 SENTENCE_LOSSES: Registry[Reader] = Registry("criterion with per-sentence losses")
 
 
-def _key(criterion: type[FairseqCriterion]) -> str:
+# Methods that a subclass may change without changing the loss of a training pass.
+_HARMLESS = {
+    "add_args",
+    "build_criterion",
+    "reduce_metrics",
+    "aggregate_logging_outputs",
+    "logging_outputs_can_be_summed",
+}
+# Of Python's own names, and those like them that fairseq sets, these alone run in a pass.
+_SPECIAL = {"__call__", "__getattr__", "__getattribute__"}
+
+
+def _key(criterion: type[Any]) -> str:
     return f"{criterion.__module__}.{criterion.__qualname__}"
 
 
@@ -70,7 +82,7 @@ def sentence_losses_for(criterion: type[FairseqCriterion]) -> Callable[[Reader],
     """Register a reader for a criterion class.
 
     Args:
-        criterion: The exact class.
+        criterion: The class; subclasses that change no method of a training pass share it.
 
     Returns:
         A decorator for the reader.
@@ -88,21 +100,51 @@ def reader_for(criterion: FairseqCriterion) -> Reader:
         Its reader.
 
     Raises:
-        UnknownName: If none is registered for the exact class; the message says
-            how to add one.
+        UnknownName: If none is registered for its class, or only for a parent some of
+            whose methods it changes; the message says how to add one.
     """
     found = type(criterion)
-    if _key(found) not in SENTENCE_LOSSES:
-        known = ", ".join(SENTENCE_LOSSES.describe(name) for name in SENTENCE_LOSSES.names())
-        raise UnknownName(
-            f"one loss per sentence is needed, and none is known for {found.__name__}. "
-            f"Known: {known}. Use --sam-method sam, which works with any criterion, or add to a "
-            f"module that your --user-dir imports:\n"
-            f"    @sentence_losses_for({found.__name__})\n"
-            f"    def read(criterion, model, sample):\n"
-            f"        return SentenceLosses(losses, sample_size, logging_output)"
-        )
-    return SENTENCE_LOSSES.get(_key(found))
+    for parent in found.__mro__:
+        if _key(parent) in SENTENCE_LOSSES:
+            reader = SENTENCE_LOSSES.get(_key(parent))
+            changed = _changed(criterion, parent)
+            if not changed:
+                return reader
+            raise UnknownName(
+                f"one loss per sentence is needed, and none is known for {found.__name__}: it is "
+                f"a {parent.__name__}, but {', '.join(changed)} is its own. Use --sam-method sam, "
+                "which works with any criterion, or, if a sentence's loss is computed as there, "
+                "add to a module that your --user-dir imports (the first batch is checked):\n"
+                f"    from {__name__} import sentence_losses_for\n"
+                f"    from {reader.__module__} import {reader.__name__}\n"
+                f"    sentence_losses_for({found.__name__})({reader.__name__})"
+            )
+    known = ", ".join(SENTENCE_LOSSES.describe(name) for name in SENTENCE_LOSSES.names())
+    raise UnknownName(
+        f"one loss per sentence is needed, and none is known for {found.__name__}. "
+        f"Known: {known}. Use --sam-method sam, which works with any criterion, or add to a "
+        f"module that your --user-dir imports:\n"
+        f"    @sentence_losses_for({found.__name__})\n"
+        f"    def read(criterion, model, sample):\n"
+        f"        return SentenceLosses(losses, sample_size, logging_output)"
+    )
+
+
+def _changed(criterion: FairseqCriterion, parent: type[FairseqCriterion]) -> list[str]:
+    """List what a criterion changes of a parent's methods that may run in a training pass."""
+    # All but _HARMLESS, torch's methods and stand-ins on the object included. Methods that the
+    # parent has not are not called by it, and what a constructor sets is read by the parent's
+    # methods and the reader alike.
+    mro = type(criterion).__mro__
+    found = set()
+    for names in (vars(criterion), *map(vars, mro[: mro.index(parent)])):
+        for name, value in names.items():
+            runs = callable(value) or hasattr(value, "__get__")
+            if name in _HARMLESS or (name.startswith("__") and name not in _SPECIAL):
+                continue
+            if runs and hasattr(parent, name):
+                found.add(name)
+    return sorted(found)
 
 
 @sentence_losses_for(CrossEntropyCriterion)

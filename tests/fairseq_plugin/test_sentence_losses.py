@@ -9,10 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
+from fairseq.criterions import FairseqCriterion, register_criterion
+from fairseq.criterions.label_smoothed_cross_entropy import (
+    LabelSmoothedCrossEntropyCriterion,
+    LabelSmoothedCrossEntropyCriterionConfig,
+)
+from fairseq.criterions.masked_lm import MaskedLmLoss
 from fairseq.criterions.sentence_ranking import SentenceRankingCriterion
+from fairseq.logging import metrics
 from fairseq.trainer import Trainer
 
+from deltasam_fairseq.fairseq_plugin import hook, sentence_losses
 from deltasam_fairseq.fairseq_plugin.sentence_losses import (
     SENTENCE_LOSSES,
     SentenceLosses,
@@ -22,6 +29,7 @@ from deltasam_fairseq.fairseq_plugin.sentence_losses import (
 from deltasam_fairseq.registry import UnknownName
 from tests.support import fairseq_data
 from tests.support import fairseq_toys as toys
+from tests.support.compare import assert_same_bits
 
 TRANSLATION = ("--task", "translation", "--source-lang", "src", "--target-lang", "tgt", *toys.TINY)
 LANGUAGE_MODEL = (
@@ -220,17 +228,116 @@ def test_masked_lm_without_any_masked_token(monolingual: Path) -> None:
     assert int(read.sample_size) == 0
 
 
-def test_a_subclass_is_another_criterion(translation: Path) -> None:
+@register_criterion("renamed", dataclass=LabelSmoothedCrossEntropyCriterionConfig)
+class Renamed(LabelSmoothedCrossEntropyCriterion):
+    """Its loss is its parent's: it logs in another way, and has a method of its own."""
+
+    def __init__(self, task: Any, sentence_avg: bool, label_smoothing: float) -> None:
+        super().__init__(task, sentence_avg, label_smoothing)
+        self.extra = 1
+
+    @staticmethod
+    def reduce_metrics(logging_outputs: Any) -> None:
+        metrics.log_scalar("loss", sum(log["loss"] for log in logging_outputs))
+
+    @staticmethod
+    def logging_outputs_can_be_summed() -> bool:
+        return True
+
+    def describe(self) -> str:
+        return "renamed"
+
+
+class Scaled(Renamed):
+    """Its loss is another, through a method that ``forward`` calls."""
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        loss, nll = super().compute_loss(*args, **kwargs)
+        return 2 * loss, nll
+
+
+class MovedMasked(MaskedLmLoss):
+    """Its reader never calls ``forward``, so that a change there would not be seen."""
+
+    def forward(self, model: Any, sample: Any, reduce: bool = True) -> Any:
+        return super().forward(model, sample, reduce)
+
+
+@pytest.mark.parametrize("method", ["delta_sam", "per_instance"])
+def test_a_subclass_that_only_logs_otherwise_has_its_parents_reader(
+    translation: Path, method: str
+) -> None:
+    logs = []
+    for criterion in ("label_smoothed_cross_entropy", "renamed"):
+        flags = ("--criterion", criterion, "--sam-method", method)
+        trainer = toys.make_trainer(translation, *toys.TRANSLATION, *flags)
+        toys.updates(trainer, [toys.batches(trainer)[:1]])
+        logs.append(toys.parameters(trainer))
+        assert not hook._runs[trainer].needs_loop
+    assert_same_bits(logs[0], logs[1])
+
+
+@pytest.mark.parametrize(
+    ("problem_name", "criterion", "changed", "reader"),
+    [
+        ("label_smoothed_cross_entropy", Scaled, "compute_loss", "token_losses"),
+        ("masked_lm", MovedMasked, "forward", "masked_token_losses"),
+    ],
+)
+def test_a_subclass_that_may_have_another_loss_is_told_the_line_to_add(
+    request: pytest.FixtureRequest, problem_name: str, criterion: type, changed: str, reader: str
+) -> None:
+    data, build = PROBLEMS[problem_name]
+    found = build(request.getfixturevalue(data))
+    parent = type(found.criterion).__name__
+    found.criterion.__class__ = criterion
+    with pytest.raises(UnknownName) as error:
+        reader_for(found.criterion)
+    text = str(error.value)
+    assert f"{criterion.__name__}: it is a {parent}, but {changed} is its own" in text
+    assert "--sam-method sam" in text
+    lines = [line.strip() for line in text.splitlines()[1:]]
+    assert lines[-1] == f"sentence_losses_for({criterion.__name__})({reader})"
+    name = f"{criterion.__module__}.{criterion.__qualname__}"
+    try:
+        exec("\n".join(lines), {criterion.__name__: criterion})
+        assert reader_for(found.criterion) is getattr(sentence_losses, reader)
+        read = reader_for(found.criterion)(found.criterion, found.model, found.batch)
+        loss = found.criterion(found.model, found.batch)[0]
+        torch.testing.assert_close(read.losses.sum(), loss, rtol=1e-5, atol=1e-5)
+    finally:
+        del SENTENCE_LOSSES._entries[name]
+
+
+def test_a_method_put_on_the_criterion_counts_as_its_own(translation: Path) -> None:
+    found = PROBLEMS["label_smoothed_cross_entropy"][1](translation)
+    found.criterion.compute_loss = found.criterion.compute_loss
+    with pytest.raises(UnknownName, match="but compute_loss is its own"):
+        reader_for(found.criterion)
+
+
+def test_a_class_before_the_parent_counts_too(translation: Path) -> None:
     found = PROBLEMS["label_smoothed_cross_entropy"][1](translation)
 
-    class Changed(LabelSmoothedCrossEntropyCriterion):
+    class Mixin:
+        def get_lprobs_and_target(self, *args: Any) -> Any:
+            raise NotImplementedError
+
+    found.criterion.__class__ = type("Mixed", (Mixin, LabelSmoothedCrossEntropyCriterion), {})
+    with pytest.raises(UnknownName, match="but get_lprobs_and_target is its own"):
+        reader_for(found.criterion)
+
+
+def test_an_unknown_criterion_is_told_how_to_add_a_reader(translation: Path) -> None:
+    found = PROBLEMS["label_smoothed_cross_entropy"][1](translation)
+
+    class Changed(FairseqCriterion):
         pass
 
     found.criterion.__class__ = Changed
     with pytest.raises(UnknownName) as error:
         reader_for(found.criterion)
     text = str(error.value)
-    assert "Changed" in text
     assert "LabelSmoothedCrossEntropyCriterion" in text
     assert "@sentence_losses_for(Changed)" in text
     assert "--sam-method sam" in text
