@@ -67,8 +67,11 @@ class BatchedInstances(MicroScope):
         # What FairseqTask.train_step does around a forward pass; on a CPU its autocast,
         # which is CUDA's, is nothing.
         autocasts = isinstance(optimizer, AMPOptimizer) and self.trainer.cuda
+        within = partial(torch.autocast, "cuda") if autocasts else nullcontext
         model.train()
         model.set_num_updates(kwargs["update_num"])
+        with within():
+            self.run.adding_up.check_reader(reader, criterion, plain, sample)
         return batched_per_instance(
             self.run.engine,
             model,
@@ -79,7 +82,7 @@ class BatchedInstances(MicroScope):
             plain_model=plain,
             loss_scale=self.run.weights.loss_scale,
             backward=optimizer.backward,
-            within=partial(torch.autocast, "cuda") if autocasts else nullcontext,
+            within=within,
         )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from deltasam_fairseq.core.per_instance import Engine
 from deltasam_fairseq.core.perturb import Realised
+from deltasam_fairseq.fairseq_plugin.adding_up import AddingUp
 from deltasam_fairseq.fairseq_plugin.config import Sharpness
 from deltasam_fairseq.fairseq_plugin.covered import RunCovered
 from deltasam_fairseq.fairseq_plugin.model_weights import ModelWeights
@@ -42,6 +43,7 @@ class Run:
             trainer.optimizer, settings, trainer.get_model(), trainer.get_criterion()
         )
         self.covered = RunCovered(self.weights.space, trainer.get_model(), trainer.get_criterion())
+        self.adding_up = AddingUp(self.weights)
         self.engine: Engine | None = None
         self.needs_loop = False
         self.ambiguous_batches = 0

@@ -13,6 +13,7 @@ from torch import Tensor
 from deltasam_fairseq.core.estimators import ESTIMATORS, Weights, uniform
 from deltasam_fairseq.core.pass_state import PassState
 from deltasam_fairseq.core.weights import usable
+from deltasam_fairseq.fairseq_plugin.adding_up import AddingUp
 from deltasam_fairseq.fairseq_plugin.config import Sharpness
 from deltasam_fairseq.fairseq_plugin.covered import RunCovered
 from deltasam_fairseq.fairseq_plugin.model_weights import ModelWeights, in_float
@@ -69,6 +70,7 @@ class WeighingCriterion:
             all gradients are added up.
         in_full: Whether the weights come from passes of their own in float32.
         tally: Where to count.
+        adding_up: The run's check of the sentence losses.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class WeighingCriterion:
         sole: bool,
         in_full: bool,
         tally: Tally,
+        adding_up: AddingUp,
     ) -> None:
         self._criterion = criterion
         self._read = reader_for(criterion)
@@ -93,6 +96,7 @@ class WeighingCriterion:
         self._sole = sole
         self._in_full = in_full
         self._tally = tally
+        self._adding_up = adding_up
         self.fallbacks = 0
 
     def __call__(self, model: Any, sample: Sample) -> tuple[Tensor, Any, dict[str, Any]]:
@@ -105,6 +109,7 @@ class WeighingCriterion:
         Returns:
             The weighted loss, the sample size and the logging output at w.
         """
+        self._adding_up.check_reader(self._read, self._criterion, model, sample)
         start = self._weights.state()
         weigh = self._prepare(model, sample, start)
         start.replay()

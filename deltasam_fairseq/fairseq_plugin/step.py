@@ -140,6 +140,7 @@ class Update(ABC):
                 sole=sole,
                 in_full=self.run.probes_in_full,
                 tally=tally,
+                adding_up=self.run.adding_up,
             )
 
         def passes(used: Any, tally: Tally) -> list[Pass]:
@@ -321,7 +322,12 @@ class MicroScope(Update):
             return loss, sample_size, combined(output, output, AscentSums())
         pieces = [sample]
         if self.settings.method == "per_instance":
-            pieces = split_by_sentence(sample, self.trainer.get_criterion().padding_idx)
+            criterion = self.trainer.get_criterion()
+            pieces = split_by_sentence(sample, criterion.padding_idx)
+            step = partial(self.task_step, **{**kwargs, "ignore_grad": False})
+            self.run.adding_up.check_pieces(
+                step, self.trainer.get_model(), criterion, sample, pieces
+            )
         start = self.run.weights.state()
         outputs, moved_outputs, sums, losses, sizes = [], [], AscentSums(), [], []
         for number, piece in enumerate(pieces):
