@@ -50,6 +50,12 @@ SECTIONS: tuple[tuple[str, str, Sequence[matrix.Row]], ...] = (
     ),
     ("Beside other settings", "", matrix.INTERPLAY),
     (
+        "Tasks",
+        "Every task that fairseq 0.12.3.1 ships: two updates of a tiny model, or the beginning of "
+        "the message. *Fails in fairseq*: the error is the one that `--optimizer adam` ends in.",
+        matrix.TASK_ROWS,
+    ),
+    (
         "Faults",
         "Kills, full disks and damaged files are in tests/system/test_faults.py.",
         matrix.FAULTS,

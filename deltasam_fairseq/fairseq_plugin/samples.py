@@ -8,6 +8,9 @@ import torch
 
 Sample = dict[str, Any]
 
+# Entries of batches of pairs; none but the tokens has a column per token.
+_OF_PAIRS = {"id", "nsentences", "ntokens", "net_input", "target", "target_lengths", "speaker"}
+
 
 def containers_copied(sample: Any) -> Any:
     """Copy dictionaries, lists and tuples, not tensors.
@@ -30,35 +33,59 @@ def containers_copied(sample: Any) -> Any:
 
 
 def split_by_sentence(sample: Sample, padding_idx: int) -> list[Sample]:
-    """Make a batch of one out of every sentence of a batch, without padding if it is of pairs.
+    """Make a batch of one out of every sentence of a batch.
+
+    What a batch of this sentence alone would not have is left out: frames behind its last
+    one, and columns of padding where the batch is of pairs.
 
     Args:
-        sample: A mini-batch of one data set: every tensor has a row per sentence.
+        sample: A mini-batch of one data set, where every tensor has a row per sentence, or
+            a dictionary of such batches, as of several language pairs.
         padding_idx: Index of the padding token, to count each sentence's tokens.
 
     Returns:
-        One sample per sentence; their ``ntokens`` add up to the batch's.
+        One sample per sentence; their ``ntokens`` add up to the batch's. Those of a
+        dictionary have ``None`` for every batch but the sentence's own.
 
     Raises:
         ValueError: If the sample is not of this shape; the message says which
             entry cannot be split.
     """
     if not isinstance(sample.get("id"), torch.Tensor):
+        of_batches = all(batch is None or isinstance(batch, dict) for batch in sample.values())
+        batches = {name: batch for name, batch in sample.items() if of_batches and batch}
+        if batches:
+            return [
+                {**dict.fromkeys(sample), name: piece}
+                for name, batch in batches.items()
+                for piece in split_by_sentence(batch, padding_idx)
+            ]
         raise ValueError(
             "--sam-method per_instance splits batches by sentence, but this task's batches have "
             f"no tensor 'id' with one entry per sentence; entries: {sorted(map(str, sample))}"
         )
     count = sample["id"].numel()
     pieces = [_row(sample, index, count, "sample") for index in range(count)]
-    if "ntokens" in sample:
+    if sample.get("ntokens") is not None:
         tokens = _tokens_per_sentence(sample, padding_idx)
         for piece, number in zip(pieces, tokens, strict=True):
             piece["ntokens"] = number
     for piece in pieces:
         if "nsentences" in piece:
             piece["nsentences"] = 1
+        _drop_frames(piece)
         _drop_padding(piece, padding_idx)
     return pieces
+
+
+def _drop_frames(piece: Sample) -> None:
+    """Leave out frames behind the last one: fairseq's speech encoders mask by the lengths alone."""
+    inputs = piece.get("net_input")
+    if not isinstance(inputs, dict):
+        return
+    frames, lengths = inputs.get("src_tokens"), inputs.get("src_lengths")
+    if torch.is_tensor(frames) and frames.is_floating_point() and torch.is_tensor(lengths):
+        inputs["src_tokens"] = frames[:, : int(lengths)]
 
 
 def _drop_padding(piece: Sample, padding_idx: int) -> None:
@@ -69,16 +96,16 @@ def _drop_padding(piece: Sample, padding_idx: int) -> None:
     """
     inputs = piece.get("net_input")
     if not isinstance(inputs, dict) or not (
-        piece.keys() <= {"id", "nsentences", "ntokens", "net_input", "target"}
+        piece.keys() <= _OF_PAIRS
         and inputs.keys() == {"src_tokens", "src_lengths", "prev_output_tokens"}
     ):
         return
     source, previous = inputs["src_tokens"], inputs["prev_output_tokens"]
     target = piece.get("target")
-    if target is None or previous.shape != target.shape or not source.dim() == previous.dim() == 2:
+    if target is None or previous.shape != target.shape or previous.dim() != 2:
         return
     kept = source.ne(padding_idx).any(0)
-    if kept.any():
+    if source.dim() == 2 and kept.any():
         inputs["src_tokens"] = source[:, kept]
     kept = (previous.ne(padding_idx) | target.ne(padding_idx)).any(0)
     if kept.any():

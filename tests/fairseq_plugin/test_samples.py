@@ -9,6 +9,8 @@ import torch
 
 from deltasam_fairseq.fairseq_plugin.samples import containers_copied, split_by_sentence
 from tests.support import fairseq_toys as toys
+from tests.support import task_data
+from tests.support.task_runs import TASKS, Trains
 
 
 def test_copies_share_tensors_and_nothing_else() -> None:
@@ -56,6 +58,43 @@ def test_a_piece_is_the_batch_that_fairseq_makes_of_its_sentence(translation: Pa
             assert torch.equal(piece["net_input"][name], value), name
 
 
+def test_a_piece_of_speech_has_its_own_frames_alone(tmp_path: Path) -> None:
+    """The mask of fairseq's speech encoders is made of the lengths, as wide as the longest."""
+    run = TASKS["speech_to_text"]
+    assert isinstance(run, Trains)
+    flags = ("--task", "speech_to_text", *run.flags.split())
+    folder = task_data.folder_of("speech", tmp_path)
+    trainer = toys.make_trainer(folder, *flags, "--optimizer", "adam")
+    dataset, criterion = trainer.task.dataset("train"), trainer.get_criterion()
+    model = trainer.get_model().eval()
+    sample = dataset.collater([dataset[i] for i in range(8)])
+    assert len(set(sample["net_input"]["src_lengths"].tolist())) > 1
+    pieces = split_by_sentence(sample, criterion.padding_idx)
+    for piece in pieces:
+        own = dataset.collater([dataset[int(piece["id"])]])
+        assert torch.equal(piece["target"], own["target"])
+        for name, value in own["net_input"].items():
+            assert torch.equal(piece["net_input"][name], value), name
+    losses = [criterion(model, piece)[0] for piece in pieces]
+    # The convolutions see the padding of the batch: fairseq's own loss depends on it.
+    torch.testing.assert_close(sum(losses), criterion(model, sample)[0], rtol=5e-3, atol=0)
+
+
+def test_a_dictionary_of_batches_is_split_batch_by_batch() -> None:
+    tokens = torch.tensor([[5, 1], [5, 6]])
+    batch = {"id": torch.arange(2), "ntokens": 3, "target": tokens, "nsentences": 2}
+    pieces = split_by_sentence({"en-de": batch, "de-en": None, "en-fr": batch}, padding_idx=1)
+    assert [[name for name in piece if piece[name]] for piece in pieces] == [
+        ["en-de"],
+        ["en-de"],
+        ["en-fr"],
+        ["en-fr"],
+    ]
+    assert all(list(piece) == ["en-de", "de-en", "en-fr"] for piece in pieces)
+    assert pieces[3]["en-fr"]["target"].tolist() == [[5, 6]]
+    assert [piece["en-de"]["ntokens"] for piece in pieces[:2]] == [1, 2]
+
+
 def test_padding_stays_where_other_entries_may_be_aligned_with_it() -> None:
     tokens = torch.tensor([[5, 1], [5, 5]])
     sample = {"id": torch.arange(2), "ntokens": 3, "net_input": {"src_tokens": tokens}}
@@ -66,6 +105,7 @@ def test_padding_stays_where_other_entries_may_be_aligned_with_it() -> None:
 @pytest.mark.parametrize(
     ("sample", "message"),
     [
+        ({"target": torch.ones(2)}, r"no tensor 'id' .* entries: .'target'."),
         ({"en-de": {}, "de-en": {}}, "no tensor 'id' .* entries: .'de-en', 'en-de'."),
         (
             {"id": torch.arange(3), "alignments": torch.zeros(5, 2), "ntokens": 3},

@@ -1,22 +1,33 @@
-"""Tasks that bring a ``train_step`` of their own."""
+"""The tasks that fairseq ships: they train with every method, or are refused with the reason."""
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
 import torch
-from fairseq.tasks import TASK_REGISTRY, FairseqTask
+from fairseq import options
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.tasks import TASK_REGISTRY
+from fairseq.trainer import Trainer
 
-from deltasam_fairseq.fairseq_plugin.support import TASKS
-from tests.support import fairseq_data
+from deltasam_fairseq.fairseq_plugin import support
+from deltasam_fairseq.registry import UnknownName
+from tests.support import fairseq_data, task_data
 from tests.support import fairseq_toys as toys
+from tests.support.compare import assert_same_bits
+from tests.support.task_runs import TASKS, Broken, Needs, Trains
 
-MULTILINGUAL = (
+DIRECTIONS = (
     "--task multilingual_translation --lang-pairs src-tgt,tgt-src --share-decoders "
-    "--arch multilingual_transformer --criterion label_smoothed_cross_entropy "
-    "--label-smoothing 0.1 --ddp-backend legacy_ddp"
+    "--arch multilingual_transformer --ddp-backend legacy_ddp"
 ).split() + toys.TINY
+
+MULTILINGUAL = [
+    *DIRECTIONS,
+    *"--criterion label_smoothed_cross_entropy --label-smoothing 0.1".split(),
+]
 
 LEVENSHTEIN = (
     "--task translation_lev --source-lang src --target-lang tgt --noise full_mask "
@@ -58,11 +69,32 @@ def test_multilingual_uniform_weights_are_sam(two_directions: Path) -> None:
         torch.testing.assert_close(ends[1][name], value, rtol=2e-4, atol=2e-5)
 
 
-def test_per_instance_refuses_batches_of_several_data_sets(two_directions: Path) -> None:
-    trainer = toys.make_trainer(two_directions, *MULTILINGUAL, "--sam-method", "per_instance")
-    trainer.save_checkpoint = lambda *a, **k: None
-    with pytest.raises(ValueError, match="no tensor 'id'"):
-        trainer.train_step(toys.batches(trainer)[:1])
+def test_per_instance_takes_the_sentences_of_every_language_pair(
+    two_directions: Path, float64: torch.dtype
+) -> None:
+    """Each with its own perturbation: the gradient is that of one update per sentence."""
+    flags = [*DIRECTIONS, "--criterion", "precise_cross_entropy", "--dropout", "0", "--lr", "0.05"]
+    flags += ["--sam-method", "per_instance", "--sam-inner", "sgd"]
+    trainer = toys.make_trainer(two_directions, *flags, dtype=float64)
+    (sample,) = toys.batches(trainer)[:1]
+    before = toys.parameters(trainer)
+    (log,) = toys.updates(trainer, [[sample]])
+    together = {n: p - before[n] for n, p in toys.parameters(trainer).items()}
+    assert log["sharpness"] > 0
+    single: dict[str, torch.Tensor] = {}
+    dataset = trainer.task.dataset("train").datasets
+    tokens = sum(batch["ntokens"] for batch in sample.values())
+    for pair, batch in sample.items():
+        for number in batch["id"].tolist():
+            alone = toys.make_trainer(two_directions, *flags, dtype=float64)
+            one = dataset[pair].collater([dataset[pair][number]])
+            other = next(name for name in sample if name != pair)
+            alone.train_step([{pair: one, other: None}])
+            share = one["ntokens"] / tokens
+            for name, value in toys.parameters(alone).items():
+                single[name] = single.get(name, 0) + share * (value - before[name])
+    for name, value in together.items():
+        torch.testing.assert_close(value, single[name], rtol=1e-6, atol=1e-9)
 
 
 def test_noise_that_a_task_draws_inside_its_step_is_replayed(translation: Path) -> None:
@@ -75,23 +107,59 @@ def test_noise_that_a_task_draws_inside_its_step_is_replayed(translation: Path) 
         assert log["loss"] > 1
 
 
-# What is known of every task with a train_step of its own: that it calls the
-# criterion as the stand-in expects, through fairseq's optimizer.
-KNOWN = {
-    "MultilingualTranslationTask",
-    "SemisupervisedTranslationTask",
-    "TranslationLevenshteinTask",
-    # These add something around the base class's own.
-    "AudioClassificationTask",
-    "SpeechToSpeechTask",
-    "SpeechToTextTask",
-}
+METHODS = ("sam", "delta_sam", "per_instance")
 
 
-def test_every_task_of_fairseq_is_known_or_refused() -> None:
-    own = {
-        next(base for base in task.__mro__ if "train_step" in vars(base)).__name__
-        for task in TASK_REGISTRY.values()
-    }
-    shipped = {name for name in own if name != FairseqTask.__name__}
-    assert shipped <= KNOWN | set(TASKS), shipped - KNOWN - set(TASKS)
+@pytest.fixture(scope="session")
+def task_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tasks")
+
+
+def trainer_of(name: str, run: Trains | Broken, root: Path, *flags: str) -> Trainer:
+    flags = ("--task", name, *run.flags.split(), "--batch-size", "4", *flags)
+    if run.data is not None:
+        return toys.make_trainer(task_data.folder_of(run.data, root), *flags)
+    # These tasks know no folder of data.
+    parser = options.get_training_parser()
+    args = options.parse_args_and_arch(parser, toys.flags(flags))
+    return toys.make_trainer(root, cfg=convert_namespace_to_omegaconf(args))
+
+
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_every_task_trains_or_is_refused(name: str, task_root: Path) -> None:
+    run = TASKS[name]
+    if isinstance(run, Needs):
+        if importlib.util.find_spec(run.package) is not None:
+            pytest.skip(f"{run.package} is installed: say what {name} does with it")
+        return
+    if isinstance(run, Broken):
+        with pytest.raises(Exception, match=".*") as broken:  # noqa: PT011  (the text is compared)
+            trainer = trainer_of(name, run, task_root, "--optimizer", "adam")
+            trainer.save_checkpoint = lambda *a, **k: None
+            trainer.train_step(toys.batches(trainer)[:1])
+        assert f"{broken.type.__name__}: {broken.value}".startswith(run.error)
+        return
+    for method in METHODS:
+        trainer = trainer_of(name, run, task_root, "--sam-method", method)
+        samples = toys.batches(trainer)[:2]
+        before = toys.parameters(trainer)
+        if method in run.refused:
+            trainer.save_checkpoint = lambda *a, **k: None  # no crash.pt
+            with pytest.raises((ValueError, UnknownName)) as refused:
+                trainer.train_step(samples[:1])
+            assert str(refused.value).startswith(run.refused[method])
+            assert_same_bits(toys.parameters(trainer), before)
+            continue
+        logs = toys.updates(trainer, [[sample] for sample in samples])
+        assert trainer.get_num_updates() == 2
+        assert all(log["sharpness"] > 0 for log in logs)
+        assert any(not torch.equal(p, before[n]) for n, p in toys.parameters(trainer).items())
+
+
+def test_every_task_of_fairseq_is_classified() -> None:
+    shipped = {n for n, task in TASK_REGISTRY.items() if task.__module__.startswith("fairseq.")}
+    assert shipped == set(TASKS)
+
+
+def test_reasons_of_refusal_are_of_tasks() -> None:
+    assert {TASK_REGISTRY["online_backtranslation"].__name__} == set(support.TASKS)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tests.support.task_runs import TASKS, Broken, Needs, Trains
+
 METHODS = ("none", "sam", "delta_sam", "per_instance")
 
 # Mode of tests/support/precision.py: largest difference from a run in fp32 that
@@ -283,3 +285,17 @@ REFUSALS.append(
         "--quant-noise-pq is not supported: it overwrites its weights in each forward pass",
     )
 )
+
+
+def _task_row(name: str, run: Trains | Broken | Needs) -> Row:
+    test = "test_tasks.py::test_every_task_trains_or_is_refused"
+    if isinstance(run, Needs):
+        return Row(f"`{name}`", _all("not run"), test, f"needs {run.package}")
+    if isinstance(run, Broken):
+        return Row(f"`{name}`", _all("fails in fairseq"), test, run.error)
+    cells = ["refused" if method in run.refused else "trains" for method in METHODS[1:]]
+    meaning = "; ".join(dict.fromkeys(run.refused.values()))
+    return Row(f"`{name}`", ("as without the plugin", *cells), test, meaning)
+
+
+TASK_ROWS = [_task_row(name, run) for name, run in TASKS.items()]

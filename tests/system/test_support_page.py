@@ -14,7 +14,7 @@ from tests.support import matrix
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = [
     *(*matrix.SINGLE, *matrix.PRECISION, *matrix.WORKERS),
-    *(*matrix.INTERPLAY, *matrix.FAULTS, *matrix.REFUSALS),
+    *(*matrix.INTERPLAY, *matrix.TASK_ROWS, *matrix.FAULTS, *matrix.REFUSALS),
 ]
 
 
