@@ -19,7 +19,6 @@ from fairseq import utils
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from deltasam_fairseq.core.randomness import RandomState
 from deltasam_fairseq.fairseq_plugin.model_weights import ModelWeights
 from deltasam_fairseq.fairseq_plugin.parallel import is_out_of_memory
 from deltasam_fairseq.fairseq_plugin.samples import Sample, containers_copied
@@ -71,7 +70,7 @@ class AddingUp:
         """
         if self._readers_do:
             return
-        with self._generators_kept(), torch.no_grad(), evaluating(model, criterion):
+        with self._state_kept(), torch.no_grad(), evaluating(model, criterion):
             loss, size, _ = criterion(model, containers_copied(sample))
             read = reader(criterion, model, containers_copied(sample))
         name = getattr(reader, "__name__", type(reader).__name__)
@@ -123,7 +122,7 @@ class AddingUp:
             loss, size, _ = step(batch, model=model, criterion=EvaluatedCriterion(criterion))
             return _number(loss), _number(size)
 
-        with self._generators_kept():
+        with self._state_kept():
             whole = score(sample)
             try:
                 parts = [score(piece) for piece in pieces]
@@ -138,8 +137,8 @@ class AddingUp:
         self._pieces_do = self._compare(whole, parts, what, remedy, share=_PADDING)
 
     @contextmanager
-    def _generators_kept(self) -> Generator[None, None, None]:
-        start = RandomState.capture(self._weights.space)
+    def _state_kept(self) -> Generator[None, None, None]:
+        start = self._weights.state()
         try:
             yield
         finally:
