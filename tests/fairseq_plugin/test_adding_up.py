@@ -13,6 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from fairseq.criterions.cross_entropy import CrossEntropyCriterion
 from fairseq.trainer import Trainer
 
+from deltasam_fairseq.core.pass_state import PassState
 from deltasam_fairseq.core.randomness import RandomState
 from deltasam_fairseq.fairseq_plugin import adding_up
 from deltasam_fairseq.fairseq_plugin.adding_up import AddingUp
@@ -173,10 +174,9 @@ def numbers(*scores: tuple[float, float]) -> Any:
 
 @pytest.fixture
 def check() -> AddingUp:
-    class Space(list[Any]):
-        pass
-
-    weights = SimpleNamespace(space=Space(), computes_in_full=lambda: True, is_scaled=False)
+    weights = SimpleNamespace(
+        state=lambda: PassState.capture([]), computes_in_full=lambda: True, is_scaled=False
+    )
     return AddingUp(weights)  # type: ignore[arg-type]
 
 
