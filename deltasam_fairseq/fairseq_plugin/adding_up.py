@@ -59,6 +59,9 @@ class AddingUp:
     def check_reader(self, reader: Reader, criterion: Any, model: Any, sample: Sample) -> None:
         """Compare a reader's losses with the criterion's own loss of a batch.
 
+        To be called after the batch's own pass: modules that keep what they see first, as
+        fairseq's scalar quantization noise does, see it in training.
+
         Args:
             reader: The criterion's reader.
             criterion: The criterion, unwrapped.
@@ -142,7 +145,10 @@ class AddingUp:
         try:
             yield
         finally:
-            start.replay()
+            start.random.replay()
+            # The batch's own graph may wait for its backward pass, and holds on to buffers.
+            if start.buffers.changed():
+                start.buffers.replay()
 
     @staticmethod
     def _compare(

@@ -70,9 +70,7 @@ class BatchedInstances(MicroScope):
         within = partial(torch.autocast, "cuda") if autocasts else nullcontext
         model.train()
         model.set_num_updates(kwargs["update_num"])
-        with within():
-            self.run.adding_up.check_reader(reader, criterion, plain, sample)
-        return batched_per_instance(
+        result = batched_per_instance(
             self.run.engine,
             model,
             criterion,
@@ -84,6 +82,9 @@ class BatchedInstances(MicroScope):
             backward=optimizer.backward,
             within=within,
         )
+        with within():
+            self.run.adding_up.check_reader(reader, criterion, plain, sample)
+        return result
 
 
 def reader_if_batched(step: Any, criterion: Any) -> Reader:

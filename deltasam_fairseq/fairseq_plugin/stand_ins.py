@@ -109,11 +109,11 @@ class WeighingCriterion:
         Returns:
             The weighted loss, the sample size and the logging output at w.
         """
-        self._adding_up.check_reader(self._read, self._criterion, model, sample)
         start = self._weights.state()
         weigh = self._prepare(model, sample, start)
         start.replay()
         read = self._read(self._criterion, model, sample)
+        self._adding_up.check_reader(self._read, self._criterion, model, sample)
         weights, floored = weigh(read.losses.detach())
         if self._sole and not usable(weights):
             weights, floored = torch.ones_like(weights), torch.zeros_like(floored)
