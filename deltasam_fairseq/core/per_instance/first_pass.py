@@ -128,7 +128,9 @@ def attributed(
     if asked:
         weights = factors(count, losses.detach())
         again = _gradients((losses * weights).sum() * loss_scale, [records[n] for n in asked])
-        norms = torch.stack([losses.new_zeros(())] + [g.norm() for g in again if g is not None])
+        # Of all layers: those that are asked about may have gradients of rounding alone.
+        sizes = [g.norm() for g in (*again, *deltas) if g is not None]
+        norms = torch.stack([losses.new_zeros(()), *sizes])
         largest = float(norms[torch.isfinite(norms)].max())
         for number, gradient in zip(asked, again, strict=True):
             delta = deltas[number]
