@@ -71,8 +71,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     step.add_argument("--threads", type=int, default=0, metavar="N", help="0: all cores (0)")
     step.add_argument("--size", default="default", help="default, or tiny to see that it works")
+    step.add_argument(
+        "--update-freq",
+        type=int,
+        default=1,
+        metavar="N",
+        help="micro-batches of an update, each of this shape (%(default)s)",
+    )
+    step.add_argument(
+        "--seconds",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of a model: no round begins after as many, but for the first (0: no limit)",
+    )
+    step.add_argument(
+        "--profile", action="store_true", help="also how long the device waits for Python"
+    )
     step.add_argument("--seed", type=int, default=1, metavar="N", help="(%(default)s)")
-    step.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
+    step.add_argument("--device", default="", help="cpu or cuda (cuda if there is a GPU)")
+    step.add_argument(
+        "--precision", default="fp32", help="fp32, fp16, or on a GPU bf16 (%(default)s)"
+    )
     step.add_argument(
         "--clock",
         default="elapsed",
@@ -159,8 +179,12 @@ def plan_of(args: argparse.Namespace) -> Plan:
         size=args.size,
         sentences=args.sentences,
         tokens=args.tokens,
+        update_freq=args.update_freq,
+        seconds=args.seconds,
+        profile=args.profile,
         seed=args.seed,
         device=args.device,
+        precision=args.precision,
         clock=args.clock,
     )
 
