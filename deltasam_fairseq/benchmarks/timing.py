@@ -70,4 +70,4 @@ def finish(device: torch.device) -> None:
 def _events(device: torch.device) -> list[torch.cuda.Event]:
     if device.type != "cuda":
         return []
-    return [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+    return [torch.cuda.Event(enable_timing=True) for _ in range(2)]  # type: ignore[no-untyped-call]

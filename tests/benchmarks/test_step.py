@@ -148,6 +148,9 @@ def test_half_precision_several_micro_batches_and_the_time_that_nobody_works(dev
     assert found.working["sam"] > 1.2 * found.working["none"]
 
 
+ONE = Plan(models=("minilm",), methods=("none",), size="tiny", threads=1, warm_up=1, device="cpu")
+
+
 def test_an_update_that_overflows_is_counted_as_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     from deltasam_fairseq.benchmarks import trainers
     from deltasam_fairseq.benchmarks.step import measure
@@ -156,10 +159,7 @@ def test_an_update_that_overflows_is_counted_as_skipped(monkeypatch: pytest.Monk
     toys.precision_without_gpu(monkeypatch)
     huge = "--fp16 --fp16-init-scale 1000000000 --fp16-scale-window 1000000"
     monkeypatch.setitem(trainers.PRECISION_FLAGS, "fp16", huge)
-    plan = Plan(
-        **{"models": ("minilm",), "methods": ("none",), "size": "tiny", "threads": 1},
-        **{"repeats": 2, "warm_up": 1, "device": "cpu", "precision": "fp16"},
-    )
+    plan = replace(ONE, repeats=2, precision="fp16")
     assert measure("minilm", plan, lambda _: None).skipped == {"none": 2}
 
 
@@ -169,10 +169,7 @@ def test_no_round_begins_after_the_time_is_up(monkeypatch: pytest.MonkeyPatch) -
     clock = iter(range(0, 1000, 10))
     monkeypatch.setattr("time.monotonic", lambda: float(next(clock)))
     said: list[str] = []
-    plan = Plan(
-        **{"models": ("minilm",), "methods": ("none",), "size": "tiny", "threads": 1},
-        **{"repeats": 5, "warm_up": 1, "seconds": 15, "device": "cpu"},
-    )
+    plan = replace(ONE, repeats=5, seconds=15)
     # The clock is read once before, then before each round but the first.
     assert len(measure("minilm", plan, said.append).updates["none"]) == 2
     assert said[-1] == "minilm: --seconds 15 are over"
