@@ -70,7 +70,7 @@ def tests(steps: list[Step]) -> Iterator[str]:
     """Count tests, and name those that failed."""
     for step in steps:
         yield "\n## Tests of the device\n"
-        if "failed" in step:
+        if "finished" not in step:
             yield step["failed"]
             continue
         names = ("PASSED", "FAILED", "ERROR", "SKIPPED", "XFAIL")
@@ -78,6 +78,8 @@ def tests(steps: list[Step]) -> Iterator[str]:
         end = "finished" if step["finished"] else "cut off"
         yield f"{counts or 'none'}; {end} after {step['seconds']:g} s."
         yield from (f"- FAILED {test}" for test in step["wrong"])
+        if step["end"]:
+            yield f"\n```text\n{step['end']}\n```"
 
 
 def timings(steps: list[Step]) -> Iterator[str]:

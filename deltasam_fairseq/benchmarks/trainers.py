@@ -39,15 +39,18 @@ def flags_of(
     Returns:
         Flags of ``fairseq-train``.
     """
-    # Without a GPU fairseq keeps no flat copies.
-    on_cpu = ["--cpu", *(["--fp16-no-flatten-grads"] if precision == "fp16" else [])]
+    # Without a GPU fairseq keeps no flat copies; with several it expects as many processes.
+    where = {
+        "cpu": ["--cpu", *(["--fp16-no-flatten-grads"] if precision == "fp16" else [])],
+        "cuda": ["--distributed-world-size", "1"],
+    }
     return [
         *workload.flags,
         *("--optimizer", "delta_sam", "--sam-method", *method.split()),
         *("--seed", str(seed)),
         *("--batch-size", str(workload.shape.sentences)),
         *PRECISION_FLAGS[precision].split(),
-        *(on_cpu if device.type == "cpu" else []),
+        *where[device.type],
     ]
 
 

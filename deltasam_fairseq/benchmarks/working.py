@@ -10,6 +10,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from deltasam_fairseq.benchmarks.timing import finish
 
+_FAIRSEQS = {"forward", "backward", "reduce-grads", "multiply-grads", "clip-grads", "optimizer"}
+
 
 def working_seconds(work: Callable[[], object], device: torch.device) -> float:
     """Run a piece of work and add up the time in which its device does something.
@@ -56,12 +58,21 @@ def covered(spans: Iterable[tuple[int, int]]) -> int:
     return total
 
 
+def _is_annotation(event: Any, device: str) -> bool:
+    """Tell a stretch that has a name, such as an optimizer's whole step, from work."""
+    if device == "CPU":
+        return not event.name().startswith("aten::")
+    # fairseq names its passes. Old versions of PyTorch do not tell such names apart.
+    return (
+        (hasattr(event, "is_user_annotation") and bool(event.is_user_annotation()))
+        or event.name().startswith("Optimizer.")
+        or event.name() in _FAIRSEQS
+    )
+
+
 def _spans(profiler: Any, device: str) -> Iterator[tuple[int, int]]:
     for event in profiler.kineto_results.events():
-        if event.device_type().name != device:
-            continue
-        # On the CPU there are annotations as well, such as that of an optimizer's whole step.
-        if device == "CPU" and not event.name().startswith("aten::"):
+        if event.device_type().name != device or _is_annotation(event, device):
             continue
         if hasattr(event, "start_ns"):
             begin, length = event.start_ns(), event.duration_ns()

@@ -82,8 +82,8 @@ def flags(toy: Sequence[str], *, save: bool = False) -> list[str]:
 
 
 def without_cpu() -> list[str]:
-    """Return the common flags for a run on a GPU."""
-    return [flag for flag in COMMON if flag != "--cpu"]
+    """Return the common flags for a run of one process on a GPU."""
+    return [flag for flag in COMMON if flag != "--cpu"] + ["--distributed-world-size", "1"]
 
 
 def on_device(sample: Any, device: torch.device) -> Any:

@@ -102,13 +102,21 @@ def test_what_takes_too_long_is_ended_with_all_that_it_started(
 
 
 def test_an_error_of_one_part_is_kept_and_the_next_one_runs(session: Any) -> None:
+    def broken() -> None:
+        raise OSError("no space")
+
     session.keep("begun", minutes=1, rehearsal=True)
     with session.step("tests"):
-        raise OSError("no space")
+        broken()
     session.keep("ended")
     steps = [json.loads(x) for x in (session.out / "results.jsonl").read_text().splitlines()]
     assert [step["step"] for step in steps] == ["begun", "tests", "ended"]
     assert "OSError: no space" in (session.out / "summary.md").read_text()
+
+
+def test_whoever_stops_it_stops_all_of_it(session: Any) -> None:
+    with pytest.raises(gpu.Ended), session.step("tests"):
+        gpu._stop()
 
 
 def test_a_cut_line_costs_nothing_but_itself(tmp_path: Path) -> None:
