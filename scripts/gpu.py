@@ -18,6 +18,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -517,6 +518,7 @@ def main() -> int:
     finally:
         for process in list(session.running):
             session.kill(process)
+        shutil.rmtree(session.work, ignore_errors=True)
     session.keep("ended")
     return 1 if rehearse and session.failures else 0
 
