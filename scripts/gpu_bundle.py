@@ -2,7 +2,7 @@
 
     python scripts/gpu_bundle.py OUT        with DELTASAM_DATA, as scripts/gpu_bundle.sh says
 
-OUT gets ``gpu.sh``, ``gpu.py``, ``gpu_report.py``, ``wheels/`` and ``tree.tar.xz``. What is taken
+OUT gets ``gpu.sh`` and its Python files, ``wheels/`` and ``tree.tar.xz``. What is taken
 for granted there: Python 3.12 on x86-64 Linux with pip, torch with CUDA, and numpy.
 """
 
@@ -71,7 +71,7 @@ def main() -> int:
             prepare(f"glue/{task}", "--glue", glue, "--model", "minilm_l6", "--encoder", encoder,
                     "--out", work / "tree" / "data" / "glue" / task / "minilm_l6")  # fmt: skip
         pack(out / "tree.tar.xz", work / "tree")
-    for name in ("gpu.sh", "gpu.py", "gpu_report.py"):
+    for name in ("gpu.sh", "gpu.py", "gpu_session.py", "gpu_report.py"):
         shutil.copy2(ROOT / "scripts" / name, out / name)
     return 0 if sizes(out) <= options.limit else too_large(options.limit)
 

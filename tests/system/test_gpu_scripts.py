@@ -34,15 +34,17 @@ def load(name: str) -> ModuleType:
     return module
 
 
+sys.path.append(str(SCRIPTS))  # as Python does for a script in it
 gpu, report, bundle = (load(name) for name in ("gpu", "gpu_report", "gpu_bundle"))
+gpu_session = sys.modules["gpu_session"]
 
 
 @pytest.fixture
 def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    monkeypatch.setattr(gpu.signal, "signal", lambda *_: None)
-    monkeypatch.setattr(gpu.tempfile, "mkdtemp", lambda **_: str(tmp_path / "work"))
+    monkeypatch.setattr(gpu_session.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(gpu_session.tempfile, "mkdtemp", lambda **_: str(tmp_path / "work"))
     (tmp_path / "work").mkdir()
-    made = gpu.Session(tmp_path / "out", 1.0, sys.executable)
+    made = gpu_session.Session(tmp_path / "out", 1.0, sys.executable)
     yield made
     made.log.close()
 
@@ -115,8 +117,8 @@ def test_an_error_of_one_part_is_kept_and_the_next_one_runs(session: Any) -> Non
 
 
 def test_whoever_stops_it_stops_all_of_it(session: Any) -> None:
-    with pytest.raises(gpu.Ended), session.step("tests"):
-        gpu._stop()
+    with pytest.raises(gpu_session.Ended), session.step("tests"):
+        gpu_session.stop()
 
 
 def test_a_cut_line_costs_nothing_but_itself(tmp_path: Path) -> None:
