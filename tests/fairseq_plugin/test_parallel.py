@@ -17,6 +17,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import DDPCommHookType, registe
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from deltasam_fairseq.core.workers import add_up
 from deltasam_fairseq.fairseq_plugin import parallel
 from tests.support import fairseq_toys as toys
 from tests.support.matrix import WORKER_BOUNDS
@@ -242,7 +243,7 @@ def train_on_device(rank: int, count: int, port: int, data: Path, kind: str) -> 
         for run in ON_DEVICE
     }
     tensors = [torch.full((3,), 1.0 + rank, device=kind)]
-    numbers = parallel.add_up(tensors, [2.5], torch.distributed.group.WORLD)
+    numbers = add_up(tensors, [2.5], torch.distributed.group.WORLD)
     return {**found, "sums": (tensors[0].tolist(), numbers)}
 
 
