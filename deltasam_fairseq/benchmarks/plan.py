@@ -18,7 +18,7 @@ from deltasam_fairseq.registry import nearest
 MODELS = tuple(WORKLOADS)
 # What ``--model both`` means: they take minutes together, on any machine.
 BOTH = ("translation", "classification")
-SIZES = ("default", "tiny")
+SIZES = ("default", "tiny", "narrow")
 DEVICES = ("cpu", "cuda")
 
 
@@ -36,7 +36,8 @@ class Plan:
         warm_up: Updates of each method before the first round; the batched engine
             needs two to settle where the sentences are.
         threads: Threads of one operator; 0: as many as there are cores.
-        size: ``default``, or ``tiny`` to see that it works.
+        size: ``default``, ``tiny`` to see that it works, or ``narrow``: all layers, of
+            a width that makes a forward pass the work of Python.
         sentences: How many sentences the batches have; 0: as many as are the
             model's own.
         tokens: How many tokens each of them has, and each target; 0: the lengths
@@ -77,12 +78,12 @@ class Plan:
         if not self.device:
             on_gpu = torch.cuda.is_available() and self.clock != "processor"
             object.__setattr__(self, "device", "cuda" if on_gpu else "cpu")
-        _all_known("--model", self.models, MODELS)
-        _all_known("--methods", self.methods, METHODS)
-        _all_known("--size", (self.size,), SIZES)
-        _all_known("--device", (self.device,), DEVICES)
-        _all_known("--precision", (self.precision,), PRECISIONS)
-        _all_known("--clock", (self.clock,), CLOCKS)
+        all_known("--model", self.models, MODELS)
+        all_known("--methods", self.methods, METHODS)
+        all_known("--size", (self.size,), SIZES)
+        all_known("--device", (self.device,), DEVICES)
+        all_known("--precision", (self.precision,), PRECISIONS)
+        all_known("--clock", (self.clock,), CLOCKS)
         if "none" not in self.methods:
             raise UserError("--methods must include none: the others are compared with it")
         for flag, value, least in (
@@ -156,7 +157,17 @@ class Plan:
         )
 
 
-def _all_known(flag: str, given: tuple[str, ...], known: tuple[str, ...]) -> None:
+def all_known(flag: str, given: tuple[str, ...], known: tuple[str, ...]) -> None:
+    """Check names that were given with commas between.
+
+    Args:
+        flag: Where they were given.
+        given: The names.
+        known: Those that may be among them.
+
+    Raises:
+        UserError: If one is unknown, one occurs twice, or there is none.
+    """
     for name in given:
         if name not in known:
             raise UserError(f"{flag}: unknown name {name!r}{nearest(name, known)}")

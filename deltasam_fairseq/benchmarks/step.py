@@ -58,7 +58,7 @@ def measure(model: str, plan: Plan, say: Callable[[str], None]) -> Measurement:
     torch.set_num_threads(plan.threads)
     deadline = time.monotonic() + (plan.seconds or math.inf)
     workload, device = plan.workload(model), torch.device(plan.device)
-    with _quiet(), tempfile.TemporaryDirectory() as folder:
+    with quiet(), tempfile.TemporaryDirectory() as folder:
         write(Path(folder), workload, plan.seed)
         flags = {method: METHOD_FLAGS[method] for method in plan.methods}
 
@@ -72,26 +72,25 @@ def measure(model: str, plan: Plan, say: Callable[[str], None]) -> Measurement:
             flags=" ".join(line("METHOD")),
             parameters=parameter_count(trainers["none"]),
             parameter_bytes=parameter_bytes(trainers["none"]),
-            batch=_size_of(batches),
+            batch=size_of(batches),
             method_flags=flags,
             width=workload.width,
         )
         say(f"{model}: {found.parameters / 1e6:.1f} million parameters, warming up")
         for trainer in trainers.values():
             for _ in range(plan.warm_up):
-                _update(trainer, batches)
+                update(trainer, batches)
         say(f"{model}: counting memory")
         _count_memory(found, trainers, batches)
         _take_turns(found, trainers, batches, plan, deadline=deadline, say=say)
         if plan.profile:
             say(f"{model}: profiling")
             for method, trainer in trainers.items():
-                update = partial(_update, trainer, batches)
-                found.working[method] = working_seconds(update, device)
+                found.working[method] = working_seconds(partial(update, trainer, batches), device)
     return found
 
 
-def _size_of(batches: Sequence[Any]) -> dict[str, int]:
+def size_of(batches: Sequence[Any]) -> dict[str, int]:
     return {
         "sentences": sum(int(b["id"].numel()) for b in batches),
         "source_tokens": sum(int(b["net_input"]["src_lengths"].sum()) for b in batches),
@@ -104,7 +103,7 @@ def _size_of(batches: Sequence[Any]) -> dict[str, int]:
 def _count_memory(found: Measurement, trainers: dict[str, Trainer], batches: Sequence[Any]) -> None:
     for method, trainer in trainers.items():
         trainer.zero_grad()
-        found.peak[method] = peak_bytes(partial(_update, trainer, batches), trainer.device)
+        found.peak[method] = peak_bytes(partial(update, trainer, batches), trainer.device)
     base = trainers["none"]
     sample, _ = base._prepare_sample(batches[0])
     found.forward_bytes = peak_bytes(lambda: base.criterion(base.model, sample), base.device)
@@ -133,7 +132,7 @@ def _take_turns(
                 times = None
                 if plan.takes_part(method, number):
                     made = trainer.get_num_updates()
-                    times, fallback = timed(partial(_update, trainer, batches), trainer.device)
+                    times, fallback = timed(partial(update, trainer, batches), trainer.device)
                     found.fallbacks[method] += fallback
                     found.skipped[method] += trainer.get_num_updates() == made
                 found.updates[method].append(times)
@@ -142,7 +141,7 @@ def _take_turns(
             say(f"{found.model}: round {number + 1} of {plan.repeats}, {took:.1f} s")
 
 
-def _update(trainer: Trainer, batches: Sequence[Any]) -> float:
+def update(trainer: Trainer, batches: Sequence[Any]) -> float:
     """Run one update, and return whether it took a fallback."""
     with metrics.aggregate(new_root=True) as seen:
         trainer.train_step(list(batches))
@@ -196,7 +195,7 @@ def embedded(model: nn.Module) -> Iterator[list[torch.Tensor]]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep back fairseq's log and the warnings of what it uses."""
     level = logging.root.manager.disable
     logging.disable(logging.ERROR)

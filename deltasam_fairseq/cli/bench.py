@@ -5,6 +5,7 @@ deltasam bench step --json > FILE    the same as one JSON object
 deltasam bench step --check          fails if a limit is not kept
 deltasam bench length                per_instance over sam, by sequence length
 deltasam bench length --plot FILE    the same as a figure as well
+deltasam bench launches              operations, allocations and waits of an update, counted
 deltasam bench show RECORD …         records as the tables of docs/per_instance.md
 """
 
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltasam_fairseq.benchmarks.markdown import markdown_of
-from deltasam_fairseq.cli import bench_length
+from deltasam_fairseq.cli import bench_launches, bench_length
 
 if TYPE_CHECKING:
     from deltasam_fairseq.benchmarks.plan import Plan
@@ -70,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--warm-up", type=int, default=2, metavar="N", help="updates before (%(default)s)"
     )
     step.add_argument("--threads", type=int, default=0, metavar="N", help="0: all cores (0)")
-    step.add_argument("--size", default="default", help="default, or tiny to see that it works")
+    step.add_argument("--size", default="default", help="default; tiny, narrow: see docs/launches.md")
     step.add_argument(
         "--update-freq",
         type=int,
@@ -108,6 +109,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     bench_length.add_arguments(length)
     length.set_defaults(benchmark=bench_length.run)
+    launches = benchmarks.add_parser(
+        "launches",
+        help=bench_launches.HELP,
+        description="Operations, allocations and synchronizations of one update, counted.",
+        allow_abbrev=False,
+    )
+    bench_launches.add_arguments(launches)
+    launches.set_defaults(benchmark=bench_launches.run)
     show = benchmarks.add_parser(
         "show",
         help="records as a Markdown table",

@@ -1,0 +1,152 @@
+"""What a GPU would be asked to do, counted on any machine.
+
+A torch dispatch mode sees every operation below autograd, those of backward passes
+included. What never gets there while the tensors are on the CPU (``tolist``, ``numpy``,
+``cpu``), although it would copy from a GPU, is seen by a torch function mode above it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+_PACKAGE = str(Path(__file__).parents[1])
+# Their result's value or size is needed by the program.
+_WAITS = {
+    "aten::_local_scalar_dense",
+    "aten::_unique",
+    "aten::_unique2",
+    "aten::bincount",
+    "aten::equal",
+    "aten::masked_select",
+    "aten::nonzero",
+    "aten::unique_consecutive",
+    "aten::unique_dim",
+}
+_COPIES_TO_HOST = {Tensor.tolist, Tensor.numpy, Tensor.cpu, Tensor.__array__}
+
+
+@dataclass
+class Counts:
+    """What a piece of work asked for.
+
+    Args:
+        operations: Operations that were dispatched; one on a list of tensors is one.
+        launches: Those of them that compute or copy something: all but views.
+        allocations: Tensors with memory of their own that they made.
+        synchronizations: How often the program waited for a value.
+        places: Where in the package it waited, or where else; how often each.
+    """
+
+    operations: int = 0
+    launches: int = 0
+    allocations: int = 0
+    synchronizations: int = 0
+    places: Counter[str] = field(default_factory=Counter)
+
+
+def counted(work: Callable[[], object]) -> Counts:
+    """Run a piece of work and count.
+
+    Args:
+        work: What to run, once.
+
+    Returns:
+        The counts.
+
+    Example:
+        A product, a sum over it, and the program reads the result:
+
+        >>> found = counted(lambda: (torch.ones(2) * 2).sum().item())
+        >>> found.operations, found.allocations, found.synchronizations
+        (4, 3, 1)
+    """
+    found = Counts()
+    with _Copies(found), _Operations(found):
+        work()
+    return found
+
+
+class _Operations(TorchDispatchMode):
+    def __init__(self, found: Counts) -> None:
+        super().__init__()
+        self._found = found
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        found = self._found
+        found.operations += 1
+        found.launches += not func.is_view
+        if _waits(func, args, kwargs):
+            _note(found)
+        if not func.is_view:
+            before = {_memory(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+            made = {_memory(t) for t in tree_leaves(result) if isinstance(t, Tensor)}
+            found.allocations += len(made - before)
+        return result
+
+
+class _Copies(TorchFunctionMode):
+    def __init__(self, found: Counts) -> None:
+        super().__init__()
+        self._found = found
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        before = self._found.synchronizations
+        result = func(*args, **(kwargs or {}))
+        if func in _COPIES_TO_HOST and self._found.synchronizations == before:
+            _note(self._found)
+        return result
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _waits(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    name = func._schema.name
+    if name in _WAITS:
+        return True
+    if name == "aten::repeat_interleave":
+        return isinstance(args[0], Tensor) and kwargs.get("output_size") is None
+    if name in {"aten::_to_copy", "aten::copy_"}:
+        source, target = args[-1], kwargs.get("device", args[0])
+        return source.is_cuda and torch.device(getattr(target, "device", target)).type == "cpu"
+    if not name.startswith(("aten::index", "aten::_index_put", "aten::_unsafe_index")):
+        return False
+    picks = args[1] if len(args) > 1 and isinstance(args[1], (list, tuple)) else ()
+    if not any(p is not None and p.dtype in {torch.bool, torch.uint8} for p in picks):
+        return False
+    # One number for all entries of a mask is filled in without counting them.
+    return "put" not in name or args[2].numel() != 1 or bool(len(args) > 3 and args[3])
+
+
+def _note(found: Counts) -> None:
+    found.synchronizations += 1
+    frame = sys._getframe(2)
+    first = None
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if name != __file__ and not name.startswith(str(Path(torch.__file__).parent)):
+            first = first or frame
+            if name.startswith(_PACKAGE):
+                break
+        frame = frame.f_back
+    chosen = frame or first
+    place = "?" if chosen is None else f"{Path(chosen.f_code.co_filename).name}:{chosen.f_code.co_name}"
+    found.places[place] += 1
