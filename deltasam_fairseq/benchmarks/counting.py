@@ -33,6 +33,21 @@ _WAITS = {
     "aten::unique_consecutive",
     "aten::unique_dim",
 }
+# Neither views nor work: they make memory, or answer without looking at any.
+_IDLE = {
+    "aten::alias",
+    "aten::detach",
+    "aten::empty",
+    "aten::empty_like",
+    "aten::empty_strided",
+    "aten::lift_fresh",
+    "aten::new_empty",
+    "aten::new_empty_strided",
+    "aten::promote_types",
+    "aten::result_type",
+    "profiler::_record_function_enter_new",
+    "profiler::_record_function_exit",
+}
 _COPIES_TO_HOST = {Tensor.tolist, Tensor.numpy, Tensor.cpu, Tensor.__array__}
 
 
@@ -89,7 +104,7 @@ class _Operations(TorchDispatchMode):
         result = func(*args, **kwargs)
         found = self._found
         found.operations += 1
-        found.launches += not func.is_view
+        found.launches += _computes(func)
         if _waits(func, args, kwargs):
             _note(found)
         if not func.is_view:
@@ -112,6 +127,11 @@ class _Copies(TorchFunctionMode):
         if func in _COPIES_TO_HOST and self._found.synchronizations == before:
             _note(self._found)
         return result
+
+
+def _computes(func: Any) -> bool:
+    """Tell whether an operation has work for a GPU: not a view, no memory without values."""
+    return not func.is_view and func._schema.name not in _IDLE
 
 
 def _memory(tensor: Tensor) -> int:

@@ -27,6 +27,18 @@ def is_half(tensor: Tensor) -> bool:
     return tensor.dtype in (torch.float16, torch.bfloat16)
 
 
+def wide(tensor: Tensor) -> Tensor:
+    """Return a floating-point tensor in float32, or wider if it is.
+
+    Args:
+        tensor: Any floating-point tensor.
+
+    Returns:
+        Itself unless it is of half precision.
+    """
+    return tensor.float() if is_half(tensor) else tensor
+
+
 class NoAutocast(TorchFunctionMode):
     """Run a block without autocast, whatever switches it on inside.
 

@@ -114,7 +114,7 @@ def _sums(result: BatchedResult) -> AscentSums:
     """Turn a micro-batch's result into what is logged."""
     norms = result.norms.nan_to_num(0.0, 0.0, 0.0)
     count = float(norms.numel())
-    total, largest = norms.sum().item(), norms.max().item()
+    total, largest = torch.stack([norms.sum(), norms.max()]).tolist()
     size = float(result.sample_size) / count
     return AscentSums(
         perturbations=count,

@@ -12,13 +12,12 @@ from torch import Tensor
 
 from deltasam_fairseq.core.estimators import ESTIMATORS, Weights, uniform
 from deltasam_fairseq.core.pass_state import PassState
-from deltasam_fairseq.core.weights import usable
 from deltasam_fairseq.fairseq_plugin.adding_up import AddingUp
 from deltasam_fairseq.fairseq_plugin.config import Sharpness
 from deltasam_fairseq.fairseq_plugin.covered import RunCovered
 from deltasam_fairseq.fairseq_plugin.model_weights import ModelWeights, in_float
 from deltasam_fairseq.fairseq_plugin.sentence_losses import Sample, reader_for
-from deltasam_fairseq.fairseq_plugin.tally import Tally
+from deltasam_fairseq.fairseq_plugin.tally import Seen, Tally
 
 
 class OverflowingCriterion:
@@ -115,11 +114,12 @@ class WeighingCriterion:
         read = self._read(self._criterion, model, sample)
         self._adding_up.check_reader(self._read, self._criterion, model, sample)
         weights, floored = weigh(read.losses.detach())
-        if self._sole and not usable(weights):
-            weights, floored = torch.ones_like(weights), torch.zeros_like(floored)
+        seen = Seen.of(weights, floored)
+        if self._sole and not seen.usable:
+            weights, seen = torch.ones_like(weights), Seen.uniform(seen.sentences)
             self.fallbacks += 1
-        self._tally.count(weights, floored)
-        self._tally.raise_unit(weights, self._weights.space)
+        self._tally.add(seen)
+        self._tally.raise_to(seen.mean, self._weights.space)
         relative = (weights / self._tally.scale).to(read.losses.dtype)
         return (read.losses * relative).sum(), read.sample_size, read.logging_output
 

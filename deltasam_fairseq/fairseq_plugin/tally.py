@@ -5,11 +5,57 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from deltasam_fairseq.fairseq_plugin.meters import AscentSums
+
+
+class Seen(NamedTuple):
+    """What the program reads of one batch's weights.
+
+    Args:
+        sentences: How many they are.
+        weights: Their sum.
+        squares: The sum of their squares.
+        floored: How many had their denominator floored.
+    """
+
+    sentences: float
+    weights: float
+    squares: float
+    floored: float
+
+    @classmethod
+    def of(cls, weights: Tensor, floored: Tensor) -> Seen:
+        """Read weights, all at once: each read of a GPU waits for it.
+
+        Args:
+            weights: Shape ``(N,)``.
+            floored: Scalar.
+
+        Returns:
+            The sums.
+        """
+        found = [weights.sum(), weights.square().sum(), floored.to(weights)]
+        return cls(weights.numel(), *torch.stack(found).tolist())
+
+    @classmethod
+    def uniform(cls, sentences: float) -> Seen:
+        """Return what weights of one are."""
+        return cls(sentences, sentences, sentences, 0.0)
+
+    @property
+    def mean(self) -> float:
+        """The mean weight; not a number if there is none."""
+        return self.weights / self.sentences if self.sentences else math.nan
+
+    @property
+    def usable(self) -> bool:
+        """Whether weights that are not negative are all finite and not all zero."""
+        return math.isfinite(self.weights) and self.weights > 0
 
 
 @dataclass
@@ -45,18 +91,18 @@ class Tally:
 
     def count(self, weights: Tensor, floored: Tensor) -> None:
         """Count one batch's weights in."""
-        found = [weights.sum(), weights.square().sum(), floored.to(weights)]
-        total, squares, low = torch.stack(found).tolist()
-        self.sentences += weights.numel()
-        self.weights += total
-        self.squares += squares
-        self.floored += low
+        self.add(Seen.of(weights, floored))
+
+    def add(self, seen: Seen) -> None:
+        """Count one batch's weights in that were read already."""
+        self.sentences += seen.sentences
+        self.weights += seen.weights
+        self.squares += seen.squares
+        self.floored += seen.floored
 
     def count_uniform(self, sentences: float) -> None:
         """Count sentences in whose weights are all one."""
-        self.sentences += sentences
-        self.weights += sentences
-        self.squares += sentences
+        self.add(Seen.uniform(sentences))
 
     @property
     def scale(self) -> float:
@@ -71,7 +117,15 @@ class Tally:
             params: The parameters; the gradients that they have so far are
                 brought to the new unit.
         """
-        mean = weights.mean().item()
+        self.raise_to(weights.mean().item(), params)
+
+    def raise_to(self, mean: float, params: Sequence[Tensor]) -> None:
+        """Do the same for weights whose mean was read already.
+
+        Args:
+            mean: Their mean.
+            params: The parameters.
+        """
         if not math.isfinite(mean) or mean <= (self.unit or 0.0):
             return
         gradients = [p.grad for p in params if p.grad is not None]

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deltasam_fairseq.core.precision import wide
+
 
 @dataclass(frozen=True)
 class Outer:
@@ -67,18 +69,6 @@ class Dense:
 
 
 Form = Outer | Rows | Dense
-
-
-def wide(tensor: Tensor) -> Tensor:
-    """Return a floating-point tensor in float32, or wider if it is.
-
-    Args:
-        tensor: Any floating-point tensor.
-
-    Returns:
-        Itself unless it is of half precision.
-    """
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def inner(one: Form, other: Form) -> Tensor:

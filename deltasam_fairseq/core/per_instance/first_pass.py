@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 from deltasam_fairseq.core.per_instance.errors import AmbiguousBatch, Unsupported
-from deltasam_fairseq.core.per_instance.factors import wide
+from deltasam_fairseq.core.precision import wide
 from deltasam_fairseq.core.per_instance.layout import Layout, Strided
 from deltasam_fairseq.core.per_instance.picks import Tables, picks_rows
 from deltasam_fairseq.core.per_instance.probe import COARSE, FINE, Probe, factors

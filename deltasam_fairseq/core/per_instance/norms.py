@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from deltasam_fairseq.core.per_instance.factors import Dense, Form, Outer, Rows, inner, wide
+from deltasam_fairseq.core.per_instance.factors import Dense, Form, Outer, Rows, inner
+from deltasam_fairseq.core.precision import wide
 from deltasam_fairseq.core.per_instance.perturbation import add_formed
 from deltasam_fairseq.core.per_instance.strategy import Plan
 

@@ -19,8 +19,8 @@ from deltasam_fairseq.core.per_instance.factors import (
     Rows,
     picked,
     same,
-    wide,
 )
+from deltasam_fairseq.core.precision import wide
 from deltasam_fairseq.core.per_instance.strategy import Plan
 from deltasam_fairseq.core.precision import full_precision
 

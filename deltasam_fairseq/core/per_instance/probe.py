@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deltasam_fairseq.core.per_instance.factors import wide
+from deltasam_fairseq.core.precision import wide
 from deltasam_fairseq.core.per_instance.layout import Layout, Packed, Strided
 
 # Relative difference that rounding may make, and the share of the largest

@@ -9,7 +9,8 @@ from typing import Any
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from deltasam_fairseq.core.per_instance.factors import Dense, Form, wide
+from deltasam_fairseq.core.per_instance.factors import Dense, Form
+from deltasam_fairseq.core.precision import wide
 from deltasam_fairseq.core.per_instance.layout import Layout, as_list
 from deltasam_fairseq.core.per_instance.perturbation import Perturbation
 from deltasam_fairseq.core.per_instance.rules.base import Call, LayerRule, layer_rule
