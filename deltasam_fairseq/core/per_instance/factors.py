@@ -68,6 +68,28 @@ class Dense:
         return Dense(_zeroed(self.value, dropped))
 
 
+@dataclass(frozen=True)
+class Summed:
+    """Gradients of a linear layer's bias, ``sum_t left_it``, before they are summed.
+
+    A bias is a column of the weight whose input is always one, so that with equal factors
+    it needs no work of its own.
+
+    Args:
+        weight: The gradients of the weight in the same call.
+    """
+
+    weight: Outer
+
+    def without(self, dropped: Tensor) -> Dense:
+        """Return the gradients with some sentences' set to zero; ``dropped`` is ``(N,)``."""
+        return self.formed().without(dropped)
+
+    def formed(self) -> Dense:
+        """Sum up."""
+        return Dense(wide(self.weight.left).sum(1))
+
+
 Form = Outer | Rows | Dense
 
 

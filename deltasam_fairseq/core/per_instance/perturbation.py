@@ -8,6 +8,7 @@ eps is held constant, and a product with it has its transpose as derivative.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from deltasam_fairseq.core.per_instance.factors import (
     Form,
     Outer,
     Rows,
+    Summed,
     picked,
     same,
 )
@@ -33,13 +35,37 @@ class Perturbation:
         forms: The sentences' gradients, at least one, one per use.
         scale: ``c_i``, shape ``(N,)``, float32 or wider.
         plan: How much memory products may take.
+        formed: The perturbations themselves, where they were formed with others'.
     """
 
-    def __init__(self, shape: torch.Size, forms: Sequence[Form], scale: Tensor, plan: Plan) -> None:
+    def __init__(
+        self,
+        shape: torch.Size,
+        forms: Sequence[Form | Summed],
+        scale: Tensor,
+        plan: Plan,
+        *,
+        formed: Tensor | None = None,
+    ) -> None:
         self.shape = shape
         self.forms = list(forms)
         self.scale = scale
         self.plan = plan
+        self._formed = formed
+        self._ones: Tensor | None = None
+
+    def goes_with(self, weight: Perturbation) -> bool:
+        """Tell whether this, a bias's, is a column of a weight's whose input is one."""
+        if len(self.forms) != 1 or len(weight.forms) != 1 or self.scale is not weight.scale:
+            return False
+        own, other = self.forms[0], weight.forms[0]
+        return isinstance(own, Summed) and own.weight is other
+
+    def with_ones(self) -> Perturbation:
+        """Return a linear layer's perturbation of weight and bias, from the weight's."""
+        both = Perturbation(self.shape, self.forms, self.scale, self.plan)
+        both._ones = self.scale.new_ones(1, 1, 1)
+        return both
 
     @property
     def merges(self) -> bool:
@@ -55,7 +81,7 @@ class Perturbation:
             weight: ``w``, shape ``(a, b)``; where given, ``x_i (w + eps_i)ᵀ`` is added.
         """
         if weight is None:
-            self._in_blocks(x, onto, _add_product)
+            self._in_blocks(x, onto, partial(_add_product, ones=self._ones))
             return
         for sentences, heights in self._pieces():
             own = self._merged(weight, sentences, heights)
@@ -98,6 +124,8 @@ class Perturbation:
         Returns:
             Shape ``(N, ...)`` with the parameter's behind N, float32 or wider.
         """
+        if self._formed is not None:
+            return self._formed
         total = self.scale.new_zeros(len(self.scale), *self.shape)
         for form in self.forms:
             add_formed(form, total)
@@ -106,10 +134,12 @@ class Perturbation:
     def _in_blocks(
         self, x: Tensor, onto: Tensor, add: Callable[[Form, Tensor, Tensor, Tensor], None]
     ) -> None:
-        scale = self.scale[:, None, None].to(x.dtype)
+        scale = self.scale.view(-1, 1, 1).to(x.dtype)
         for form in self.forms:
-            for rows in self._blocks(x, form):
-                add(form, x[:, rows], onto[:, rows], scale)
+            blocks = self._blocks(x, form)
+            for rows in blocks:
+                some, there = (x, onto) if len(blocks) == 1 else (x[:, rows], onto[:, rows])
+                add(form, some, there, scale)
 
     def _blocks(self, x: Tensor, form: Form) -> list[slice]:
         """Cut rows so that their products with a form's rows fit the memory."""
@@ -137,13 +167,15 @@ class Perturbation:
         return total
 
 
-def add_formed(form: Form, total: Tensor) -> None:
+def add_formed(form: Form | Summed, total: Tensor) -> None:
     """Add every sentence's gradient up, formed.
 
     Args:
         form: The gradients.
         total: What they are added to in place, shape ``(N, ...)``, float32 or wider.
     """
+    if isinstance(form, Summed):
+        form = form.formed()
     if isinstance(form, Dense):
         total += form.value
         return
@@ -155,11 +187,15 @@ def add_formed(form: Form, total: Tensor) -> None:
         matrix.baddbmm_(wide(form.left).transpose(1, 2), right)
 
 
-def _add_product(form: Form, x: Tensor, onto: Tensor, scale: Tensor) -> None:
+def _add_product(
+    form: Form, x: Tensor, onto: Tensor, scale: Tensor, *, ones: Tensor | None
+) -> None:
     if isinstance(form, Dense):
         onto.baddbmm_(x * scale, wide(form.value).transpose(1, 2))
         return
-    weights = torch.bmm(x, wide(form.right).transpose(1, 2)).mul_(scale)
+    right = wide(form.right).transpose(1, 2)
+    weights = torch.bmm(x, right) if ones is None else torch.baddbmm(ones, x, right)
+    weights.mul_(scale)
     if isinstance(form, Outer):
         onto.baddbmm_(weights, wide(form.left))
     else:

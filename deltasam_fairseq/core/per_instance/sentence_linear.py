@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from deltasam_fairseq.core.per_instance.layout import Layout, as_list
+from deltasam_fairseq.core.per_instance.layout import Layout
 from deltasam_fairseq.core.per_instance.perturbation import Perturbation
 from deltasam_fairseq.core.precision import full_precision
 
@@ -51,10 +51,11 @@ class SentenceLinear(torch.autograd.Function):
                 else:
                     back = delta @ weight
                 back = _by_sentence(moved.add_back_product, delta, back, merged, None, ctx.layout)
+            flat = delta.flatten(0, -2)
             if ctx.needs_input_grad[1]:
-                gradient = delta.flatten(0, -2).T @ x.flatten(0, -2)
+                gradient = flat.T @ x.flatten(0, -2)
             if ctx.has_bias and ctx.needs_input_grad[2]:
-                total = delta.flatten(0, -2).sum(0)
+                total = flat.sum(0)
         return back, gradient, total, None, None, None
 
 
@@ -87,9 +88,10 @@ def _by_sentence(  # noqa: PLR0917
     add: Any, x: Tensor, y: Tensor, merged: Tensor | None, shift: Tensor | None, layout: Layout
 ) -> Tensor:
     """Add a product to a result of the layer's own shape, in place where its memory allows."""
-    parts = layout.split(y)
-    rows = as_list(parts, 1)
-    add(as_list(layout.split(x), 1), rows, merged)
+    rows = layout.listed(y, 1)
+    add(layout.listed(x, 1), rows, merged)
     if shift is not None:
         rows += shift[:, None]
-    return y if rows.data_ptr() == y.data_ptr() else layout.join(rows.view(parts.shape))
+    if rows.data_ptr() == y.data_ptr():
+        return y
+    return layout.join(rows.view(layout.split(y).shape))

@@ -177,6 +177,8 @@ def owned(output: Tensor) -> Tensor:
     Returns:
         The same values in the same memory.
     """
+    if not output._is_view():
+        return output
     own: Tensor = torch.ops.aten._unsafe_view.default(output, output.shape)
     return own
 

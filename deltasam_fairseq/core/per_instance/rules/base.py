@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor
 from torch.overrides import resolve_name
 
-from deltasam_fairseq.core.per_instance.factors import Form
+from deltasam_fairseq.core.per_instance.factors import Form, Summed
 from deltasam_fairseq.core.per_instance.layout import Layout
 from deltasam_fairseq.core.per_instance.perturbation import Perturbation
 from deltasam_fairseq.registry import Registry
@@ -83,7 +83,7 @@ class LayerRule(ABC):
         """
 
     @abstractmethod
-    def gradients(self, call: Call, delta: Tensor, layout: Layout) -> dict[str, Form]:
+    def gradients(self, call: Call, delta: Tensor, layout: Layout) -> Mapping[str, Form | Summed]:
         """Return each parameter's gradients, sentence by sentence.
 
         Args:

@@ -9,9 +9,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from deltasam_fairseq.core.per_instance.errors import Unsupported
-from deltasam_fairseq.core.per_instance.factors import Dense, Form, Outer
+from deltasam_fairseq.core.per_instance.factors import Form, Outer, Summed
 from deltasam_fairseq.core.precision import wide
-from deltasam_fairseq.core.per_instance.layout import Layout, as_list
+from deltasam_fairseq.core.per_instance.layout import Layout
 from deltasam_fairseq.core.per_instance.perturbation import Perturbation
 from deltasam_fairseq.core.per_instance.rules.base import Call, LayerRule, layer_rule
 from deltasam_fairseq.core.per_instance.sentence_linear import sentence_linear
@@ -42,10 +42,9 @@ class Linear(LayerRule):
     def rows(self, call: Call, dims: int) -> int:  # noqa: D102
         return dims - 1
 
-    def gradients(self, call: Call, delta: Tensor, layout: Layout) -> dict[str, Form]:  # noqa: D102
-        left = as_list(layout.split(delta), 1)
-        right = as_list(layout.split(call.input.detach()), 1)
-        return {"weight": Outer(left, right), "bias": Dense(wide(left).sum(1))}
+    def gradients(self, call: Call, delta: Tensor, layout: Layout) -> dict[str, Form | Summed]:  # noqa: D102
+        weight = Outer(layout.listed(delta, 1), layout.listed(call.input, 1))
+        return {"weight": weight, "bias": Summed(weight)}
 
     def perturbed(  # noqa: D102
         self,
@@ -55,6 +54,8 @@ class Linear(LayerRule):
         layout: Layout,
     ) -> Tensor:
         weight, bias = moved.get("weight"), moved.get("bias")
+        if weight is not None and bias is not None and bias.goes_with(weight):
+            weight, bias = weight.with_ones(), None
         shift = None if bias is None else bias.dense()
         x = wide(call.input)
         if weight is not None and (weight.merges or _computes_wide(call)):
