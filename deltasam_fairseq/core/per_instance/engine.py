@@ -19,7 +19,7 @@ from deltasam_fairseq.core.per_instance.first_pass import Attributed, Recording,
 from deltasam_fairseq.core.per_instance.graph_check import refuse_unseen_uses
 from deltasam_fairseq.core.per_instance.layout import Layout
 from deltasam_fairseq.core.per_instance.norms import gathered, total_squares
-from deltasam_fairseq.core.per_instance.perturbation import Perturbation
+from deltasam_fairseq.core.per_instance.perturbation import Perturbation, Scale
 from deltasam_fairseq.core.per_instance.picks import Tables
 from deltasam_fairseq.core.per_instance.second_pass import Perturbing
 from deltasam_fairseq.core.per_instance.sites import Recorded, Sites
@@ -106,7 +106,7 @@ class Ascent:
     def _moved(self) -> dict[int, Perturbation]:
         scale = self._rho / (self.norms * self._loss_scale)
         scale = torch.where(self.usable, scale, 0.0)
-        scales: dict[Any, Tensor] = {}
+        scales: dict[Any, Scale] = {}
         vectors: dict[Any, list[tuple[Tensor, Dense]]] = {}
         moved = {}
         for param in self._space if self._rho else ():
@@ -117,7 +117,7 @@ class Ascent:
             kind = (param.device, torch.float32 if is_half(param) else param.dtype)
             place = (factor, kind)
             if place not in scales:
-                scales[place] = (scale * factor**2).to(*kind)
+                scales[place] = Scale((scale * factor**2).to(*kind))
             form = forms[0]
             if len(forms) == 1 and isinstance(form, Dense) and param.dim() == 1:
                 vectors.setdefault(place, []).append((param, form))
@@ -127,7 +127,8 @@ class Ascent:
         for place, alike in vectors.items():
             # All biases at once.
             own = scales[place]
-            whole = torch.cat([form.value for _, form in alike], 1).to(own.dtype) * own[:, None]
+            whole = torch.cat([form.value for _, form in alike], 1).to(own.values.dtype)
+            whole = whole.mul_(own.values[:, None])
             parts = whole.split([form.value.shape[1] for _, form in alike], 1)
             for (param, form), part in zip(alike, parts, strict=True):
                 moved[id(param)] = Perturbation(

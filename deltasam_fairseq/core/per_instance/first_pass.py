@@ -17,9 +17,10 @@ from torch.autograd.graph import get_gradient_edge
 
 from deltasam_fairseq.core.per_instance.errors import AmbiguousBatch, Unsupported
 from deltasam_fairseq.core.precision import wide
+from deltasam_fairseq.core.vectors import grouped, norms
 from deltasam_fairseq.core.per_instance.layout import Layout, Strided
 from deltasam_fairseq.core.per_instance.picks import Tables, picks_rows
-from deltasam_fairseq.core.per_instance.probe import COARSE, FINE, Probe, factors
+from deltasam_fairseq.core.per_instance.probe import COARSE, FINE, Probe, answer, factors
 from deltasam_fairseq.core.per_instance.rules.base import Call
 from deltasam_fairseq.core.per_instance.sites import Recorded, Site, Sites
 from deltasam_fairseq.core.per_instance.watch import Watch, owned
@@ -129,9 +130,7 @@ def attributed(
         weights = factors(count, losses.detach())
         again = _gradients((losses * weights).sum() * loss_scale, [records[n] for n in asked])
         # Of all layers: those that are asked about may have gradients of rounding alone.
-        sizes = [g.norm() for g in (*again, *deltas) if g is not None]
-        norms = torch.stack([losses.new_zeros(()), *sizes])
-        largest = float(norms[torch.isfinite(norms)].max())
+        largest = _largest([g for g in (*again, *deltas) if g is not None], losses)
         for number, gradient in zip(asked, again, strict=True):
             delta = deltas[number]
             if delta is not None and gradient is not None:
@@ -143,12 +142,18 @@ def attributed(
                     largest=largest,
                     coarse=coarse,
                 )
+    shared = [n for n, record in enumerate(records) if record.spread]
+    outside = [_used_outside_sums(deltas, number, records, coarse=coarse) for number in shared]
+    for number, is_outside in zip(shared, answer([*probed.values()], outside), strict=True):
+        if is_outside:
+            raise Unsupported(
+                f"{watch.describe(records[number])}'s output is shared by sentences and used "
+                "outside sums"
+            )
     found: list[Attributed] = []
     for number, record in enumerate(records):
         delta, layout = deltas[number], known[number]
         if record.spread:
-            parts = [deltas[n] for n in record.spread]
-            _check_spread(watch, record, delta, parts, coarse=coarse)
             found.append(Attributed(None, None))
         elif number in probed:
             probe = probed.pop(number)
@@ -187,7 +192,7 @@ def _chosen(
         why = f" (they are used in {product})" if product else ""
         raise Unsupported(f"{where}, have no single sentence whose loss depends on them{why}")
     layout = sites.choose(record, layouts, decisive=probe.decisive)
-    if layout is None and bool(probe.delta.any()):
+    if layout is None and not probe.empty:
         raise AmbiguousBatch(f"the batch does not tell which {where}, belong to which sentence")
     return layout
 
@@ -198,23 +203,26 @@ def _only_fitting(record: Recorded, count: int) -> Layout | None:
     return Strided(dims[0], count) if len(dims) == 1 else None
 
 
-def _check_spread(
-    watch: Recording,
-    record: Recorded,
-    whole: Tensor | None,
-    parts: Sequence[Tensor | None],
-    *,
-    coarse: bool,
-) -> None:
-    """Make sure that rows which are shared by sentences are used in those sums only."""
+def _largest(gradients: Sequence[Tensor], like: Tensor) -> Tensor:
+    """Return the largest norm that is finite, a float64 scalar; 0 if there is none."""
+    found = [torch.zeros(1, dtype=torch.float64, device=like.device)]
+    for (group,) in grouped([g.detach() for g in gradients]):
+        found.append(torch.stack(norms(group)).to(like.device))
+    every = torch.cat(found)
+    return torch.where(torch.isfinite(every), every, 0.0).max()
+
+
+def _used_outside_sums(
+    deltas: Sequence[Tensor | None], number: int, records: Sequence[Recorded], *, coarse: bool
+) -> Tensor:
+    """Tell whether rows that are shared by sentences are used in other than those sums."""
+    whole = deltas[number]
     if whole is None:
-        return
+        return torch.zeros((), dtype=torch.bool)
+    whole = wide(whole)
     tolerance, floor = COARSE if coarse else FINE
-    used = [wide(part) for part in parts if part is not None]
+    used = [wide(part) for n in records[number].spread if (part := deltas[n]) is not None]
     # Sentences may cancel in the sum over them, and leave what rounding made.
-    rounding = floor * sum(float(part.norm()) for part in used)
-    rest = wide(whole) - sum((part.sum_to_size(whole.shape) for part in used), wide(whole) * 0)
-    if rest.norm() > tolerance * wide(whole).norm() + rounding:
-        raise Unsupported(
-            f"{watch.describe(record)}'s output is shared by sentences and used outside sums"
-        )
+    rounding = sum((part.norm() for part in used), whole.new_zeros(())) * floor
+    rest = whole - sum((part.sum_to_size(whole.shape) for part in used), whole * 0)
+    return rest.norm() > tolerance * whole.norm() + rounding

@@ -27,13 +27,26 @@ from deltasam_fairseq.core.per_instance.strategy import Plan
 from deltasam_fairseq.core.precision import full_precision
 
 
+class Scale:
+    """``c_i`` in the shapes that products take it in, made once for all layers.
+
+    Args:
+        values: Shape ``(N,)``, float32 or wider.
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+        self.columns = values.view(-1, 1, 1)
+        self.one = values.new_ones(1, 1, 1)
+
+
 class Perturbation:
     """The perturbation of one parameter, for all sentences.
 
     Args:
         shape: Of the parameter.
         forms: The sentences' gradients, at least one, one per use.
-        scale: ``c_i``, shape ``(N,)``, float32 or wider.
+        scale: ``c_i``, shape ``(N,)``, float32 or wider; or made for all layers.
         plan: How much memory products may take.
         formed: The perturbations themselves, where they were formed with others'.
     """
@@ -42,14 +55,15 @@ class Perturbation:
         self,
         shape: torch.Size,
         forms: Sequence[Form | Summed],
-        scale: Tensor,
+        scale: Tensor | Scale,
         plan: Plan,
         *,
         formed: Tensor | None = None,
     ) -> None:
         self.shape = shape
         self.forms = list(forms)
-        self.scale = scale
+        self._shared = scale if isinstance(scale, Scale) else Scale(scale)
+        self.scale = self._shared.values
         self.plan = plan
         self._formed = formed
         self._ones: Tensor | None = None
@@ -63,8 +77,8 @@ class Perturbation:
 
     def with_ones(self) -> Perturbation:
         """Return a linear layer's perturbation of weight and bias, from the weight's."""
-        both = Perturbation(self.shape, self.forms, self.scale, self.plan)
-        both._ones = self.scale.new_ones(1, 1, 1)
+        both = Perturbation(self.shape, self.forms, self._shared, self.plan)
+        both._ones = self._shared.one
         return both
 
     @property
@@ -134,7 +148,7 @@ class Perturbation:
     def _in_blocks(
         self, x: Tensor, onto: Tensor, add: Callable[[Form, Tensor, Tensor, Tensor], None]
     ) -> None:
-        scale = self.scale.view(-1, 1, 1).to(x.dtype)
+        scale = self._shared.columns.to(x.dtype)
         for form in self.forms:
             blocks = self._blocks(x, form)
             for rows in blocks:

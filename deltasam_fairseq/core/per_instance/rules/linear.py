@@ -14,7 +14,7 @@ from deltasam_fairseq.core.precision import wide
 from deltasam_fairseq.core.per_instance.layout import Layout
 from deltasam_fairseq.core.per_instance.perturbation import Perturbation
 from deltasam_fairseq.core.per_instance.rules.base import Call, LayerRule, layer_rule
-from deltasam_fairseq.core.per_instance.sentence_linear import sentence_linear
+from deltasam_fairseq.core.per_instance.sentence_linear import linear, sentence_linear
 from deltasam_fairseq.core.precision import is_full_precision
 
 
@@ -37,7 +37,7 @@ class Linear(LayerRule):
         return Call(self, input, {"weight": weight} | ({} if bias is None else {"bias": bias}))
 
     def forward(self, call: Call, params: Mapping[str, Tensor]) -> Tensor:  # noqa: D102
-        return F.linear(call.input, params["weight"], params.get("bias"))
+        return linear(call.input, params["weight"], params.get("bias"))
 
     def rows(self, call: Call, dims: int) -> int:  # noqa: D102
         return dims - 1
