@@ -32,6 +32,7 @@ BY_NUMBER = _named(
 )
 # Pieces of any lengths, cut out one by one, become one list.
 JOINS = _named("cat", "concat", "concatenate", "stack", "hstack", "vstack", "row_stack")
+_MAY_PICK = BY_NUMBER | JOINS | {Tensor.__getitem__, Tensor.__setitem__, F.embedding}
 # An index of these takes the same entries of every batch.
 PLAIN = (int, slice, EllipsisType, type(None))
 
@@ -73,6 +74,8 @@ def picks_rows(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], tables
         Whether rows behind it may belong to other sentences in the next batch.
         True where one cannot tell: that costs time and is never wrong.
     """
+    if func not in _MAY_PICK:
+        return False
     if func is Tensor.__getitem__:
         return _chooses(args[1])
     if func is Tensor.__setitem__:

@@ -11,6 +11,7 @@ imported before training::
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -159,6 +160,7 @@ def decomposition(
     return store
 
 
+@functools.cache  # PyTorch's own table is slow to ask
 def operation(function: Callable[..., Any]) -> str:
     """Name a function of PyTorch.
 
