@@ -7,7 +7,7 @@ included. What never gets there while the tensors are on the CPU (``tolist``, ``
 
 from __future__ import annotations
 
-import sys
+import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -93,9 +93,9 @@ def counted(work: Callable[[], object]) -> Counts:
     return found
 
 
-class _Operations(TorchDispatchMode):
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, found: Counts) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._found = found
 
     def __torch_dispatch__(
@@ -136,7 +136,7 @@ def _computes(func: Any) -> bool:
 
 
 def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _waits(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
@@ -158,16 +158,14 @@ def _waits(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
 
 
 def _note(found: Counts) -> None:
+    """Count a wait, where the package's innermost frame is, or else whose the innermost is."""
     found.synchronizations += 1
-    frame = sys._getframe(2)
-    first = None
-    while frame is not None:
-        name = frame.f_code.co_filename
-        if name != __file__ and not name.startswith(str(Path(torch.__file__).parent)):
-            first = first or frame
-            if name.startswith(_PACKAGE):
-                break
-        frame = frame.f_back
-    chosen = frame or first
-    place = "?" if chosen is None else f"{Path(chosen.f_code.co_filename).name}:{chosen.f_code.co_name}"
-    found.places[place] += 1
+    frames = [f for f, _ in traceback.walk_stack(None) if not _is_torchs(f.f_code.co_filename)]
+    own = [frame for frame in frames if frame.f_code.co_filename.startswith(_PACKAGE)]
+    for frame in (own or frames)[:1]:
+        name = Path(frame.f_code.co_filename).name
+        found.places[f"{name}:{frame.f_code.co_name}"] += 1
+
+
+def _is_torchs(file: str) -> bool:
+    return file == __file__ or file.startswith(str(Path(torch.__file__).parent))

@@ -56,8 +56,8 @@ class LaunchMeasurement:
 
     model: str
     flags: str
-    tensors: int
-    batch: dict[str, int]
+    tensors: int = 0
+    batch: dict[str, int] = field(default_factory=dict)
     passes: dict[str, Counts] = field(default_factory=dict)
     updates: dict[str, Counts] = field(default_factory=dict)
     watch: dict[str, list[float]] = field(default_factory=dict)
@@ -126,26 +126,22 @@ def count(model: str, plan: LaunchesPlan, say: Callable[[str], None]) -> LaunchM
     workload = Plan(models=(model,), size=plan.size).workload(model)
     with quiet(), tempfile.TemporaryDirectory() as folder:
         write(Path(folder), workload, plan.seed)
-        found: LaunchMeasurement | None = None
-        for method in ("none", *(m for m in plan.methods if m != "none")):
+        found = LaunchMeasurement(
+            model=model, flags=" ".join(flags_of(workload, "METHOD", plan.seed, _CPU))
+        )
+        for method in plan.methods:
             flags = flags_of(workload, METHOD_FLAGS[method], plan.seed, _CPU)
             trainer = build_trainer(Path(folder), flags)
             batch = batch_of(trainer)
             for _ in range(plan.warm_up):
                 update(trainer, batch)
-            if found is None:
-                found = LaunchMeasurement(
-                    model=model,
-                    flags=" ".join(flags_of(workload, "METHOD", plan.seed, _CPU)),
-                    tensors=len(unique(trainer.optimizer.params)),
-                    batch=size_of(batch),
-                )
+            found.updates[method] = counted(partial(update, trainer, batch))
+            if method == "none":
+                found.tensors = len(unique(trainer.optimizer.params))
+                found.batch = size_of(batch)
                 found.passes = _passes(trainer, batch)
                 found.watch = _watching(trainer, batch, plan.repeats)
-            found.updates[method] = counted(partial(update, trainer, batch))
             say(f"{model}: {method}: {found.updates[method].operations} operations")
-    if found is None:
-        raise RuntimeError("a plan has at least one method")
     return found
 
 

@@ -112,8 +112,7 @@ def _model(found: LaunchMeasurement) -> dict[str, Any]:
         "updates": {method: _numbers(found.updates[method]) for method in methods},
         "beyond": {m: {what: found.beyond(m, what) for what in WHATS} for m in methods},
         "share_beyond": {
-            m: {what: round(found.share_beyond(m, what), 5) for what in WHATS[:3]}
-            for m in methods
+            m: {what: round(found.share_beyond(m, what), 5) for what in WHATS[:3]} for m in methods
         },
         "watching": found.watching(),
         "watch_seconds": {name: rounded_spread(times) for name, times in found.watch.items()},

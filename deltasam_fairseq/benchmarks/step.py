@@ -91,6 +91,7 @@ def measure(model: str, plan: Plan, say: Callable[[str], None]) -> Measurement:
 
 
 def size_of(batches: Sequence[Any]) -> dict[str, int]:
+    """Count the sentences and tokens of an update's mini-batches, padding not counted."""
     return {
         "sentences": sum(int(b["id"].numel()) for b in batches),
         "source_tokens": sum(int(b["net_input"]["src_lengths"].sum()) for b in batches),

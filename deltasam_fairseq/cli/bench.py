@@ -71,7 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--warm-up", type=int, default=2, metavar="N", help="updates before (%(default)s)"
     )
     step.add_argument("--threads", type=int, default=0, metavar="N", help="0: all cores (0)")
-    step.add_argument("--size", default="default", help="default; tiny, narrow: see docs/launches.md")
+    step.add_argument(
+        "--size", default="default", help="default; tiny, narrow: see docs/launches.md"
+    )
     step.add_argument(
         "--update-freq",
         type=int,

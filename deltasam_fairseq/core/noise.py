@@ -55,7 +55,8 @@ def gaussian_direction(params: Sequence[Tensor], *, radius: float, seed: int) ->
 
 def _drawn(like: Tensor, count: int, generator: torch.Generator) -> Sequence[Tensor]:
     """Draw tensors of a parameter's shape, and in its memory order if it fills its memory."""
-    order = sorted(range(like.dim()), key=lambda d: (-like.stride(d), d))
+    strides = like.stride()
+    order = sorted(range(like.dim()), key=lambda d: (-strides[d], d))
     natural = list(range(like.dim()))
     if like.is_contiguous() or not like.permute(order).is_contiguous():
         order = natural

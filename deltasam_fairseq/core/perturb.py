@@ -82,7 +82,7 @@ class Borrowed:
                 for moving, buffers, bases in grouped(*lists, cut=True):
                     steps = widened(buffers) if is_half(moving[0]) else buffers
                     scaled_(steps, scale)
-                    moved = torch._foreach_add(widened(bases), steps)
+                    moved = list(torch._foreach_add(widened(bases), steps))
                     if measure:
                         sums.append(_compared(moved, moving, steps))
                     torch._foreach_copy_(buffers, moving)
@@ -94,7 +94,8 @@ class Borrowed:
             self.give_back()
             raise
         if sums:
-            self.realised = _realised(*sum(s.to(sums[0].device) for s in sums).tolist())
+            whole = torch.stack([part.to(sums[0].device) for part in sums]).sum(0)
+            self.realised = _realised(*whole.tolist())
 
     def mirror(self) -> None:
         """Move from ``w + d`` to ``w - d``: the other side of the saved point.
@@ -192,7 +193,9 @@ def _matched(
 def _compared(moved: list[Tensor], saved: list[Tensor], wanted: list[Tensor]) -> Tensor:
     """Sum the squares of what was moved and was wanted, and their product in between."""
     # One tensor at a time: this is looked at once in many updates.
-    pairs = [(m.to(s.dtype).to(m.dtype) - s, w) for m, s, w in zip(moved, saved, wanted, strict=True)]
+    pairs = [
+        (m.to(s.dtype).to(m.dtype) - s, w) for m, s, w in zip(moved, saved, wanted, strict=True)
+    ]
     squares = [torch.stack(norms(list(side))).square().sum() for side in zip(*pairs, strict=True)]
     product = torch.stack([d.mul_(w).sum(dtype=torch.float64) for d, w in pairs]).sum()
     return torch.stack([squares[0], product, squares[1]])

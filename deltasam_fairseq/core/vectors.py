@@ -39,9 +39,7 @@ def unique(tensors: Iterable[Tensor]) -> list[Tensor]:
     return list(seen.values())
 
 
-def grouped(
-    *lists: Sequence[Tensor], cut: bool = False
-) -> Iterator[tuple[list[Tensor], ...]]:
+def grouped(*lists: Sequence[Tensor], cut: bool = False) -> Iterator[tuple[list[Tensor], ...]]:
     """Group tensors for PyTorch's operations on lists, which take alike ones at once.
 
     Args:
@@ -82,7 +80,7 @@ def widened(tensors: Sequence[Tensor]) -> list[Tensor]:
     if not tensors or not is_half(tensors[0]):
         return list(tensors)
     copies = [torch.empty_like(t, dtype=torch.float32) for t in tensors]
-    torch._foreach_copy_(copies, tensors)
+    torch._foreach_copy_(copies, list(tensors))
     return copies
 
 
@@ -94,8 +92,9 @@ def scaled_(tensors: Sequence[Tensor], factor: float | Tensor) -> None:
         factor: A number, or a tensor that holds one; no value is read from a GPU.
     """
     if isinstance(factor, Tensor):
-        factor = factor.to(tensors[0])
-    torch._foreach_mul_(tensors, factor)
+        torch._foreach_mul_(list(tensors), factor.to(tensors[0]))
+    else:
+        torch._foreach_mul_(list(tensors), factor)
 
 
 def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -108,7 +107,7 @@ def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
         Float64 scalars on their device.
     """
     if _NORMS_TAKE_DTYPE:
-        return list(torch._foreach_norm(tensors, 2, dtype=torch.float64))
+        return list(torch._foreach_norm(list(tensors), 2, dtype=torch.float64))
     return [torch.linalg.vector_norm(t, dtype=torch.float64) for t in tensors]
 
 

@@ -195,7 +195,7 @@ def added(outputs: list[Logging]) -> Logging:
 
 def _averages(*meters: Any) -> list[float | None]:
     """Return meters' values before they are rounded for display."""
-    values = [getattr(meter, "avg", None) for meter in meters]
+    values: list[Any] = [getattr(meter, "avg", None) for meter in meters]
     if all(map(torch.is_tensor, values)):
         return list(torch.stack(values).tolist())  # one read of a GPU
     return [None if value is None else float(value) for value in values]

@@ -129,7 +129,7 @@ class Ascent:
             own = scales[place]
             whole = torch.cat([form.value for _, form in alike], 1).to(own.values.dtype)
             whole = whole.mul_(own.values[:, None])
-            parts = whole.split([form.value.shape[1] for _, form in alike], 1)
+            parts = torch.split(whole, [form.value.shape[1] for _, form in alike], 1)
             for (param, form), part in zip(alike, parts, strict=True):
                 moved[id(param)] = Perturbation(
                     param.shape, [form], own, self._engine.plan, formed=part

@@ -16,14 +16,14 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 from deltasam_fairseq.core.per_instance.errors import AmbiguousBatch, Unsupported
-from deltasam_fairseq.core.precision import wide
-from deltasam_fairseq.core.vectors import grouped, norms
 from deltasam_fairseq.core.per_instance.layout import Layout, Strided
-from deltasam_fairseq.core.per_instance.picks import Tables, picks_rows
+from deltasam_fairseq.core.per_instance.picks import MAY_PICK, Tables, picks_rows
 from deltasam_fairseq.core.per_instance.probe import COARSE, FINE, Probe, answer, factors
 from deltasam_fairseq.core.per_instance.rules.base import Call
 from deltasam_fairseq.core.per_instance.sites import Recorded, Site, Sites
 from deltasam_fairseq.core.per_instance.watch import Watch, owned
+from deltasam_fairseq.core.precision import wide
+from deltasam_fairseq.core.vectors import grouped, norms
 
 
 class Recording(Watch):
@@ -48,7 +48,8 @@ class Recording(Watch):
         self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> None:
         # Asked every time: behind a pick, too, tables become known.
-        self.picks |= picks_rows(func, args, kwargs, self.tables)
+        if func in MAY_PICK:
+            self.picks |= picks_rows(func, args, kwargs, self.tables)
 
     def use(self, call: Call, *, spreads: int | None = None) -> tuple[Tensor, int]:  # noqa: D102
         params = {role: self.stand_in(param) for role, param in call.params.items()}
@@ -142,14 +143,7 @@ def attributed(
                     largest=largest,
                     coarse=coarse,
                 )
-    shared = [n for n, record in enumerate(records) if record.spread]
-    outside = [_used_outside_sums(deltas, number, records, coarse=coarse) for number in shared]
-    for number, is_outside in zip(shared, answer([*probed.values()], outside), strict=True):
-        if is_outside:
-            raise Unsupported(
-                f"{watch.describe(records[number])}'s output is shared by sentences and used "
-                "outside sums"
-            )
+    _learn(watch, deltas, list(probed.values()), coarse=coarse)
     found: list[Attributed] = []
     for number, record in enumerate(records):
         delta, layout = deltas[number], known[number]
@@ -212,6 +206,20 @@ def _largest(gradients: Sequence[Tensor], like: Tensor) -> Tensor:
     return torch.where(torch.isfinite(every), every, 0.0).max()
 
 
+def _learn(
+    watch: Recording, deltas: Sequence[Tensor | None], probes: Sequence[Probe], *, coarse: bool
+) -> None:
+    """Let probes learn, and make sure that shared rows are used in the recorded sums only."""
+    shared = [number for number, record in enumerate(watch.records) if record.spread]
+    outside = [_used_outside_sums(deltas, n, watch.records, coarse=coarse) for n in shared]
+    for number, is_outside in zip(shared, answer(probes, outside), strict=True):
+        if is_outside:
+            raise Unsupported(
+                f"{watch.describe(watch.records[number])}'s output is shared by sentences and "
+                "used outside sums"
+            )
+
+
 def _used_outside_sums(
     deltas: Sequence[Tensor | None], number: int, records: Sequence[Recorded], *, coarse: bool
 ) -> Tensor:
@@ -225,4 +233,5 @@ def _used_outside_sums(
     # Sentences may cancel in the sum over them, and leave what rounding made.
     rounding = sum((part.norm() for part in used), whole.new_zeros(())) * floor
     rest = whole - sum((part.sum_to_size(whole.shape) for part in used), whole * 0)
-    return rest.norm() > tolerance * whole.norm() + rounding
+    found: Tensor = rest.norm() > tolerance * whole.norm() + rounding
+    return found

@@ -16,15 +16,13 @@ from deltasam_fairseq.core.per_instance.factors import (
     Summed,
     inner,
 )
-from deltasam_fairseq.core.precision import wide
 from deltasam_fairseq.core.per_instance.perturbation import add_formed
 from deltasam_fairseq.core.per_instance.strategy import Plan
+from deltasam_fairseq.core.precision import wide
 
 
 @torch.no_grad()
-def gathered(
-    shape: torch.Size, forms: Sequence[Form | Summed], plan: Plan
-) -> list[Form | Summed]:
+def gathered(shape: torch.Size, forms: Sequence[Form | Summed], plan: Plan) -> list[Form | Summed]:
     """Form the sentences' gradients of a parameter where that is the cheaper way to keep them.
 
     Args:
@@ -35,12 +33,13 @@ def gathered(
     Returns:
         The same gradients: as they were, or one :class:`Dense`.
     """
-    if len(shape) < 2 or not plan.forms_gradients(forms, shape):
+    uses = [form for form in forms if not isinstance(form, Summed)]
+    if len(shape) < 2 or not plan.forms_gradients(uses, shape):
         return list(forms)
-    first = next(iter(forms))
+    first = uses[0]
     tensor = first.value if isinstance(first, Dense) else first.right
     total = torch.zeros(len(tensor), *shape, dtype=wide(tensor[:0]).dtype, device=tensor.device)
-    for form in forms:
+    for form in uses:
         add_formed(form, total)
     return [Dense(total)]
 
@@ -96,14 +95,14 @@ def total_squares(
             kind = (left.shape, right.shape, left.dtype, right.dtype, left.device)
             outers.setdefault((factor, id(first) in with_ones, kind), []).append(first)
         elif len(forms) == 1 and isinstance(first, Dense) and first.value.dim() == 2:
-            kind = (first.value.dtype, first.value.device)
-            vectors.setdefault((factor, kind), []).append(first.value)
+            place = (factor, first.value.dtype, first.value.device)
+            vectors.setdefault(place, []).append(first.value)
         elif not isinstance(first, Summed):
             uses = [f for f in forms if not isinstance(f, Summed)]
             found.setdefault(factor, []).append(squared_norms(uses, plan))
     for (factor, ones, _), alike in outers.items():
         found.setdefault(factor, []).extend(_together(alike, plan, ones=ones))
-    for (factor, _), values in vectors.items():
+    for (factor, *_), values in vectors.items():
         whole = wide(torch.cat(values, 1))
         norms = torch.linalg.vector_norm(whole, dim=1, dtype=torch.float64)
         found.setdefault(factor, []).append(norms.square())
@@ -128,7 +127,9 @@ def _together(forms: Sequence[Outer], plan: Plan, *, ones: bool) -> Iterator[Ten
         return
     for start in range(0, len(forms), each):
         some = forms[start : start + each]
-        left, right = (_stacked(side) for side in zip(*((f.left, f.right) for f in some), strict=True))
+        left, right = (
+            _stacked(side) for side in zip(*((f.left, f.right) for f in some), strict=True)
+        )
         lefts = torch.bmm(left, left.transpose(1, 2))
         if ones:
             rights = torch.baddbmm(right.new_ones(1, 1, 1), right, right.transpose(1, 2))
@@ -139,7 +140,7 @@ def _together(forms: Sequence[Outer], plan: Plan, *, ones: bool) -> Iterator[Ten
 
 
 def _stacked(factors: Sequence[Tensor]) -> Tensor:
-    return wide(torch.cat(factors) if len(factors) > 1 else factors[0])
+    return wide(torch.cat(list(factors)) if len(factors) > 1 else factors[0])
 
 
 def _pair(one: Form, other: Form, plan: Plan) -> Tensor:

@@ -22,9 +22,8 @@ from deltasam_fairseq.core.per_instance.factors import (
     picked,
     same,
 )
-from deltasam_fairseq.core.precision import wide
 from deltasam_fairseq.core.per_instance.strategy import Plan
-from deltasam_fairseq.core.precision import full_precision
+from deltasam_fairseq.core.precision import full_precision, wide
 
 
 class Scale:
@@ -61,7 +60,8 @@ class Perturbation:
         formed: Tensor | None = None,
     ) -> None:
         self.shape = shape
-        self.forms = list(forms)
+        self._sums = [form for form in forms if isinstance(form, Summed)]
+        self.forms = [form for form in forms if not isinstance(form, Summed)]
         self._shared = scale if isinstance(scale, Scale) else Scale(scale)
         self.scale = self._shared.values
         self.plan = plan
@@ -70,10 +70,9 @@ class Perturbation:
 
     def goes_with(self, weight: Perturbation) -> bool:
         """Tell whether this, a bias's, is a column of a weight's whose input is one."""
-        if len(self.forms) != 1 or len(weight.forms) != 1 or self.scale is not weight.scale:
+        if self.forms or len(self._sums) != 1 or self.scale is not weight.scale:
             return False
-        own, other = self.forms[0], weight.forms[0]
-        return isinstance(own, Summed) and own.weight is other
+        return len(weight.forms) == 1 and self._sums[0].weight is weight.forms[0]
 
     def with_ones(self) -> Perturbation:
         """Return a linear layer's perturbation of weight and bias, from the weight's."""
@@ -141,7 +140,7 @@ class Perturbation:
         if self._formed is not None:
             return self._formed
         total = self.scale.new_zeros(len(self.scale), *self.shape)
-        for form in self.forms:
+        for form in (*self.forms, *(sums.formed() for sums in self._sums)):
             add_formed(form, total)
         return total.mul_(self.scale.view(-1, *[1] * len(self.shape)))
 
@@ -181,15 +180,13 @@ class Perturbation:
         return total
 
 
-def add_formed(form: Form | Summed, total: Tensor) -> None:
+def add_formed(form: Form, total: Tensor) -> None:
     """Add every sentence's gradient up, formed.
 
     Args:
         form: The gradients.
         total: What they are added to in place, shape ``(N, ...)``, float32 or wider.
     """
-    if isinstance(form, Summed):
-        form = form.formed()
     if isinstance(form, Dense):
         total += form.value
         return

@@ -32,7 +32,6 @@ BY_NUMBER = _named(
 )
 # Pieces of any lengths, cut out one by one, become one list.
 JOINS = _named("cat", "concat", "concatenate", "stack", "hstack", "vstack", "row_stack")
-_MAY_PICK = BY_NUMBER | JOINS | {Tensor.__getitem__, Tensor.__setitem__, F.embedding}
 # An index of these takes the same entries of every batch.
 PLAIN = (int, slice, EllipsisType, type(None))
 
@@ -74,8 +73,6 @@ def picks_rows(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], tables
         Whether rows behind it may belong to other sentences in the next batch.
         True where one cannot tell: that costs time and is never wrong.
     """
-    if func not in _MAY_PICK:
-        return False
     if func is Tensor.__getitem__:
         return _chooses(args[1])
     if func is Tensor.__setitem__:
@@ -90,6 +87,10 @@ def picks_rows(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], tables
     if func in JOINS:
         return not _joins_features(func, args, kwargs)
     return func in BY_NUMBER
+
+
+# The others are passed by without a call: there are hundreds in every pass.
+MAY_PICK = BY_NUMBER | JOINS | {Tensor.__getitem__, Tensor.__setitem__, F.embedding}
 
 
 def _chooses(index: Any) -> bool:

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from deltasam_fairseq.core.precision import wide
 from deltasam_fairseq.core.per_instance.layout import Layout, Packed, Strided
+from deltasam_fairseq.core.precision import wide
 
 # Relative difference that rounding may make, and the share of the largest
 # gradient below which a row is nothing but rounding: where everything is
@@ -118,7 +118,8 @@ class Probe:
         size = again.norm(dim=1)
         agrees = residual <= self.tolerance * size + self.floor
         # A sentence whose gradient is not finite says nothing; the others do.
-        return (agrees | ~torch.isfinite(size)).all()
+        found: Tensor = (agrees | ~torch.isfinite(size)).all()
+        return found
 
     def _packed(self) -> Packed | None:
         delta, again = self.delta.flatten(1), self.again.flatten(1)

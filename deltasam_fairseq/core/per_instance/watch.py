@@ -130,8 +130,9 @@ class Watch(TorchFunctionMode):
             )
         if not torch.is_grad_enabled() or _checkpointing():
             raise Unsupported(
-                f"{self._told(used)} in {path} without a graph or inside torch.utils.checkpoint: activation "
-                "checkpointing runs a layer again in the backward pass, out of the engine's sight"
+                f"{self._told(used)} in {path} without a graph or inside torch.utils.checkpoint: "
+                "activation checkpointing runs a layer again in the backward pass, out of the "
+                "engine's sight"
             )
         try:
             call = LAYER_RULES.get(path).bind(self.covered, *args, **kwargs)

@@ -11,10 +11,10 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from deltasam_fairseq.core.per_instance.factors import Dense, Form
-from deltasam_fairseq.core.precision import wide
 from deltasam_fairseq.core.per_instance.layout import Layout
 from deltasam_fairseq.core.per_instance.perturbation import Perturbation
 from deltasam_fairseq.core.per_instance.rules.base import Call, LayerRule, layer_rule
+from deltasam_fairseq.core.precision import wide
 
 
 class Normalisation(LayerRule):

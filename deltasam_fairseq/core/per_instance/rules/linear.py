@@ -10,12 +10,11 @@ from torch import Tensor
 
 from deltasam_fairseq.core.per_instance.errors import Unsupported
 from deltasam_fairseq.core.per_instance.factors import Form, Outer, Summed
-from deltasam_fairseq.core.precision import wide
 from deltasam_fairseq.core.per_instance.layout import Layout
 from deltasam_fairseq.core.per_instance.perturbation import Perturbation
 from deltasam_fairseq.core.per_instance.rules.base import Call, LayerRule, layer_rule
 from deltasam_fairseq.core.per_instance.sentence_linear import linear, sentence_linear
-from deltasam_fairseq.core.precision import is_full_precision
+from deltasam_fairseq.core.precision import is_full_precision, wide
 
 
 @layer_rule(F.linear)
