@@ -89,6 +89,7 @@ class Borrowed:
                     # From here on the buffers hold what is put back.
                     self._groups.append((moving, buffers))
                     torch._foreach_copy_(moving, moved)
+                    del steps, moved  # before the next group's are made
             _forget_casts()
         except BaseException:
             self.give_back()
@@ -109,6 +110,7 @@ class Borrowed:
                     other = torch._foreach_mul(widened(saved), 2)
                     torch._foreach_sub_(other, widened(moved))
                     torch._foreach_copy_(moved, other)
+                    del other
                 else:
                     torch._foreach_neg_(moved)
                     torch._foreach_add_(moved, saved, alpha=2)
