@@ -134,11 +134,11 @@ def count(model: str, plan: LaunchesPlan, say: Callable[[str], None]) -> LaunchM
             trainer = build_trainer(Path(folder), flags)
             batch = batch_of(trainer)
             for _ in range(plan.warm_up):
-                update(trainer, batch)
-            found.updates[method] = counted(partial(update, trainer, batch))
+                update(trainer, [batch])
+            found.updates[method] = counted(partial(update, trainer, [batch]))
             if method == "none":
                 found.tensors = len(unique(trainer.optimizer.params))
-                found.batch = size_of(batch)
+                found.batch = size_of([batch])
                 found.passes = _passes(trainer, batch)
                 found.watch = _watching(trainer, batch, plan.repeats)
             say(f"{model}: {method}: {found.updates[method].operations} operations")

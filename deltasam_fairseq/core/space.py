@@ -140,8 +140,23 @@ class WeightSpace(Sequence[Tensor]):
             the gradients themselves. The norm is 0 if nothing can move, and not
             finite if an entry is not.
         """
+        direction, norm = self.steepest_unread(gradients)
+        return direction, norm.item()
+
+    @torch.no_grad()
+    def steepest_unread(
+        self, gradients: Sequence[Tensor | None]
+    ) -> tuple[list[Tensor | None], Tensor]:
+        """Do the same, and leave it to the caller when to wait for the norm.
+
+        Args:
+            gradients: As for :meth:`steepest`.
+
+        Returns:
+            The direction, and the norm as a float64 scalar on a gradient's device.
+        """
         once = list(gradients) if self._is_ball else self._stretched(gradients)
-        norm = global_norm([g for g in once if g is not None]).item()
+        norm = global_norm([g for g in once if g is not None])
         return once if self._is_ball else self._stretched(once), norm
 
     def moved(

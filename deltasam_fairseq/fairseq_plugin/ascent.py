@@ -102,7 +102,6 @@ def ascend(
             passes = passes or seen
             gradients = take_gradients(space)
             reached = [p for p, g in zip(space, gradients, strict=True) if g is not None]
-            unit = tally.scale
             if add_up is None:
                 grown = attempt is not None and covered.grow(reached)
             else:
@@ -117,19 +116,20 @@ def ascend(
                     numbers = add_up(
                         filled,
                         [*tally.numbers(), *(covered.marks(reached) if attempt else ())],
-                        factor=unit,
+                        factor=tally.scale,
                         divisor=lambda sums: Tally.of(sums).mean_weight * workers,
                     )
                 tally, gradients = Tally.of(numbers), list(filled)
-                unit = tally.mean_weight * workers
                 grown = covered.settle(numbers[len(tally.numbers()) :], workers)
                 del filled
             if grown:
                 del gradients
                 continue
             attempts.pop(0)
-            fallbacks += stand_in.fallbacks if stand_in else 0
-            direction, norm = space.steepest(gradients)
+            direction, length = space.steepest_unread(gradients)
+            norm, unusable = tally.read_with(length)
+            unit = tally.scale if add_up is None else tally.mean_weight * workers
+            fallbacks += unusable
             if math.isfinite(norm) and norm > 0:
                 whole = norm * unit / tally.mean_weight / weights.loss_scale
                 return Ascent(direction, rho / norm, passes, tally.sums(whole, fallbacks))

@@ -17,7 +17,7 @@ from deltasam_fairseq.fairseq_plugin.config import Sharpness
 from deltasam_fairseq.fairseq_plugin.covered import RunCovered
 from deltasam_fairseq.fairseq_plugin.model_weights import ModelWeights, in_float
 from deltasam_fairseq.fairseq_plugin.sentence_losses import Sample, reader_for
-from deltasam_fairseq.fairseq_plugin.tally import Seen, Tally
+from deltasam_fairseq.fairseq_plugin.tally import Seen, Tally, sums_of
 
 
 class OverflowingCriterion:
@@ -96,7 +96,6 @@ class WeighingCriterion:
         self._in_full = in_full
         self._tally = tally
         self._adding_up = adding_up
-        self.fallbacks = 0
 
     def __call__(self, model: Any, sample: Sample) -> tuple[Tensor, Any, dict[str, Any]]:
         """Run the pass at w, after whatever the estimator needs.
@@ -114,13 +113,18 @@ class WeighingCriterion:
         read = self._read(self._criterion, model, sample)
         self._adding_up.check_reader(self._read, self._criterion, model, sample)
         weights, floored = weigh(read.losses.detach())
-        seen = Seen.of(weights, floored)
-        if self._sole and not seen.usable:
-            weights, seen = torch.ones_like(weights), Seen.uniform(seen.sentences)
-            self.fallbacks += 1
-        self._tally.add(seen)
-        self._tally.raise_to(seen.mean, self._weights.space)
-        relative = (weights / self._tally.scale).to(read.losses.dtype)
+        if self._sole:
+            # Nobody waits for the weights: they are read with the norm of their gradient.
+            self._tally.unread = (len(weights), sums_of(weights, floored))
+            usable = torch.isfinite(weights).all() & (weights > 0).any()
+            weights = torch.where(usable, weights, 1.0)
+            relative = weights / weights.mean()
+        else:
+            seen = Seen.of(weights, floored)
+            self._tally.add(seen)
+            self._tally.raise_to(seen.mean, self._weights.space)
+            relative = weights / self._tally.scale
+        relative = relative.to(read.losses.dtype)
         return (read.losses * relative).sum(), read.sample_size, read.logging_output
 
     def _prepare(self, model: Any, sample: Sample, start: PassState) -> Callable[[Tensor], Weights]:

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from deltasam_fairseq.fairseq_plugin.meters import AscentSums
+
+
+def sums_of(weights: Tensor, floored: Tensor) -> Tensor:
+    """Sum a batch's weights up, without reading the sums.
+
+    Args:
+        weights: Shape ``(N,)``.
+        floored: Scalar.
+
+    Returns:
+        Their sum, that of their squares, and ``floored``, shape ``(3,)``.
+    """
+    return torch.stack([weights.sum(), weights.square().sum(), floored.to(weights)])
 
 
 class Seen(NamedTuple):
@@ -39,8 +52,7 @@ class Seen(NamedTuple):
         Returns:
             The sums.
         """
-        found = [weights.sum(), weights.square().sum(), floored.to(weights)]
-        return cls(weights.numel(), *torch.stack(found).tolist())
+        return cls(weights.numel(), *sums_of(weights, floored).tolist())
 
     @classmethod
     def uniform(cls, sentences: float) -> Seen:
@@ -71,6 +83,8 @@ class Tally:
         unit: The weight that counts as one in the gradients of this worker: the
             largest mean weight of a batch so far. Eq. 5's weights may be 1e-6
             or 1e3, and half-precision gradients have no room for either.
+        unread: Number and :func:`sums_of` of the one batch whose weights nobody had to
+            know before its backward pass; those that are not usable became uniform.
     """
 
     sentences: float = 0.0
@@ -79,6 +93,26 @@ class Tally:
     floored: float = 0.0
     sample_size: float = 0.0
     unit: float | None = None
+    unread: tuple[int, Tensor] | None = field(default=None, init=False)
+
+    def read_with(self, norm: Tensor) -> tuple[float, int]:
+        """Read a norm, and in the same go what is unread.
+
+        Args:
+            norm: A float64 scalar.
+
+        Returns:
+            The norm, and how many batches had no usable weights.
+        """
+        if self.unread is None:
+            return norm.item(), 0
+        count, sums = self.unread
+        length, *numbers = torch.cat([norm.view(1), sums.to(norm)]).tolist()
+        seen = Seen(count, *numbers)
+        kept = seen if seen.usable else Seen.uniform(count)
+        self.add(kept)
+        self.raise_to(kept.mean, [])
+        return length, int(not seen.usable)
 
     @classmethod
     def of(cls, numbers: Sequence[float]) -> Tally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -112,7 +112,7 @@ def test_a_stretch_of_many_parameters_is_that_of_each(adaptive: bool) -> None:
     assert norm == pytest.approx(math.sqrt(square))
 
 
-def works(params: list[Tensor]) -> dict[str, Callable[[], object]]:
+def works(params: Sequence[Tensor]) -> dict[str, Callable[[], object]]:
     borrowed = Borrowed(params, [torch.randn_like(p) for p in params])
     return {
         "move": lambda: Borrowed(params, [torch.zeros_like(params[0])] * len(params)),

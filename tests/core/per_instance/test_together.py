@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -28,8 +28,9 @@ def test_norms_together_are_those_of_each(memory: int) -> None:
     plain, biased = [outer(4, 6) for _ in range(5)], [outer(4, 6) for _ in range(4)]
     embedding = Rows(torch.randint(4, (N, T)), torch.randn(N, T, 6).double())
     small = [Dense(torch.randn(N, size).double()) for size in (3, 8)]
-    kept: list[tuple[list[Form | Summed], float]] = [([o], 1.0) for o in plain]
-    kept += [([o], 0.25) for o in biased] + [([Summed(o)], 0.25) for o in biased]
+    kept: list[tuple[Sequence[Form | Summed], float]] = [([o], 1.0) for o in plain]
+    kept += [([o], 0.25) for o in biased]
+    kept += [([Summed(o)], 0.25) for o in biased]
     kept += [([embedding, plain[0]], 4.0), ([small[0]], 1.0), ([small[1]], 9.0)]
     expected = torch.zeros(N, dtype=torch.float64)
     for forms, factor in kept:
