@@ -24,7 +24,7 @@ KINDS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 def mixed() -> list[Tensor]:
     """Make parameters of four dtypes, some without entries, some transposed."""
     shapes = [(3, 4), (5,), (), (2, 0)]
-    params = [nn.Parameter(torch.randn(s).to(kind)) for kind in KINDS for s in shapes]
+    params: list[Tensor] = [nn.Parameter(torch.randn(s).to(kind)) for kind in KINDS for s in shapes]
     params.append(nn.Parameter(torch.randn(4, 3).t()))
     return params
 
