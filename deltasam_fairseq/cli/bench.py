@@ -115,7 +115,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "launches",
         help=bench_launches.HELP,
         description="Operations, allocations and synchronizations of one update, counted.",
-        allow_abbrev=False,
     )
     bench_launches.add_arguments(launches)
     launches.set_defaults(benchmark=bench_launches.run)
