@@ -73,17 +73,24 @@ class Buffers:
         buffer's place, or added a buffer: the tensor that was there returns, and
         an added buffer goes.
         """
+        there: list[Tensor] = []
+        held: list[Tensor] = []
         for module, values in self._held.values():
             for name in module._buffers.keys() - values.keys():
                 del module._buffers[name]
             for name, (tensor, value) in values.items():
                 module._buffers[name] = tensor
                 if tensor is not None and value is not None:
-                    tensor.detach().copy_(value)
+                    there.append(tensor)
+                    held.append(value)
+        if there:
+            with torch.no_grad():
+                torch._foreach_copy_(there, held)
 
+    @torch.no_grad()
     def _hold(self, module: nn.Module) -> None:
         values = {
-            name: (tensor, None if tensor is None else tensor.detach().clone())
+            name: (tensor, None if tensor is None else tensor.clone())
             for name, tensor in module._buffers.items()
         }
         self._held[id(module)] = (module, values)

@@ -192,10 +192,10 @@ class Update(ABC):
     ) -> list[Pass]:
         """Run the micro-batches at w, count them, and put generators and buffers back."""
         start = self.run.weights.state()
-        passes = []
+        passes: list[Pass] = []
         try:
             for sample, ignored in batches:
-                state = self.run.weights.state()
+                state = self.run.weights.state() if passes else start
                 logging_output = None
                 if not ignored:
                     _, sample_size, logging_output = self.task_step(
