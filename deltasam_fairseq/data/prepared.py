@@ -51,7 +51,7 @@ class PreparedData:
         """
         try:
             facts = read_json(path / MARKER)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise UserError(
                 f"{path} is not a finished data folder (it has no {MARKER}); make one with: "
                 f"deltasam prepare text --out {path} …"

@@ -71,6 +71,7 @@ def test_user_dir_is_a_folder_that_loads_the_plugin(capsys: pytest.CaptureFixtur
     [
         (["recipes", "txt"], "unknown recipe 'txt'; did you mean 'text'?"),
         (["train", "text", "--data", "nowhere", "--save-dir", "r"], "nowhere is not a finished"),
+        (["train", "text", "--data", __file__, "--save-dir", "r"], f"{__file__} is not a"),
         (["evaluate", "nowhere"], "nowhere is not a run"),
         (["score", "rouge", "nowhere", "nowhere"], "nowhere: no such file"),
         (["table", "nowhere"], "no such run: nowhere"),
@@ -108,7 +109,13 @@ def test_errors_for_the_user_are_one_line_and_status_2(
             ["train", "text", "--method", "samm"],
             "--method: invalid choice: 'samm'; did you mean 's",
         ),
-        (["table", "r", "--colour"], "unrecognized arguments: --colour\n"),
+        (["--versoin"], "required: VERB; did you mean '--version'?"),
+        (["prepare", "docstrings", "--ot=d"], "required: --out; did you mean '--out'?"),
+        (
+            ["score", "sts", "--prediction", "p", "--gold", "g"],
+            "required: --predictions; did you mean '--predictions'?",
+        ),
+        (["table", "r", "--colour"], "deltasam table: error: unrecognized arguments: --colour\n"),
         (["table", "r", "--formt", "csv"], "arguments: --formt csv; did you mean '--format'?"),
         (["score", "rouge", "h", "r", "--jsn"], "arguments: --jsn; did you mean '--json'?"),
         (["score", "rouge", "h", "r", "--splt=ptb"], "--splt=ptb; did you mean '--split'?"),
