@@ -11,7 +11,12 @@ import torch
 from torch import Tensor
 
 from deltasam_fairseq.conversion.encoder_names import rename
-from deltasam_fairseq.conversion.folder import load_weights, plain_names, weight_files
+from deltasam_fairseq.conversion.folder import (
+    load_weights,
+    plain_names,
+    read_config,
+    weight_files,
+)
 from deltasam_fairseq.conversion.prepare_encoder import EncoderRequest, prepare_encoder
 from deltasam_fairseq.data.encoder import PreparedEncoder
 from deltasam_fairseq.errors import UserError
@@ -236,3 +241,10 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
 def test_names_without_the_anchor_stay(tmp_path: Path) -> None:
     state = {"bert.odd": torch.ones(1)}
     assert plain_names(state, anchor="w", base="bert", source="here").keys() == {"bert.odd"}
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "[1]", "{", '"a"'])
+def test_a_configuration_that_is_no_object_is_damaged(content: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match=r"config\.json is damaged"):
+        read_config(tmp_path)
