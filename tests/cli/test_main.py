@@ -207,6 +207,21 @@ def test_interrupted_training_names_the_command_that_goes_on(
     assert capsys.readouterr().err == f"\ndeltasam: stopped; {said.format(command)}\n"
 
 
+def test_an_interrupted_sweep_says_that_the_same_command_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    sweep = module._module("sweep")
+    monkeypatch.setattr(sweep, "run_sweep", interrupt)
+    for kind in (sweep.PreparedSentences, sweep.PreparedEncoder):
+        monkeypatch.setattr(kind, "load", lambda path, kind=kind: kind(path, {}))
+    assert main(["sweep", "glue/rte", "--model", "minilm_l6", "--out", str(tmp_path)]) == 130
+    said = "the same command keeps what is finished and goes on"
+    assert capsys.readouterr().err == f"\ndeltasam: stopped; {said}\n"
+
+
 @pytest.mark.parametrize("arguments", [["recipes"], ["recipes", "--help"], ["user-dir"]])
 def test_nobody_reading_is_no_traceback(arguments: list[str]) -> None:
     reading, writing = os.pipe()
