@@ -57,14 +57,12 @@ class NoAutocast(TorchFunctionMode):
     def __torch_function__(  # noqa: D105
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        kinds = [kind for kind in self._kinds if _autocasts(kind)]
-        if not kinds:
-            return func(*args, **(kwargs or {}))
-        self.met = True
-        with ExitStack() as stack:
-            for kind in kinds:
-                stack.enter_context(torch.autocast(kind, enabled=False))
-            return func(*args, **(kwargs or {}))
+        for kind in self._kinds:
+            if _autocasts(kind):
+                self.met = True
+                with torch.autocast(kind, enabled=False):
+                    return self.__torch_function__(func, types, args, kwargs)
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager
