@@ -19,6 +19,7 @@ from fairseq import utils
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from deltasam_fairseq.core.pass_state import PassState
 from deltasam_fairseq.fairseq_plugin.model_weights import ModelWeights
 from deltasam_fairseq.fairseq_plugin.parallel import is_out_of_memory
 from deltasam_fairseq.fairseq_plugin.samples import Sample, containers_copied
@@ -73,8 +74,9 @@ class AddingUp:
         """
         if self._readers_do:
             return
-        with self._state_kept(), torch.no_grad(), evaluating(model, criterion):
+        with self._state_kept() as start, torch.no_grad(), evaluating(model, criterion):
             loss, size, _ = criterion(model, containers_copied(sample))
+            start.replay()  # for a model that draws random numbers even so
             read = reader(criterion, model, containers_copied(sample))
         name = getattr(reader, "__name__", type(reader).__name__)
         exact = self._weights.computes_in_full() and not self._weights.is_scaled
@@ -127,6 +129,8 @@ class AddingUp:
 
         with self._state_kept():
             whole = score(sample)
+            if score(sample) != whole:
+                return  # The model draws random numbers even so: nothing can be compared.
             try:
                 parts = [score(piece) for piece in pieces]
             except Exception as error:
@@ -140,10 +144,10 @@ class AddingUp:
         self._pieces_do = self._compare(whole, parts, what, remedy, share=_PADDING)
 
     @contextmanager
-    def _state_kept(self) -> Generator[None, None, None]:
+    def _state_kept(self) -> Generator[PassState, None, None]:
         start = self._weights.state()
         try:
-            yield
+            yield start
         finally:
             start.random.replay()
             # The batch's own graph may wait for its backward pass, and holds on to buffers.
