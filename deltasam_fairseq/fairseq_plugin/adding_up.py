@@ -76,7 +76,7 @@ class AddingUp:
             return
         with self._state_kept() as start, torch.no_grad(), evaluating(model, criterion):
             loss, size, _ = criterion(model, containers_copied(sample))
-            start.replay()  # for a model that draws random numbers even so
+            _replay(start)  # for a model that draws random numbers even so
             read = reader(criterion, model, containers_copied(sample))
         name = getattr(reader, "__name__", type(reader).__name__)
         exact = self._weights.computes_in_full() and not self._weights.is_scaled
@@ -149,10 +149,7 @@ class AddingUp:
         try:
             yield start
         finally:
-            start.random.replay()
-            # The batch's own graph may wait for its backward pass, and holds on to buffers.
-            if start.buffers.changed():
-                start.buffers.replay()
+            _replay(start)
 
     @staticmethod
     def _compare(
@@ -223,6 +220,13 @@ def evaluating(*modules: Any) -> Generator[None, None, None]:
     finally:
         for part in training:
             part.training = True
+
+
+def _replay(start: PassState) -> None:
+    start.random.replay()
+    # The batch's own graph may wait for its backward pass, and holds on to buffers.
+    if start.buffers.changed():
+        start.buffers.replay()
 
 
 def _number(value: Any) -> float:
