@@ -1,12 +1,12 @@
 #!/bin/sh
-# Measures the exact per-instance perturbation beside the other methods, by model, shape and
-# length, and keeps the results under the name of the machine:
+# Measures the exact per-instance perturbation beside the other methods, by model and
+# shape, and keeps the results under the name of the machine:
 #
-#     scripts/bench_per_instance.sh epyc-2core [further options of both benchmarks]
+#     scripts/bench_per_instance.sh epyc-2core [further options of `deltasam bench step`]
 #
 # Needs the environment of `make environment` (its bin folder on PATH), 10 GB of memory for
 # BERT-base, and a machine with little else to do: an hour with one thread, with progress shown.
-# `deltasam bench show` makes the tables of docs/per_instance.md of the results.
+# `deltasam bench show` makes the tables of docs/per_instance.md of the results; the one by length is a study, scripts/studies/length.py.
 set -eu
 hardware=${1:?name the machine, such as epyc-2core}
 shift
@@ -30,7 +30,3 @@ step minilm 32 64 7 "$@"
 step minilm 32 128 5 --methods none,sam,delta_sam,per_instance "$@"
 step bert_base 16 64 3 --methods none,sam,delta_sam,per_instance "$@"
 step bert_base 16 128 3 --methods none,sam,per_instance "$@"
-for width in 384 768; do
-  keep "length_$width" deltasam bench length --width $width --layers 1 --repeats 5 \
-    --threads 1 --clock processor --json "$@"
-done

@@ -20,41 +20,29 @@ _STEP = (
     "memory over `sam`",
     "forward pass",
 )
-_STRATEGIES = ("thin", "formed", "plan")
 
 
 def markdown_of(paths: Sequence[Path]) -> str:
     """Lay records out as Markdown.
 
     Args:
-        paths: Records of one benchmark.
+        paths: Records of the step benchmark.
 
     Returns:
-        A table: of the step benchmark what per-instance perturbation costs, with a row
-        per model; of the length benchmark a row per width and length.
-
-    Raises:
-        UserError: If a file is not a record, or the benchmarks differ.
+        A table of what per-instance perturbation costs, with a row per model.
     """
     records = [_read(path) for path in paths]
-    kinds = {record["benchmark"] for record in records}
-    if len(kinds) > 1:
-        raise UserError(f"records of one benchmark make a table, got {' and '.join(sorted(kinds))}")
-    if kinds == {"step"}:
-        rows = [_step(model, record) for record in records for model in record["models"]]
-        return _table(_STEP, rows)
-    heads = ("width", "tokens", "sentences", *_STRATEGIES)
-    return _table(heads, [row for record in records for row in _lengths(record)])
+    return _table(_STEP, [_step(model, one) for one in records for model in one["models"]])
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        known = record["benchmark"] in {"step", "length"}
+        known = record["benchmark"] == "step"
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} holds no record of deltasam bench: {error}") from None
     if not known:
-        raise UserError(f"{path} is a record of {record['benchmark']}, not of step or length")
+        raise UserError(f"{path} is a record of {record['benchmark']}, not of step")
     found: dict[str, Any] = record
     return found
 
@@ -92,19 +80,6 @@ def _step(model: Mapping[str, Any], record: Mapping[str, Any]) -> list[str]:
 
 def _mean(batch: Mapping[str, int], tokens: str) -> str:
     return f"{batch[tokens] / batch['sentences']:.0f}"
-
-
-def _lengths(record: Mapping[str, Any]) -> list[list[str]]:
-    settings = record["settings"]
-    return [
-        [
-            str(settings["width"]),
-            str(one["tokens"]),
-            str(one["sentences"]),
-            *(_spread(one["clocks"][settings["clock"]]["ratios"][name]) for name in _STRATEGIES),
-        ]
-        for one in record["lengths"]
-    ]
 
 
 def _spread(found: Mapping[str, float] | None) -> str:

@@ -3,8 +3,6 @@
 deltasam bench step                  time and peak memory per update, as a table
 deltasam bench step --json > FILE    the same as one JSON object
 deltasam bench step --check          fails if a limit is not kept
-deltasam bench length                per_instance over sam, by sequence length
-deltasam bench length --plot FILE    the same as a figure as well
 deltasam bench launches              operations, allocations and waits of an update, counted
 deltasam bench show RECORD …         records as the tables of docs/per_instance.md
 """
@@ -19,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltasam_fairseq.benchmarks.markdown import markdown_of
-from deltasam_fairseq.cli import bench_launches, bench_length
+from deltasam_fairseq.cli import bench_launches
 
 if TYPE_CHECKING:
     from deltasam_fairseq.benchmarks.plan import Plan
@@ -104,13 +102,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     step.add_argument("--json", action="store_true", help="one JSON object, not a table")
     step.add_argument("--check", action="store_true", help="exit with 1 if a limit is not kept")
     step.set_defaults(benchmark=_step)
-    length = benchmarks.add_parser(
-        "length",
-        help=bench_length.HELP,
-        description="A batched per-instance step beside a SAM step, by sequence length.",
-    )
-    bench_length.add_arguments(length)
-    length.set_defaults(benchmark=bench_length.run)
     launches = benchmarks.add_parser(
         "launches",
         help=bench_launches.HELP,
@@ -121,7 +112,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show = benchmarks.add_parser(
         "show",
         help="records as a Markdown table",
-        description="Records of one benchmark as a Markdown table.",
+        description="Records of deltasam bench step as a Markdown table.",
     )
     show.add_argument("records", type=Path, nargs="+", metavar="RECORD", help="made with --json")
     show.set_defaults(benchmark=_show)

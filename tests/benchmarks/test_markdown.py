@@ -83,7 +83,7 @@ def test_of_the_first_schema_per_instance_is_the_loop(
     [
         ("", "holds no record of deltasam bench"),
         ("[]", "holds no record of deltasam bench"),
-        ('{"benchmark": "speed"}', "is a record of speed, not of step or length"),
+        ('{"benchmark": "speed"}', "is a record of speed, not of step"),
     ],
 )
 def test_what_is_no_record_is_refused(text: str, message: str, tmp_path: Path) -> None:
@@ -93,13 +93,6 @@ def test_what_is_no_record_is_refused(text: str, message: str, tmp_path: Path) -
         markdown_of([path])
     with pytest.raises(UserError, match="holds no record"):
         markdown_of([tmp_path / "absent.json"])
-
-
-def test_records_of_two_benchmarks_make_no_table(measurement: Measurement, tmp_path: Path) -> None:
-    step = written(tmp_path / "s.json", record_of(PLAN, [measurement], surroundings()))
-    length = written(tmp_path / "l.json", {"benchmark": "length"})
-    with pytest.raises(UserError, match="got length and step"):
-        markdown_of([step, length])
 
 
 def test_the_tables_of_the_documentation_are_those_of_the_records() -> None:

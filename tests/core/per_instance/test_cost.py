@@ -9,11 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from deltasam_fairseq.benchmarks.encoder import Encoder, Problem
-from deltasam_fairseq.benchmarks.length import LengthMeasurement, take_turns
 from deltasam_fairseq.core.per_instance import Engine, Plan
 from deltasam_fairseq.core.per_instance.factors import Dense, Form, Outer, Rows
 from deltasam_fairseq.core.per_instance.norms import gathered
+from scripts.studies.length import Encoder, Problem, ratios, take_turns
 from tests.support.problems import transformer
 
 
@@ -22,8 +21,7 @@ def test_costs_about_what_sam_costs() -> None:
     torch.manual_seed(0)
     encoder = Encoder(layers=6, width=384, heads=12, words=8000)
     steps = take_turns(Problem(encoder, sentences=16, tokens=64), {"plan": Plan()}, repeats=5)
-    ratios = LengthMeasurement(64, 16, steps).ratios("plan", "processor")
-    assert statistics.median(ratios) < 1.3
+    assert statistics.median(ratios(steps, "plan", "processor")) < 1.3
 
 
 def test_the_first_pass_computes_no_weight_gradients() -> None:

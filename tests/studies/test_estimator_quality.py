@@ -1,7 +1,8 @@
-"""The quality of estimators: exact quantities by brute force, closed forms, records, errors."""
+"""The study of estimators: exact quantities by brute force and in closed form, a tiny run."""
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,33 +15,12 @@ from torch import Tensor, nn
 
 pytest.importorskip("fairseq")
 
-from deltasam_fairseq.analysis import estimator_quality_bench as bench_module  # noqa: E402
-from deltasam_fairseq.analysis import estimator_quality_weights as ways  # noqa: E402
-from deltasam_fairseq.analysis.estimator_quality import measure  # noqa: E402
-from deltasam_fairseq.analysis.estimator_quality_bench import (  # noqa: E402
-    Bench,
-    Cell,
-    cosine,
-    difference,
-)
-from deltasam_fairseq.analysis.estimator_quality_record import (  # noqa: E402
-    Settings,
-    record_of,
-    tables_of,
-)
-from deltasam_fairseq.analysis.estimator_quality_subject import (  # noqa: E402
-    KeepFloat64,
-    Sentences,
-    Subject,
-    of_checkpoint,
-    of_pairs,
-)
-from deltasam_fairseq.analysis.estimator_quality_weights import Probes, averaged  # noqa: E402
-from deltasam_fairseq.analysis.probe_precision_load import random_subject  # noqa: E402
-from deltasam_fairseq.cli.main import main  # noqa: E402
 from deltasam_fairseq.core import reference  # noqa: E402
 from deltasam_fairseq.core.estimators import ESTIMATORS  # noqa: E402
 from deltasam_fairseq.core.per_instance import Engine  # noqa: E402
+from scripts.studies import estimator_quality as study  # noqa: E402
+from scripts.studies.estimator_quality import Bench, Cell, Probes, cosine, difference  # noqa: E402
+from scripts.studies.subject import KeepFloat64, Subject, in_groups, run_subject  # noqa: E402
 from tests.support import fairseq_data  # noqa: E402
 from tests.support import fairseq_toys as toys  # noqa: E402
 from tests.support.compare import assert_close, assert_same_bits, copies  # noqa: E402
@@ -83,7 +63,7 @@ def quadratic(sentences: int = 5, width: int = 4, batches: int = 2) -> Subject:
 
 
 def bench_of(subject: Subject) -> Bench:
-    return Bench(subject, next(subject.batches()), Engine(subject.model), pytest.fail)
+    return Bench(subject, subject.groups[0], Engine(subject.model))
 
 
 def cells_of(bench: Bench, *, seed: int = 1, probes: Probes = ONE_PROBE) -> dict[str, Cell]:
@@ -115,7 +95,7 @@ def test_the_quadratic_in_closed_form() -> None:
     assert cells["uniform"].ascent == pytest.approx(cosine(bench.plain, aim))
     assert cells["uniform"].rank is None
     # The Hessians are positive here, so Eq. 4's claim holds: dR/dw has D's sign.
-    assert 0 < (cells[ways.EXACT_ASCENT].change or 0) < 1
+    assert 0 < (cells[study.EXACT_ASCENT].change or 0) < 1
 
 
 def explicit(toy: Problem) -> tuple[Subject, LossesAt]:
@@ -158,7 +138,6 @@ def test_a_transformer_by_brute_force() -> None:
     assert_close([bench.exact_weights], [weights], rtol=1e-5)
     found = cells_of(bench, seed=3, probes=Probes(radius=0.3, directions=2))
     assert set(ESTIMATORS.names()) < set(found)
-    assert ways.IN_FLOAT64 not in found  # all of it is
     for name in ("exact", "uniform"):
         values = weights if name == "exact" else torch.ones_like(weights)
         direction = reference.gradient(partial(weighted_loss, losses_at, values), toy_params)
@@ -167,8 +146,8 @@ def test_a_transformer_by_brute_force() -> None:
         assert found[name].ascent == pytest.approx(cos(direction, aim), abs=1e-5)
         assert found[name].change == pytest.approx(cos(change, aim), abs=1e-5)
         assert found[name].descent == pytest.approx(cos(there, exact), abs=1e-6)
-    assert found[ways.PLAIN].descent == pytest.approx(cos(plain, exact), abs=1e-9)
-    assert found[ways.EXACT_ASCENT].ascent == 1.0
+    assert found[study.PLAIN].descent == pytest.approx(cos(plain, exact), abs=1e-9)
+    assert found[study.EXACT_ASCENT].ascent == pytest.approx(1.0, abs=1e-12)
     assert_same_bits(list(subject.model.parameters()), before)
     assert all(param.grad is None for param in subject.model.parameters())
 
@@ -188,30 +167,30 @@ def by_central_differences(losses_at: LossesAt, at: Sequence[Tensor], step: floa
     return torch.tensor(values, dtype=torch.float64)
 
 
-def test_a_refusal_of_the_batched_engine_goes_sentence_by_sentence() -> None:
+def test_a_refusal_of_the_batched_engine_goes_sentence_by_sentence(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     subject = quadratic()
     expected = bench_of(subject).per_instance(RHO)
     weight = next(subject.model.parameters())
-    said: list[str] = []
 
     def score(model: Any, group: Sequence[Tensor]) -> Tensor:
         rows = rows_of(group)
         return rows[:, 0] * (rows[:, 1:] @ model.line.weight.T).squeeze(1).square() / 2
 
     refused = Subject(subject.model, subject.groups, score, {})
-    bench = Bench(refused, next(refused.batches()), Engine(subject.model), said.append)
-    assert_close(bench.per_instance(RHO), expected, rtol=1e-12)
-    assert said
+    assert_close(bench_of(refused).per_instance(RHO), expected, rtol=1e-12)
+    assert "sentence by sentence: " in capsys.readouterr().err
     assert weight.grad is None
 
 
 def test_an_average_over_directions_is_one_ratio_of_two_means() -> None:
-    at = torch.tensor([1.0, 1.0])
+    at = torch.tensor([1.0, 1.0]).double()
     sides = [
         (torch.tensor([1.5, 1.0]), torch.tensor([0.9, 1.0])),  # bends 0.4, 0; slopes 0.6, 0
         (torch.tensor([1.1, 1.0]), torch.tensor([0.3, 1.0])),  # bends -0.6, 0; slopes 0.8, 0
     ]
-    found = averaged("two", at.double(), [(p.double(), m.double()) for p, m in sides], eta=1e-4)
+    found = study.weighed("two", at, [(p.double(), m.double()) for p, m in sides], eta=1e-4)
     assert found.values.tolist() == pytest.approx([0.1 / 0.5**0.5, 0.0], rel=1e-6, abs=1e-9)
     assert found.floored == 0.5
 
@@ -221,57 +200,47 @@ def test_weights_that_are_all_zero_ascend_as_the_step_does(
 ) -> None:
     subject = quadratic()
     monkeypatch.setattr(
-        bench_module, "both_sides", lambda together, *_: (together().detach(), together().detach())
+        study, "both_sides", lambda together, *_: (together().detach(), together().detach())
     )
     cells = cells_of(bench_of(subject))
-    assert cells[ways.ALONG].ascent == cells["uniform"].ascent
-    assert cells[ways.ALONG].rank is None
-    assert cells[ways.ALONG].floored == 1.0
+    assert cells[study.ALONG].ascent == cells["uniform"].ascent
+    assert cells[study.ALONG].rank is None
+    assert cells[study.ALONG].floored == 1.0
 
 
-def test_float32_has_rows_that_are_probed_in_float64() -> None:
-    probed = random_subject("tiny", batches=2, sentences=4, tokens=6, seed=1)
-    subject = of_pairs(probed, torch.float32)
-    radii, probes = (0.01, RHO), Probes(directions=2)
-    found = measure(
-        subject, radii=radii, eta=ETA, seed=1, probes=probes, more=lambda number: number < 1
+def arguments(**changes: Any) -> argparse.Namespace:
+    return argparse.Namespace(
+        **{"split": "train", "batches": 2, "batch_size": 5, "seed": 1, **changes}
     )
-    assert len(found) == 1
-    assert {cell.rho for cell in found[0]} == {0.01, RHO}
-    by_name = {c.name: c for c in found[0] if c.rho == RHO}
-    # A small model in float32 is precise enough for the two to agree (docs/precision.md).
-    assert by_name[ways.IN_FLOAT64].ascent == pytest.approx(
-        by_name["finite_difference"].ascent, abs=1e-2
-    )
-    assert by_name[ways.IN_FLOAT64].floored == by_name["finite_difference"].floored
+
+
+def saved(folder: Path, name: str) -> Path:
+    """Write data and an untrained model of fairseq; return the checkpoint."""
+    if name == "prediction":
+        data, flags = fairseq_data.write_prediction_data(folder), toys.BERT
+    else:
+        data, flags = fairseq_data.write_translation_data(folder), toys.TRANSLATION
+    trainer = toys.make_trainer(data, *flags)
+    trainer.consolidate_optimizer()
+    trainer.save_checkpoint(str(folder / "model.pt"), {"train_iterator": {"epoch": 1}})
+    return folder / "model.pt"
 
 
 @pytest.mark.parametrize("name", ["prediction", "translation"])
 def test_fairseq_checkpoints_in_float64_are_in_float64(name: str, tmp_path: Path) -> None:
-    if name == "prediction":
-        data, flags = fairseq_data.write_prediction_data(tmp_path), toys.BERT
-    else:
-        data, flags = fairseq_data.write_translation_data(tmp_path), toys.TRANSLATION
-    trainer = toys.make_trainer(data, *flags)
-    trainer.consolidate_optimizer()
-    trainer.save_checkpoint(str(data / "model.pt"), {"train_iterator": {"epoch": 1}})
-    make = partial(of_checkpoint, data, data / "model.pt", "train", size=5, seed=1)
-    subject = make(batches=2, dtype=torch.float64)
-    sentences = next(subject.batches())
-    with subject.within():
-        losses = sentences.together()
-        assert losses.dtype == torch.float64
-        alone = torch.cat([one() for one in sentences.alone])
-        single = next(make(batches=1, dtype=torch.float32).batches()).together()
-        bench = Bench(subject, sentences, Engine(subject.model), pytest.fail)
-        exact = bench.per_instance(RHO)
-        total = [torch.zeros_like(part) for part in exact]
-        for one in sentences.alone:
-            lone = Bench(
-                subject, Sentences(one, [one], sentences.of), Engine(subject.model), pytest.fail
-            )
-            total = [t + g / 5 for t, g in zip(total, lone.per_instance(RHO), strict=True)]
-    # The same sentences in the same order, and nothing on the way was rounded to float32.
+    checkpoint = saved(tmp_path, name)
+    subject = run_subject(tmp_path, checkpoint, arguments())
+    single = subject.losses(subject.model.eval(), subject.groups[0])
+    subject.model.double()
+    bench = bench_of(subject)
+    losses = bench.together()
+    assert losses.dtype == torch.float64
+    alone = torch.cat([one() for one in bench.alone])
+    exact = bench.per_instance(RHO)
+    engine = Engine(subject.model)
+    lone = [Bench(subject, [one], engine).per_instance(RHO) for one in subject.groups[0]]
+    total = [sum(parts) / 5 for parts in zip(*lone, strict=True)]
+    # Nothing on the way was rounded to float32.
     if name == "prediction":
         assert_close([alone], [losses], rtol=1e-12)
         assert_close([single.double()], [losses], rtol=1e-4)
@@ -291,69 +260,68 @@ def test_float64_is_kept_where_float32_was_asked_for() -> None:
     assert x.float().dtype == torch.float32
 
 
-def test_a_record_is_read_back_and_shown(
+def test_sentences_are_dealt_in_their_order() -> None:
+    assert in_groups([1, 2, 3, 4], arguments(batch_size=2)) == [[1, 2], [3, 4]]
+
+
+def test_a_run_is_compared_and_its_record_shown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    subject = quadratic()
-    subject.about = {"name": "quadratic", "weights": "random", "text": "none"}
-    found = measure(subject, radii=(RHO,), eta=ETA, seed=1, probes=Probes(directions=1))
-    around = {"hardware": {"processor": "a CPU"}, "versions": {"torch": "2"}}
-    record = record_of(
-        subject, found, Settings(rho=(RHO,), precision="float64"), command="c", around=around
-    )
-    path = tmp_path / "record.json"
-    path.write_text(json.dumps(record))
-    assert main(["analyse", "estimator-quality", "--show", str(path)]) == 0
-    text = capsys.readouterr().out.rstrip("\n")
-    assert text == tables_of([record])
-    rows = [line for line in text.splitlines() if line.startswith("| 0.05 |")]
-    assert len({line.count("|") for line in rows}) == 1
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    saved(tmp_path / "bin", "prediction").rename(run / "checkpoints" / "checkpoint_best.pt")
+    (run / "run.json").write_text(json.dumps({"data": str(tmp_path)}))
+    few = "--batches 2 --batch-size 4 --rho 0.05 --probe-count 2 --threads 1".split()
+    study.main([str(run), *few, "--json"])
+    text = capsys.readouterr().out
+    assert str(tmp_path) not in text
+    record = json.loads(text)
     cells = {cell["name"]: cell for cell in record["cells"]}
-    assert cells["exact"]["rank"]["n"] == 2
+    assert cells["exact"]["rank"]["n"] == record["batches"] == 2
     assert cells["exact"]["rank"]["mean"] == pytest.approx(1.0)
     assert cells["uniform"]["rank"] == {"n": 0, "mean": None, "sd": None, "values": []}
-    assert record["batches"] == 2
+    # A small model in float32 is precise enough for the two to agree (docs/precision.md).
+    both = [cells[name]["ascent"]["values"] for name in (study.IN_FLOAT64, "finite_difference")]
+    assert both[0] == pytest.approx(both[1], abs=1e-2)
+    path = tmp_path / "record.json"
+    path.write_text(text)
+    study.main(["--show", str(path)])
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| 0.05 |")]
     best, base = (cells[name]["change"]["values"] for name in ("exact", "uniform"))
     mean = sum(mine - theirs for mine, theirs in zip(best, base, strict=True)) / 2
+    above = sum(mine > theirs for mine, theirs in zip(best, base, strict=True))
     row = next(line for line in rows if "| exact |" in line)
     assert f"| {mean:+.2f} ± " in row
-    above = sum(mine > theirs for mine, theirs in zip(best, base, strict=True))
     assert row.endswith(f", {above} of 2 > 0 |")
+    with pytest.raises(SystemExit):
+        study.main([str(run), "--batches", "40"])
+    assert "train has 48 sentences, 640 are needed" in capsys.readouterr().err
+    # No batch is begun that would not end in time.
+    study.main([str(run), *few, "--minutes", "1e-9"])
+    assert ": 1 batch of 4, float32" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("words", "message"),
     [
-        ([], "give a model"),
-        (["RUN", "--encoder", "F", "--mrpc", "T"], "give a model"),
-        (["--encoder", "F"], "--mrpc"),
-        (["RUN", "--rho", "a"], "numbers with commas"),
-        (["RUN", "--rho", "0"], "--rho"),
-        (["RUN", "--eta", "-1"], "--eta"),
-        (["RUN", "--probe-radius", "0"], "--probe-radius"),
-        (["RUN", "--batch-size", "1"], "--batch-size"),
-        (["RUN", "--seed", "-1"], "--seed"),
-        (["RUN", "--minutes", "-1"], "--minutes"),
-        (["RUN"], "is not a run"),
-        (["--show", "nowhere.json"], "nowhere.json"),
+        ("", "give a model: RUN, or --random SIZE"),
+        ("RUN --random tiny", "not allowed with argument"),
+        ("--random huge", "invalid choice: 'huge'"),
+        ("--random tiny --tokens 65", "64 positions, got 65 tokens"),
+        ("RUN", "RUN is not a run"),
+        ("RUN --rho a", "--rho: 'a' is not a number above 0"),
+        ("RUN --rho 0", "--rho: 0 is not a number above 0"),
+        ("RUN --eta nan", "--eta: nan is not a number above 0"),
+        ("RUN --probe-radius 0", "--probe-radius: 0 is not"),
+        ("RUN --batch-size 1", "--batch-size: 1 is not a number at least 2"),
+        ("RUN --seed -1", "--seed: -1 is not"),
+        ("RUN --minutes -1", "--minutes: -1 is not"),
     ],
 )
 def test_what_cannot_be_measured_is_said(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    words: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["analyse", "estimator-quality", *arguments]) == 2
+    with pytest.raises(SystemExit) as stopped:
+        study.main(words.split())
+    assert stopped.value.code == 2
     assert message in capsys.readouterr().err
-
-
-def test_too_few_sentences_are_an_error(tmp_path: Path) -> None:
-    data = fairseq_data.write_prediction_data(tmp_path)
-    trainer = toys.make_trainer(data, *toys.BERT)
-    trainer.consolidate_optimizer()
-    trainer.save_checkpoint(str(data / "model.pt"), {"train_iterator": {"epoch": 1}})
-    run = tmp_path / "run"
-    (run / "checkpoints").mkdir(parents=True)
-    (run / "run.json").write_text(json.dumps({"data": str(tmp_path)}))
-    arguments = ["analyse", "estimator-quality", str(run), "--batches", "40"]
-    assert main(arguments) == 2
-    (data / "model.pt").rename(run / "checkpoints" / "checkpoint_best.pt")
-    assert main(arguments) == 2
