@@ -43,7 +43,7 @@ check: environment ## format, lint, types, import arrows, doctests and README bl
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
-	$(PYTEST) -q deltasam_fairseq scripts tests/system/test_arrows.py tests/system/test_readme.py
+	$(PYTEST) -q deltasam_fairseq examples scripts tests/system/test_arrows.py tests/system/test_readme.py
 
 gpu-rehearse: environment ## scripts/gpu.sh on a CPU, with tiny sizes: 2 minutes (docs/gpu.md)
 	rm -rf build/gpu-rehearsal

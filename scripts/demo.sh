@@ -7,7 +7,8 @@
 #   CONTINUE=1 scripts/demo.sh            go on with an unfinished run
 #   RESTART=1 scripts/demo.sh             move the earlier run aside and start over
 #
-# Needs: deltasam with fairseq and matplotlib, on PATH or in the folder DELTASAM_BIN.
+# Needs: deltasam with fairseq and matplotlib, on PATH or in the folder DELTASAM_BIN, and the
+# checkout: corpus and recipe are those of examples/docstrings.
 # Takes: about eight minutes on two idle cores. Writes: demo/ (or the folder DEMO).
 set -euo pipefail
 
@@ -20,7 +21,9 @@ while [ $# -gt 0 ]; do
 done
 
 PATH=${DELTASAM_BIN:+$DELTASAM_BIN:}$PATH
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 DEMO=${DEMO:-demo}
+TEXT=$DEMO/text
 DATA=$DEMO/data
 RUN=$DEMO/runs/$METHOD
 
@@ -53,10 +56,17 @@ elif has_checkpoint; then
 fi
 
 say "1/5 text: docstrings of the installed packages, sentencepiece, fairseq-preprocess (1 min)"
-deltasam prepare docstrings --out "$DATA"
+PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH} python -m examples.docstrings.prepare --out "$TEXT"
+files=()
+for split in train valid test; do
+  files+=("--$split-source" "$TEXT/$split.source" "--$split-target" "$TEXT/$split.target")
+done
+deltasam prepare text "${files[@]}" --out "$DATA" \
+  --vocab-size 3000 --max-source-tokens 48 --max-target-tokens 32
 
 say "2/5 training: fairseq-train --optimizer delta_sam --sam-method $METHOD (5 min)"
-train=(deltasam train docstrings --data "$DATA" --save-dir "$RUN" --method "$METHOD")
+train=(deltasam train docstrings --recipe-file "$ROOT/examples/docstrings/recipe.py"
+  --data "$DATA" --save-dir "$RUN" --method "$METHOD")
 case $how in
   new) "${train[@]}" ;;
   restart | resume) "${train[@]}" "--$how" ;;

@@ -4,6 +4,8 @@ deltasam analyse curve RUN
     draw loss, sharpness and effective number of sentences per update
 deltasam analyse adversarial-risk RUN
     mean loss over each sentence's own worst weights within rho (Eq. 2)
+
+Precisions and estimators were compared in studies: scripts/studies of a checkout.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@ deltasam bench step --json > FILE    the same as one JSON object
 deltasam bench step --check          fails if a limit is not kept
 deltasam bench launches              operations, allocations and waits of an update, counted
 deltasam bench show RECORD …         records as the tables of docs/per_instance.md
+
+per_instance over sam by the length of sentences is a study: scripts/studies of a checkout.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
 """Make what training starts from: a data folder, or a checkpoint for fairseq.
 
-deltasam prepare docstrings --out DIR
-    a summarization corpus out of the Python packages installed beside this one
 deltasam prepare text --train-source FILE --train-target FILE --out DIR
-    any two files whose lines belong together
+    any two files whose lines belong together; examples/docstrings of a checkout makes some
 deltasam prepare cnndm --stories DIR --url-lists DIR --gpt2 DIR --out DIR
     CNN/DailyMail, from the official stories or from aligned files
 deltasam prepare bart CHECKPOINT --gpt2 DIR --out DIR
@@ -28,8 +26,6 @@ from deltasam_fairseq.cli import (
     prepare_sentences,
 )
 from deltasam_fairseq.cli.options import add_number, add_text_files, both_files
-from deltasam_fairseq.data.docstring_origin import changed_packages, docstring_origin
-from deltasam_fairseq.data.docstrings import CorpusSettings
 from deltasam_fairseq.data.pipeline import prepare
 from deltasam_fairseq.data.text_origin import TextFiles, text_origin
 from deltasam_fairseq.data.tokens import TokenSettings
@@ -40,20 +36,13 @@ HELP = "make a data folder, or a checkpoint to start from"
 
 _KINDS = {"cnndm": prepare_cnndm, "bart": prepare_bart, "encoder": prepare_encoder}
 
-_DOCSTRING_TOKENS = TokenSettings(vocab_size=3000, max_source_tokens=48, max_target_tokens=32)
-_TEXT_TOKENS = TokenSettings()
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what can be prepared, and the arguments of each."""
     kinds = parser.add_subparsers(metavar="KIND", required=True)
-    docstrings = kinds.add_parser("docstrings", help="the installed packages' docstrings")
-    _add_docstring_arguments(docstrings)
-    _add_common_arguments(docstrings, _DOCSTRING_TOKENS)
-    docstrings.set_defaults(prepare=_prepare_docstrings)
     text = kinds.add_parser("text", help="two aligned text files")
     add_text_files(text, required=True)
-    _add_common_arguments(text, _TEXT_TOKENS)
+    _add_text_arguments(text)
     text.set_defaults(prepare=_prepare_text)
     for name, module in _KINDS.items():
         kind = kinds.add_parser(name, help=module.HELP, description=module.__doc__)
@@ -93,26 +82,6 @@ def _require_free(name: str, own: Collection[str]) -> None:
         )
 
 
-def _tokens(args: argparse.Namespace) -> TokenSettings:
-    return TokenSettings(args.vocab_size, args.max_source_tokens, args.max_target_tokens)
-
-
-def _prepare_docstrings(args: argparse.Namespace) -> None:
-    settings = CorpusSettings(
-        min_train=args.min_train,
-        valid=args.valid_pairs,
-        test=args.test_pairs,
-        max_source_words=args.max_source_words,
-    )
-    origin = docstring_origin(settings, workers=args.workers)
-    prepare(args.out, origin, _tokens(args), workers=args.workers, force=args.force)
-    if changed := changed_packages(args.out):
-        print(
-            f"note: {len(changed)} of its packages have another version now ({changed[0]}); "
-            "--force builds it anew"
-        )
-
-
 def _prepare_text(args: argparse.Namespace) -> None:
     files = TextFiles(
         train=(args.train_source, args.train_target),
@@ -120,21 +89,12 @@ def _prepare_text(args: argparse.Namespace) -> None:
         test=both_files(args, "test"),
     )
     origin = text_origin(files, held_out=args.hold_out)
-    prepare(args.out, origin, _tokens(args), workers=args.workers, force=args.force)
+    tokens = TokenSettings(args.vocab_size, args.max_source_tokens, args.max_target_tokens)
+    prepare(args.out, origin, tokens, workers=args.workers, force=args.force)
 
 
-def _add_docstring_arguments(parser: argparse.ArgumentParser) -> None:
-    default = CorpusSettings()
-    for flag, value, text in (
-        ("--min-train", default.min_train, "fewest training pairs to accept"),
-        ("--valid-pairs", default.valid, "wanted number of validation pairs"),
-        ("--test-pairs", default.test, "wanted number of test pairs"),
-        ("--max-source-words", default.max_source_words, "sources are cut here, in words"),
-    ):
-        add_number(parser, flag, value, text)
-
-
-def _add_common_arguments(parser: argparse.ArgumentParser, tokens: TokenSettings) -> None:
+def _add_text_arguments(parser: argparse.ArgumentParser) -> None:
+    tokens = TokenSettings()
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="the data folder to make"
     )

@@ -2,7 +2,7 @@
 
 Any further flag goes to fairseq-train and replaces the recipe's:
 
-    deltasam train docstrings --data DIR --save-dir RUN --method sam --sam-rho 0.1
+    deltasam train text --data DIR --save-dir RUN --method sam --sam-rho 0.1
     deltasam train cnndm --data DIR --bart DIR --save-dir RUN --gpus 8 --slurm
     deltasam train glue/rte --model roberta_large --method delta_sam --seed 1
 

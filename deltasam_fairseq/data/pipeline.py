@@ -28,7 +28,7 @@ class Origin:
     """What a data folder is made from, compared before it is made again.
 
     Args:
-        kind: ``text``, ``docstrings`` or ``cnndm``.
+        kind: ``text`` or ``cnndm``.
         inputs: What the text depends on, in JSON's types.
         load: Reads or builds the splits, given the growing folder, where it may leave files
             of its own; called only if the folder has to be made.

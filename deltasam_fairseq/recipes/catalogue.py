@@ -123,7 +123,7 @@ def _reason(error: Exception) -> str:
 
 
 for _recipe in (
-    *(text.DOCSTRINGS, text.TEXT, cnndm.CNNDM, cnndm.CNNDM_SMALL),
+    *(text.TEXT, cnndm.CNNDM, cnndm.CNNDM_SMALL),
     *glue.RECIPES.values(),
 ):
     RECIPES.register(_recipe.name, description=_recipe.description)(_recipe)

@@ -89,7 +89,7 @@ PRECISIONS = (
 )
 
 
-class HalfProducts(TorchDispatchMode):
+class HalfProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Products of float16 on a CPU as a GPU takes them: float16 factors, sums in float32.
 
     A CPU's own float16 product is two hundred times slower than float32's.
@@ -163,7 +163,7 @@ class Prober:
             if precision.autocast is not None:
                 kind = self.masters[0].device.type
                 stack.enter_context(torch.autocast(kind, dtype=precision.autocast))
-            stack.enter_context(HalfProducts())
+            stack.enter_context(HalfProducts())  # type: ignore[no-untyped-call]
             return self._losses(model, group).double()
 
 

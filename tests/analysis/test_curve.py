@@ -13,7 +13,7 @@ PLAIN = {"loss": "5.0", "bsz": "16"}
 
 def write_run(folder: Path, *, method: str, meters: dict[str, str]) -> RunFolder:
     run = RunFolder(folder)
-    run.write_record({"recipe": "docstrings", "method": method, "seed": 1})
+    run.write_record({"recipe": "text", "method": method, "seed": 1})
     body = ", ".join(f'"{name}": "{value}"' for name, value in meters.items())
     lines = [
         f'2024-05-01 | INFO | train_inner | {{"epoch": 1, {body}, "num_updates": "{update}"}}\n'

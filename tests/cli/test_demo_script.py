@@ -6,15 +6,17 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "demo.sh"
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "scripts" / "demo.sh"
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    stand_in = tmp_path / "bin" / "deltasam"
-    stand_in.parent.mkdir()
-    stand_in.write_text('#!/bin/sh\necho "CALL $*"\n')
-    stand_in.chmod(0o755)
+    (tmp_path / "bin").mkdir()
+    for name in ("deltasam", "python"):
+        stand_in = tmp_path / "bin" / name
+        stand_in.write_text('#!/bin/sh\necho "CALL $*"\n')
+        stand_in.chmod(0o755)
     return tmp_path
 
 
@@ -48,8 +50,13 @@ def test_a_first_run_goes_from_text_to_table(folder: Path) -> None:
     done = demo(folder)
     assert done.returncode == 0, done.stderr
     assert calls(done) == [
-        "prepare docstrings --out demo/data",
-        "train docstrings --data demo/data --save-dir demo/runs/delta_sam --method delta_sam",
+        "-m examples.docstrings.prepare --out demo/text",
+        "prepare text --train-source demo/text/train.source --train-target demo/text/train.target "
+        "--valid-source demo/text/valid.source --valid-target demo/text/valid.target "
+        "--test-source demo/text/test.source --test-target demo/text/test.target "
+        "--out demo/data --vocab-size 3000 --max-source-tokens 48 --max-target-tokens 32",
+        f"train docstrings --recipe-file {ROOT}/examples/docstrings/recipe.py --data demo/data "
+        "--save-dir demo/runs/delta_sam --method delta_sam",
         "evaluate demo/runs/delta_sam",
         "analyse curve demo/runs/delta_sam --out demo/curve-delta_sam.png",
         "table demo/runs/none demo/runs/sam demo/runs/delta_sam",
@@ -62,7 +69,7 @@ def test_a_first_run_goes_from_text_to_table(folder: Path) -> None:
 def test_the_method_is_one_flag_away(
     folder: Path, arguments: list[str], wishes: dict[str, str]
 ) -> None:
-    assert calls(demo(folder, *arguments, **wishes))[1].endswith("runs/sam --method sam")
+    assert calls(demo(folder, *arguments, **wishes))[2].endswith("runs/sam --method sam")
 
 
 def test_per_instance_gets_a_row_of_its_own(folder: Path) -> None:
@@ -71,7 +78,13 @@ def test_per_instance_gets_a_row_of_its_own(folder: Path) -> None:
 
 def test_a_finished_run_is_reused(folder: Path) -> None:
     done = demo(folder, state="finished")
-    assert [call.split()[0] for call in calls(done)] == ["prepare", "evaluate", "analyse", "table"]
+    assert [call.split()[0] for call in calls(done)] == [
+        "-m",
+        "prepare",
+        "evaluate",
+        "analyse",
+        "table",
+    ]
     assert "RESTART=1 moves it aside and starts over" in done.stdout
 
 
@@ -91,8 +104,8 @@ def test_an_unfinished_run_needs_a_choice(folder: Path) -> None:
 )
 def test_a_choice_is_carried_out(folder: Path, wish: str, train: str, evaluate: str) -> None:
     made = calls(demo(folder, state="unfinished", **{wish: "1"}))
-    assert made[1].endswith(train)
-    assert made[2] == evaluate
+    assert made[2].endswith(train)
+    assert made[3] == evaluate
 
 
 @pytest.mark.parametrize(
@@ -118,4 +131,4 @@ def test_a_failing_step_stops_the_script(folder: Path) -> None:
     (folder / "bin" / "deltasam").write_text('#!/bin/sh\necho "CALL $*"\n[ "$1" != train ]\n')
     done = demo(folder)
     assert done.returncode == 1
-    assert [call.split()[0] for call in calls(done)] == ["prepare", "train"]
+    assert [call.split()[0] for call in calls(done)] == ["-m", "prepare", "train"]

@@ -120,8 +120,8 @@ def test_errors_for_the_user_are_one_line_and_status_2(
         (["score", "rouge", "h", "r", "--jsn"], "arguments: --jsn; did you mean '--json'?"),
         (["score", "rouge", "h", "r", "--splt=ptb"], "--splt=ptb; did you mean '--split'?"),
         (["--recipe-fil=f", "recipes"], "--recipe-fil=f; did you mean '--recipe-file'?"),
-        (["prepare", "docstrings"], "required: --out"),
-        (["prepare", "docstrings", "--out", "d", "--min-train", "0"], "'0' is not a whole number"),
+        (["prepare", "text"], "required: --train-source, --train-target, --out"),
+        (["prepare", "text", "--vocab-size", "0"], "'0' is not a whole number"),
         (
             ["train", "text", "--data", "d", "--save-dir", "r", "--resume", "--restart"],
             "not allowed",
@@ -200,7 +200,7 @@ def test_interrupted_training_names_the_command_that_goes_on(
 
     monkeypatch.setattr(module._module("train"), "train", interrupt)
     data = finished_data(tmp_path / "data")
-    typed = ["train", "docstrings", "--data", str(data.path), "--save-dir", str(run.path)]
+    typed = ["train", "text", "--data", str(data.path), "--save-dir", str(run.path)]
     typed += ["--lr", "0.1"]
     assert main([*typed, "--restart"]) == 130
     command = shlex.join(["deltasam", *typed])

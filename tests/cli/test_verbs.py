@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from deltasam_fairseq.cli.main import main
-from deltasam_fairseq.data.prepared import MARKER
 from deltasam_fairseq.recipes.catalogue import find_recipe
 from deltasam_fairseq.recipes.run_folder import RunFolder
 from tests.support.prepared_data import finished_data
@@ -21,11 +20,11 @@ def test_recipes_lists_and_shows(capsys: pytest.CaptureFixture[str]) -> None:
     header, _, *listed = capsys.readouterr().out.splitlines()
     assert header.split() == ["recipe", "metric", "what", "it", "is", "models"]
     names = [line.split()[0] for line in listed]
-    assert {"cnndm", "cnndm-small", "docstrings", "text", "glue/rte", "glue/sts-b"} <= set(names)
+    assert {"cnndm", "cnndm-small", "text", "glue/rte", "glue/sts-b"} <= set(names)
     assert names == sorted(names)
-    assert main(["recipes", "docstrings"]) == 0
+    assert main(["recipes", "text"]) == 0
     shown = capsys.readouterr().out
-    assert "deltasam train docstrings --data DIR" in shown
+    assert "deltasam train text --data DIR" in shown
     assert "  --share-all-embeddings\n" in shown
     assert "  --adam-betas '(0.9, 0.98)'\n" in shown
 
@@ -95,7 +94,7 @@ def test_a_dry_run_prints_the_command_and_writes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     finished_data(tmp_path / "data")
-    arguments = ["train", "docstrings", "--data", str(tmp_path / "data")]
+    arguments = ["train", "text", "--data", str(tmp_path / "data")]
     arguments += ["--save-dir", str(tmp_path / "run"), "--method", "sam", "--seed", "3"]
     assert main([*arguments, "--lr", "0.5", "--dry-run", "--sam-rho=0.1", "--cpu"]) == 0
     command = shlex.split(capsys.readouterr().out)
@@ -126,35 +125,3 @@ def test_prepare_wants_both_sides_of_a_split(
     arguments = ["prepare", "text", "--train-source", path, "--train-target", path]
     assert main([*arguments, f"--test-{side}", path, "--out", str(tmp_path / "d")]) == 2
     assert "--test-source and --test-target belong together" in capsys.readouterr().err
-
-
-def test_prepare_docstrings_notes_packages_that_have_changed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    site = tmp_path / "site-packages"
-    for package in range(8):
-        (site / f"p{package}").mkdir(parents=True)
-        for function in range(6):
-            word = f"{'abcdefgh'[package]}{'uvwxyz'[function]}"
-            text = " ".join(f"{word}{letter * 3}" for letter in "klmnopqrst")
-            body = f'"""Do {text} now.\n\n    Not {text[::-1]} but then."""'
-            (site / f"p{package}" / f"m{function}.py").write_text(f"def f():\n    {body}\n")
-    origin = "deltasam_fairseq.data.docstring_origin"
-    monkeypatch.setattr(f"{origin}.package_folders", lambda: [site])
-    monkeypatch.setattr("deltasam_fairseq.data.pipeline.require_fairseq", lambda: None)
-    monkeypatch.setattr("deltasam_fairseq.data.pipeline.binarize", lambda *args, **kwargs: None)
-    out = tmp_path / "data"
-    arguments = ["prepare", "docstrings", "--out", str(out), "--min-train", "10", "--workers", "1"]
-    arguments += ["--valid-pairs", "12", "--test-pairs", "12"]
-    assert main([*arguments, "--vocab-size", "60"]) == 0
-    summary = json.loads((out / "corpus.json").read_text())
-    assert summary["pairs"] == {"test": 12, "train": 24, "valid": 12}
-    assert summary["packages"]["p0"]["version"] is None
-    assert json.loads((out / MARKER).read_text())["kind"] == "docstrings"
-    summary["packages"]["p0"]["version"] = "0.9"
-    (out / "corpus.json").write_text(json.dumps(summary))
-    capsys.readouterr()
-    assert main([*arguments, "--vocab-size", "60"]) == 0
-    said = capsys.readouterr().out
-    assert "nothing to do" in said
-    assert "note: 1 of its packages have another version now (p0 0.9 → not installed)" in said

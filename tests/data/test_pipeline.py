@@ -77,7 +77,7 @@ def test_the_same_inputs_are_not_read_again(tmp_path: Path) -> None:
     [
         (origin(2), TOKENS, r"other inputs: number was 1, now 2\. Pass --force"),
         (origin(1), TokenSettings(50, 6, 4), r"vocab_size was 40, now 50\."),
-        (Origin("docstrings", {"number": 1}, fail), TOKENS, r"kind was text, now docstrings\."),
+        (Origin("cnndm", {"number": 1}, fail), TOKENS, r"kind was text, now cnndm\."),
     ],
 )
 def test_other_inputs_need_force(

@@ -65,5 +65,5 @@ def test_controls_run_as_methods_with_estimators_of_the_core() -> None:
 
 
 def test_an_unknown_recipe_names_the_nearest() -> None:
-    with pytest.raises(KeyError, match="unknown recipe 'docstring'; did you mean 'docstrings'"):
-        RECIPES.get("docstring")
+    with pytest.raises(KeyError, match="unknown recipe 'texts'; did you mean 'text'"):
+        RECIPES.get("texts")

@@ -43,7 +43,7 @@ def decoded(run: RunFolder, said: list[str] | None = None, **wishes: Any) -> Gen
     data = finished_data(path) if not path.exists() else PreparedData.load(path)
     say = (lambda line: None) if said is None else said.append
     force = wishes.pop("force", False)
-    recipe = RECIPES.get("docstrings")
+    recipe = RECIPES.get("text")
     return generate(recipe, data, run, "test", Decoding(**wishes), force=force, say=say)
 
 

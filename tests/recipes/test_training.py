@@ -31,7 +31,7 @@ def run(tmp_path: Path) -> RunFolder:
 
 
 def request(data: PreparedData, run: RunFolder, **wishes: Any) -> TrainRequest:
-    return TrainRequest(RECIPES.get("docstrings"), data, run, **wishes)
+    return TrainRequest(replace(RECIPES.get("text"), on_cpu=""), data, run, **wishes)
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_a_run_leaves_a_record_a_log_and_short_progress(
     assert run.log.read_text().splitlines() == [UPDATE, VALID, "warning: noise"]
     record = run.record()
     assert record["finished"] is True
-    assert (record["recipe"], record["method"], record["seed"]) == ("docstrings", "delta_sam", 1)
+    assert (record["recipe"], record["method"], record["seed"]) == ("text", "delta_sam", 1)
     assert record["data_sha256"] == data.sha256
     assert {"python", "torch", "deltasam_fairseq"} <= set(record["versions"])
     assert record["hardware"]["cores"] >= 1
@@ -79,10 +79,15 @@ def test_a_run_leaves_a_record_a_log_and_short_progress(
 @pytest.mark.parametrize(
     ("name", "model", "overrides", "gpus", "said"),
     [
-        ("text", None, [], [], "docstrings takes the same data"),
-        ("text", None, ["--cpu"], ["H100"], "docstrings takes the same data"),
+        ("text", None, [], [], "the recipe of examples/docstrings takes the same data"),
+        (
+            "text",
+            None,
+            ["--cpu"],
+            ["H100"],
+            "the recipe of examples/docstrings takes the same data",
+        ),
         ("text", None, [], ["H100"], None),
-        ("docstrings", None, [], [], None),
         ("cnndm", None, [], [], "cnndm-small runs the same commands in minutes; half precision"),
         ("cnndm-small", None, [], [], None),
         ("glue/rte", "roberta_large", [], [], "--model minilm_l6 is small enough"),
@@ -242,7 +247,7 @@ def test_resume_refuses_another_version_of_the_recipe(
     data: PreparedData, run: RunFolder, commands: list[dict[str, Any]]
 ) -> None:
     train(request(data, run), say=lambda line: None)
-    other = replace(RECIPES.get("docstrings"), version=99)
+    other = replace(RECIPES.get("text"), version=99)
     with pytest.raises(UserError, match="with recipe_version 1, not 99"):
         train(TrainRequest(other, data, run), resume=True, say=lambda line: None)
 
@@ -251,8 +256,8 @@ def test_data_of_another_kind_or_task_are_refused(
     tmp_path: Path, data: PreparedData, run: RunFolder
 ) -> None:
     sentences = PreparedSentences(tmp_path, {"task": "RTE"})
-    with pytest.raises(UserError, match="holds RTE, the recipe docstrings is for texts to gen"):
-        TrainRequest(RECIPES.get("docstrings"), sentences, run).command()
+    with pytest.raises(UserError, match="holds RTE, the recipe text is for texts to gen"):
+        TrainRequest(RECIPES.get("text"), sentences, run).command()
     check_data(RECIPES.get("glue/rte"), sentences)
     with pytest.raises(UserError, match="holds RTE, the recipe glue/mrpc is for MRPC"):
         check_data(RECIPES.get("glue/mrpc"), sentences)

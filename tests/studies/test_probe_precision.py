@@ -13,6 +13,7 @@ import torch
 pytest.importorskip("fairseq")
 
 from deltasam_fairseq.core.noise import seed_for  # noqa: E402
+from deltasam_fairseq.core.randomness import RandomState  # noqa: E402
 from deltasam_fairseq.core.space import WeightSpace  # noqa: E402
 from scripts.studies import probe_precision as study  # noqa: E402
 from scripts.studies.probe_precision import PRECISIONS, REFERENCE, Findings, Prober  # noqa: E402
@@ -113,7 +114,7 @@ def test_the_model_in_half_is_close_to_pytorchs_own_kernels(
 ) -> None:
     subject = tiny()
     prober = Prober(subject, CPU, {torch.float16})
-    state = study.RandomState.capture(prober.masters)
+    state = RandomState.capture(prober.masters)
     half, group = NAMED["fp16, no masters"], subject.groups[0]
     emulated, exact = (prober.losses(p, group, state) for p in (half, NAMED["fp32"]))
     monkeypatch.setattr(study.HalfProducts, "PRODUCTS", set())

@@ -1,6 +1,6 @@
 import pytest
 
-from deltasam_fairseq.data.docstring_text import first_sentence_and_rest, plain_text
+from examples.docstrings.text import first_sentence_and_rest, plain_text
 
 
 @pytest.mark.parametrize(

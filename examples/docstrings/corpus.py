@@ -15,10 +15,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from deltasam_fairseq.data.aligned import Aligned
-from deltasam_fairseq.data.docstring_harvest import Documented
-from deltasam_fairseq.data.docstring_text import first_sentence_and_rest
 from deltasam_fairseq.errors import UserError
+from examples.docstrings.harvest import Documented
+from examples.docstrings.text import first_sentence_and_rest
 
 #: Raised with every change of what the same installed packages yield.
 CORPUS_VERSION = 1
@@ -85,13 +84,6 @@ class Corpus:
 
     splits: dict[str, list[Pair]]
     dropped: Counter[str] = field(default_factory=Counter)
-
-    def aligned(self) -> dict[str, Aligned]:
-        """Return the splits as texts."""
-        return {
-            name: Aligned([pair.source for pair in pairs], [pair.target for pair in pairs])
-            for name, pairs in self.splits.items()
-        }
 
     def packages(self) -> dict[str, dict[str, int]]:
         """Count the pairs of each package in each split."""

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from deltasam_fairseq.data.docstring_harvest import (
+from examples.docstrings.harvest import (
     Documented,
     harvest,
     package_folders,

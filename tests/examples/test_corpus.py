@@ -3,8 +3,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from deltasam_fairseq.data.docstring_harvest import Documented
-from deltasam_fairseq.data.docstrings import (
+from deltasam_fairseq.errors import UserError
+from examples.docstrings.corpus import (
     Corpus,
     CorpusSettings,
     Pair,
@@ -12,7 +12,7 @@ from deltasam_fairseq.data.docstrings import (
     render_source,
     split,
 )
-from deltasam_fairseq.errors import UserError
+from examples.docstrings.harvest import Documented
 
 SMALL = CorpusSettings(min_train=1, test=40, valid=40, whole_package=30)
 WORDS = [f"{a}{b}" for a in ("ba", "co", "di", "fu", "ge") for b in ("lor", "mat", "nis", "pel")]
