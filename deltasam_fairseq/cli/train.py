@@ -152,13 +152,13 @@ def _sentences(recipe: Recipe, args: argparse.Namespace) -> TrainRequest:
         run=RunFolder(args.save_dir or run_folder(recipe.name, model, method, seed)),
         model=model,
         encoder=PreparedEncoder.load(encoder) if load else PreparedEncoder(encoder, {}),
-        recipe_file=args.recipe_file,
         **_common(args),
     )
 
 
 def _common(args: argparse.Namespace) -> dict[str, Any]:
     return {
+        "recipe_file": args.recipe_file,
         "method": args.method,
         "seed": args.seed,
         "overrides": args.extra,

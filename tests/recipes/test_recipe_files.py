@@ -11,12 +11,15 @@ from typing import Any
 import pytest
 
 from deltasam_fairseq.cli import prepare
+from deltasam_fairseq.cli import train as cli_train
 from deltasam_fairseq.cli.main import main
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.recipes import catalogue
 from deltasam_fairseq.recipes.base import Model, Recipe
 from deltasam_fairseq.recipes.catalogue import RECIPES, find_recipe, load_file, register_recipe
+from deltasam_fairseq.recipes.training import TrainRequest
 from deltasam_fairseq.registry import Registry, UnknownName
+from tests.support.prepared_data import finished_data
 
 FILE = """\
 from deltasam_fairseq.recipes.base import Recipe
@@ -121,6 +124,18 @@ def test_the_option_stands_behind_any_verb(
     assert "one of mine" in capsys.readouterr().out
     assert main(["recipes", "--recipe-file"]) == 2
     assert "needs a file behind it" in capsys.readouterr().err
+
+
+def test_a_run_on_texts_keeps_its_recipe_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one on sentences does: evaluate finds the recipe by it."""
+    path, data = write(tmp_path, "mine/letters"), finished_data(tmp_path / "data")
+    asked: list[TrainRequest] = []
+    monkeypatch.setattr(cli_train, "train", lambda request, **_: asked.append(request))
+    words = ["--data", str(data.path), "--save-dir", str(tmp_path / "run")]
+    assert main(["train", "mine/letters", "--recipe-file", str(path), *words]) == 0
+    assert asked[0].facts()["recipe_file"] == str(path)
 
 
 @pytest.mark.parametrize("second", ["--recipe-file=b.py", "--recipe-file b.py"])
