@@ -6,7 +6,8 @@
 #
 # Needs the environment of `make environment` (its bin folder on PATH), 10 GB of memory for
 # BERT-base, and a machine with little else to do: an hour with one thread, with progress shown.
-# `deltasam bench show` makes the tables of docs/per_instance.md of the results; the one by length is a study, scripts/studies/length.py.
+# `deltasam bench show` makes the tables of docs/per_instance.md of the results, but for the one by
+# length, which is a study: scripts/studies/length.py.
 set -eu
 hardware=${1:?name the machine, such as epyc-2core}
 shift

@@ -154,6 +154,8 @@ def test_every_layer_has_a_rank() -> None:
         ("evaluation", "from deltasam_fairseq.core.noise import draw", "does not belong"),
         ("recipes", "def f():\n    import torch", "does not belong into recipes"),
         ("analysis", "import pandas", "neither a dependency nor the standard library"),
+        ("analysis", "from scripts.studies import length", "neither a dependency"),
+        ("recipes", "from examples.docstrings import corpus", "neither a dependency"),
         ("cli", "from . import main", "is relative"),
         ("cli", "from torch import *", "is a wildcard"),
         ("", "from deltasam_fairseq import core", "not downwards"),
