@@ -172,7 +172,7 @@ def unpack(session: Session, bundle: Path) -> Path:
     commit = (tree / "commit.txt").read_text().strip()
     seconds = round(time.monotonic() - began, 1)
     session.keep("install", status=status, seconds=seconds, wheels=len(wheels), commit=commit)
-    return tree
+    return Path(tree)
 
 
 def stub(folder: Path, modules: dict[str, tuple[str, ...]]) -> None:

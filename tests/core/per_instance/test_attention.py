@@ -12,9 +12,9 @@ import torch
 from hypothesis import given
 from torch import Tensor, nn
 
-from deltasam_fairseq.benchmarks import encoder as plain
 from deltasam_fairseq.core import per_instance_step
 from deltasam_fairseq.core.per_instance import Engine, Unsupported, batched_per_instance_step
+from scripts.studies import length as plain
 from tests.core.per_instance.toys import (
     PADDING,
     PLANS,
