@@ -154,7 +154,7 @@ def of_checkpoint(
     """
     from fairseq import checkpoint_utils, utils  # noqa: PLC0415 - the other kind needs none
 
-    from deltasam_fairseq.fairseq_plugin.sentence_losses import reader_for  # noqa: PLC0415
+    from deltasam_fairseq.fairseq_plugin.criterions.readers import reader_for  # noqa: PLC0415
     from deltasam_fairseq.plugin_path import plugin_dir  # noqa: PLC0415
 
     utils.import_user_module(argparse.Namespace(user_dir=str(plugin_dir())))
@@ -191,6 +191,6 @@ def of_checkpoint(
 
 
 def _projections(model: nn.Module) -> AbstractContextManager[None]:
-    from deltasam_fairseq.fairseq_plugin.batched import own_projections  # noqa: PLC0415
+    from deltasam_fairseq.fairseq_plugin.sharpness.per_instance import own_projections  # noqa: PLC0415
 
     return own_projections(model)

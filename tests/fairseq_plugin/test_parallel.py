@@ -17,7 +17,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import DDPCommHookType, registe
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from deltasam_fairseq.fairseq_plugin import parallel
+from deltasam_fairseq.fairseq_plugin.sharpness import parallel
 from tests.support import fairseq_toys as toys
 from tests.support.matrix import WORKER_BOUNDS
 from tests.support.workers import run_workers

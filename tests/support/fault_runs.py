@@ -189,7 +189,7 @@ def die_in_the_ascent(turn: int) -> None:
     Args:
         turn: In which update, counted from 1.
     """
-    from deltasam_fairseq.fairseq_plugin import parallel
+    from deltasam_fairseq.fairseq_plugin.sharpness import parallel
 
     calls: list[int] = []
 

@@ -4,6 +4,9 @@ delta-SAM needs l_i, the criterion's own loss of sentence i. fairseq's
 criterions return the sum; a reader gets at its terms. Readers are found by the
 criterion's class; a subclass has its parent's unless it may have changed the loss.
 
+A criterion of this project owns its losses instead
+(:mod:`~deltasam_fairseq.fairseq_plugin.criterions.base`), and is registered here as well.
+
 To add one, in a module that your ``--user-dir`` imports::
 
     @sentence_losses_for(MyCriterion)
@@ -217,12 +220,7 @@ def masked_token_losses(criterion: Any, model: Any, sample: Sample) -> SentenceL
 @sentence_losses_for(SentencePredictionCriterion)
 def prediction_losses(criterion: Any, model: Any, sample: Sample) -> SentenceLosses:
     """Score each sentence's class, or its squared error for a regression target."""
-    for penalty in ("mha_reg_scale_factor", "ffn_reg_scale_factor"):
-        if getattr(getattr(model, "args", None), penalty, 0.0):
-            raise ValueError(
-                f"{penalty} adds a penalty on the weights that belongs to no sentence; "
-                "set it to 0 or use --sam-method sam"
-            )
+    refuse_penalties(model)
     recorded = _Recorded(model)
     _, sample_size, logging_output = criterion(recorded, sample)
     logits = recorded.outputs[0]
@@ -230,7 +228,7 @@ def prediction_losses(criterion: Any, model: Any, sample: Sample) -> SentenceLos
     if criterion.regression_target:
         losses = F.mse_loss(logits.view(-1).float(), targets.float(), reduction="none")
     else:
-        losses = _class_losses(logits, targets)
+        losses = class_losses(logits, targets)
     return SentenceLosses(losses, sample_size, logging_output)
 
 
@@ -241,7 +239,7 @@ def ranking_losses(criterion: Any, model: Any, sample: Sample) -> SentenceLosses
     _, sample_size, logging_output = criterion(recorded, sample)
     logits = torch.cat(recorded.outputs, dim=1)
     targets = model.get_targets(sample, [logits]).view(-1)
-    return SentenceLosses(_class_losses(logits, targets), sample_size, logging_output)
+    return SentenceLosses(class_losses(logits, targets), sample_size, logging_output)
 
 
 @sentence_losses_for(AdaptiveLoss)
@@ -296,7 +294,25 @@ def _per_sentence(token_losses: Tensor, sample: Sample) -> Tensor:
     return token_losses.view(sample["target"].size(0), -1).sum(1)
 
 
-def _class_losses(logits: Tensor, targets: Tensor) -> Tensor:
+def refuse_penalties(model: Any) -> None:
+    """Stop where fairseq's sentence_prediction adds a penalty that belongs to no sentence.
+
+    Args:
+        model: The model.
+
+    Raises:
+        ValueError: If it has one; the message says which.
+    """
+    for penalty in ("mha_reg_scale_factor", "ffn_reg_scale_factor"):
+        if getattr(getattr(model, "args", None), penalty, 0.0):
+            raise ValueError(
+                f"{penalty} adds a penalty on the weights that belongs to no sentence; set it to "
+                "0, or use --criterion sentence_prediction with --sam-method sam"
+            )
+
+
+def class_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the cross entropy of each sentence's class, shape ``(N,)``, in float32."""
     return F.nll_loss(F.log_softmax(logits, dim=-1, dtype=torch.float32), targets, reduction="none")
 
 

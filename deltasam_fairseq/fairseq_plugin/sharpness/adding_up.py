@@ -19,10 +19,10 @@ from fairseq import utils
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from deltasam_fairseq.fairseq_plugin.model_weights import ModelWeights
-from deltasam_fairseq.fairseq_plugin.parallel import is_out_of_memory
-from deltasam_fairseq.fairseq_plugin.samples import Sample, containers_copied
-from deltasam_fairseq.fairseq_plugin.sentence_losses import Reader
+from deltasam_fairseq.fairseq_plugin.criterions.readers import Reader
+from deltasam_fairseq.fairseq_plugin.sharpness.model_weights import ModelWeights
+from deltasam_fairseq.fairseq_plugin.sharpness.parallel import is_out_of_memory
+from deltasam_fairseq.fairseq_plugin.sharpness.samples import Sample, containers_copied
 
 Score = tuple[float, float]
 

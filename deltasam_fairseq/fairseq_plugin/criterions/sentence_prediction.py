@@ -1,8 +1,9 @@
-"""fairseq's sentence_prediction with the metrics of the task, over the whole split.
+"""Classification and regression of sentences, with the task's metrics over the whole split.
 
-fairseq 0.12.2 logs accuracy alone, later versions others as well, but not with several
-workers. Here validation collects every prediction, and the metrics are those of
-``deltasam evaluate``: the checkpoint that is best by one is best by the other.
+The loss is that of fairseq's ``sentence_prediction``. fairseq 0.12.2 logs accuracy alone,
+later versions others as well, but not with several workers. Here validation collects every
+prediction, and the metrics are those of ``deltasam evaluate``: the checkpoint that is best by
+one is best by the other.
 """
 
 # No `from __future__ import annotations`: fairseq reads the types of a configuration.
@@ -10,18 +11,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from fairseq.criterions import register_criterion
-from fairseq.criterions.sentence_prediction import (
-    SentencePredictionConfig,
-    SentencePredictionCriterion,
-)
+from fairseq.criterions.sentence_prediction import SentencePredictionCriterion
+from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
 from fairseq.logging.meters import Meter
 from torch import Tensor
 
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.evaluation.metrics import CLASS_METRICS, NUMBER_METRICS
-from deltasam_fairseq.fairseq_plugin.sentence_losses import prediction_losses, sentence_losses_for
+from deltasam_fairseq.fairseq_plugin.criterions.base import SentenceCriterion
+from deltasam_fairseq.fairseq_plugin.criterions.readers import (
+    Sample,
+    SentenceLosses,
+    class_losses,
+    refuse_penalties,
+)
 
 _KEPT = "_predictions"
 _WANTED = "_metric_"
@@ -29,9 +35,16 @@ _VECTORS = ("_seen", "_predicted", "_labels")
 
 
 @dataclass
-class SentenceMetricsConfig(SentencePredictionConfig):
-    """fairseq's settings and the metrics."""
+class SentenceMetricsConfig(FairseqDataclass):
+    """The settings that fairseq's ``sentence_prediction`` has in all versions, and the metrics."""
 
+    classification_head_name: str = field(
+        default="sentence_classification_head",
+        metadata={"help": "name of the classification head to use"},
+    )
+    regression_target: bool = field(
+        default=False, metadata={"help": "whether the target is a number rather than a class"}
+    )
     sentence_metrics: str = field(
         default="accuracy",
         metadata={
@@ -42,51 +55,63 @@ class SentenceMetricsConfig(SentencePredictionConfig):
 
 
 @register_criterion("deltasam_sentence_prediction", dataclass=SentenceMetricsConfig)
-class SentenceMetricsCriterion(SentencePredictionCriterion):
-    """The same loss; validation logs further metrics under their names."""
+class SentenceMetricsCriterion(SentenceCriterion):
+    """Cross entropy of a sentence's class, or the squared error of its number."""
 
     def __init__(self, cfg: SentenceMetricsConfig, task: Any) -> None:
-        super().__init__(cfg, task)
-        known = NUMBER_METRICS if cfg.regression_target else CLASS_METRICS
+        super().__init__(task)
+        self.classification_head_name = cfg.classification_head_name
+        self.regression_target = cfg.regression_target
+        known = NUMBER_METRICS if self.regression_target else CLASS_METRICS
         self.names = tuple(cfg.sentence_metrics.split(","))
         for name in self.names:
             if name not in known:
-                kind = "a regression" if cfg.regression_target else "classes"
+                kind = "a regression" if self.regression_target else "classes"
                 raise ValueError(
                     f"--sentence-metrics {name}: unknown for {kind}; known: {', '.join(known)}"
                 )
 
-    def forward(self, model: Any, sample: Any, reduce: bool = True) -> tuple[Any, Any, Any]:
-        """Compute the loss; in validation, keep predictions and labels.
+    def sentence_losses(self, model: Any, sample: Sample) -> SentenceLosses:
+        """Score each sentence; in validation, keep predictions and labels as well.
 
         Args:
-            model: The model.
+            model: The model, with the classification head.
             sample: The batch.
-            reduce: As in fairseq; without effect.
 
         Returns:
-            Loss, sample size and logging output.
+            Losses ``(N,)``, the number of sentences and the logging output.
+
+        Raises:
+            ValueError: If the model has no such head.
         """
-        kept: list[Tensor] = []
-
-        class Watched:
-            """The model, whose logits are kept."""
-
-            def __call__(self, *args: Any, **kwargs: Any) -> Any:
-                output = model(*args, **kwargs)
-                kept.append(output[0].detach())
-                return output
-
-            def __getattr__(self, name: str) -> Any:
-                return getattr(model, name)
-
-        loss, sample_size, logging_output = super().forward(Watched(), sample, reduce=reduce)
+        head = self.classification_head_name
+        if head not in getattr(model, "classification_heads", ()):
+            raise ValueError(
+                f"the model has no classification head {head!r}; use --task "
+                "sentence_prediction, which adds it, or give --classification-head-name"
+            )
+        refuse_penalties(model)
+        logits, _ = model(**sample["net_input"], features_only=True, classification_head_name=head)
+        targets = model.get_targets(sample, [logits]).view(-1)
+        if self.regression_target:
+            predictions = logits.view(-1).float()
+            losses = F.mse_loss(predictions, targets.float(), reduction="none")
+        else:
+            predictions = logits.argmax(1)
+            losses = class_losses(logits, targets)
+        size = targets.numel()
+        logging_output = {
+            "loss": losses.detach().sum(),
+            "ntokens": sample["ntokens"],
+            "nsentences": size,
+            "sample_size": size,
+        }
+        if not self.regression_target:
+            logging_output["ncorrect"] = (predictions == targets).sum()
         if not self.training:
-            logits, targets = kept[0], sample["target"].view(-1)
-            found = logits.view(-1) if self.regression_target else logits.argmax(1)
-            logging_output |= self._scattered(sample["id"], found.detach(), targets)
+            logging_output |= self._scattered(sample["id"], predictions.detach(), targets)
             logging_output |= {f"{_WANTED}{name}": 0 for name in self.names}
-        return loss, sample_size, logging_output
+        return SentenceLosses(losses, size, logging_output)
 
     def _scattered(self, ids: Tensor, predictions: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Put numbers where the sentences are in their split: fairseq can add these vectors up."""
@@ -171,6 +196,3 @@ def score(name: str, predictions: list[float], labels: list[float]) -> float:
         return NUMBER_METRICS[name](predictions, labels)
     except UserError:
         return 0.0
-
-
-sentence_losses_for(SentenceMetricsCriterion)(prediction_losses)

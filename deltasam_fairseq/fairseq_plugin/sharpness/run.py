@@ -7,10 +7,10 @@ from typing import Any
 
 from deltasam_fairseq.core.per_instance import Engine
 from deltasam_fairseq.core.perturb import Realised
-from deltasam_fairseq.fairseq_plugin.adding_up import AddingUp
 from deltasam_fairseq.fairseq_plugin.config import Sharpness
-from deltasam_fairseq.fairseq_plugin.covered import RunCovered
-from deltasam_fairseq.fairseq_plugin.model_weights import ModelWeights
+from deltasam_fairseq.fairseq_plugin.sharpness.adding_up import AddingUp
+from deltasam_fairseq.fairseq_plugin.sharpness.model_weights import ModelWeights
+from deltasam_fairseq.fairseq_plugin.sharpness.weighing import RunCovered
 
 logger = logging.getLogger(__name__)
 

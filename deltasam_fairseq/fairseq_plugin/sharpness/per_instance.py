@@ -1,6 +1,7 @@
-"""Per-instance perturbation of a fairseq model, all sentences of a micro-batch at once.
+"""Per-instance perturbation (Eq. 2) as a step that is made of a step.
 
-The core's engine sees every use of a parameter, whoever makes it. Two of
+Sentence by sentence, as a SAM step of each, or all sentences of a micro-batch at once.
+The engine for the latter sees every use of a parameter, whoever makes it. Two of
 fairseq's are changed for the length of a pass. Attention hands the weights of
 its four projections to one function of PyTorch; it calls the projections
 themselves once it was told that heads may have been pruned, so that is what it
@@ -10,8 +11,9 @@ compiled function that nobody can look into; PyTorch's own takes its place.
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,14 +21,151 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F  # noqa: N812
 from fairseq.modules import MultiheadAttention
+from fairseq.optim.amp_optimizer import AMPOptimizer
 from torch import Tensor, nn
 
 from deltasam_fairseq.core.pass_state import PassState
-from deltasam_fairseq.core.per_instance import Engine
-from deltasam_fairseq.fairseq_plugin.samples import containers_copied
-from deltasam_fairseq.fairseq_plugin.sentence_losses import Reader, SentenceLosses
+from deltasam_fairseq.core.per_instance import AmbiguousBatch, Engine, Unsupported
+from deltasam_fairseq.fairseq_plugin.criterions.readers import (
+    Reader,
+    Sample,
+    SentenceLosses,
+    reader_for,
+)
+from deltasam_fairseq.fairseq_plugin.passes import Result, Step, is_plain
+from deltasam_fairseq.fairseq_plugin.sharpness.meters import AscentSums, combined
+from deltasam_fairseq.fairseq_plugin.sharpness.samples import (
+    containers_copied,
+    split_by_sentence,
+)
+from deltasam_fairseq.fairseq_plugin.sharpness.step import MicroScope
+from deltasam_fairseq.registry import UnknownName
 
-Sample = dict[str, Any]
+logger = logging.getLogger(__name__)
+
+
+class SentenceBySentence(MicroScope):
+    """One perturbation for each sentence, in passes over batches of one."""
+
+    def pieces(self, sample: Sample, given: Mapping[str, Any]) -> list[Sample]:
+        """Divide a micro-batch into its sentences, once they are known to add up to it.
+
+        Args:
+            sample: The micro-batch.
+            given: What else the step is called with.
+
+        Returns:
+            One sample per sentence.
+        """
+        plain = self.trainer.get_criterion()
+        pieces = split_by_sentence(sample, plain.padding_idx)
+
+        def step(batch: Sample, **changed: Any) -> Result:
+            batch = containers_copied(batch)
+            return self.step(sample=batch, ignore_grad=False, **{**given, **changed})
+
+        self.run.adding_up.check_pieces(step, self.trainer.get_model(), plain, sample, pieces)
+        return pieces
+
+
+class BatchedInstances(SentenceBySentence):
+    """Every sentence's own perturbation in two passes over the batch, where that is exact.
+
+    Where it is not for the model or task, ``--sam-per-instance-engine auto`` takes
+    the loop for the rest of the run and says so once, and ``batched`` stops. A
+    batch that does not tell whose rows are whose goes by the loop alone.
+    """
+
+    def at_once(self, sample: Sample, given: Mapping[str, Any]) -> Result | None:
+        """Run a micro-batch with the batched engine.
+
+        Args:
+            sample: The micro-batch.
+            given: What else the step is called with.
+
+        Returns:
+            As the step; ``None`` if the loop has to run it.
+
+        Raises:
+            Unsupported: If the engine is not exact, with ``--sam-per-instance-engine batched``.
+        """
+        if self.run.needs_loop:
+            return None
+        try:
+            result = self._batched(sample, **given)
+        except AmbiguousBatch as reason:
+            if not self.run.ambiguous_batches:
+                logger.warning(
+                    "a batch goes sentence by sentence, and so will others like it, of which "
+                    "nothing more is said: %s",
+                    reason,
+                )
+            self.run.ambiguous_batches += 1
+            return None
+        except Unsupported as reason:
+            if self.settings.per_instance_engine == "batched":
+                raise
+            self.run.needs_loop = True
+            logger.warning(
+                "the batched engine cannot run this model or task exactly, so per_instance goes "
+                "sentence by sentence: %s",
+                reason,
+            )
+            return None
+        output = combined(result.at_weights, result.moved, _sums(result))
+        return result.loss, result.sample_size, output
+
+    def _batched(
+        self, sample: Sample, model: Any, optimizer: Any, update_num: int, **_: Any
+    ) -> BatchedResult:
+        criterion = self.trainer.get_criterion()
+        reader = reader_if_batched(self.step, criterion)
+        plain = self.trainer.get_model()
+        if self.run.engine is None:
+            self.run.engine = Engine(plain, self.run.weights.space)
+        # What FairseqTask.train_step does around a forward pass; on a CPU its autocast,
+        # which is CUDA's, is nothing.
+        autocasts = isinstance(optimizer, AMPOptimizer) and self.trainer.cuda
+        within = partial(torch.autocast, "cuda") if autocasts else nullcontext
+        model.train()
+        model.set_num_updates(update_num)
+        with within():
+            self.run.adding_up.check_reader(reader, criterion, plain, sample)
+        return batched_per_instance(
+            self.run.engine,
+            model,
+            criterion,
+            reader,
+            sample,
+            rho=self.settings.rho,
+            plain_model=plain,
+            loss_scale=self.run.weights.loss_scale,
+            backward=optimizer.backward,
+            within=within,
+        )
+
+
+def reader_if_batched(step: Step, criterion: Any) -> Reader:
+    """Check what can be told of the batched engine before there is a batch.
+
+    Args:
+        step: What runs a pass, such as ``task.train_step`` of the task object.
+        criterion: The criterion, unwrapped.
+
+    Returns:
+        The criterion's reader of per-sentence losses.
+
+    Raises:
+        Unsupported: If the task's step is not fairseq's own, or the criterion's
+            sentences have no losses that are known.
+    """
+    if not is_plain(step):
+        name = getattr(step, "__qualname__", repr(step))
+        raise Unsupported(f"the task's train_step is not fairseq's own, but {name}")
+    try:
+        return reader_for(criterion)
+    except UnknownName as error:
+        raise Unsupported(str(error)) from error
 
 
 class BatchedResult(NamedTuple):
@@ -205,3 +344,21 @@ def _is_fused(module: nn.Module) -> bool:
 
 def _layer_norm(module: Any, x: Tensor) -> Tensor:
     return F.layer_norm(x, module.normalized_shape, module.weight, module.bias, module.eps)
+
+
+def _sums(result: BatchedResult) -> AscentSums:
+    """Turn a micro-batch's result into what is logged."""
+    norms = result.norms.nan_to_num(0.0, 0.0, 0.0)
+    count = float(norms.numel())
+    total, largest = norms.sum().item(), norms.max().item()
+    size = float(result.sample_size) / count
+    return AscentSums(
+        perturbations=count,
+        sam_gnorm=total / size if size else 0.0,
+        sam_ess=count,
+        sam_fallback=float(result.fallbacks),
+        sentences=count,
+        sam_inorm=total,
+        batches=1.0,
+        sam_inorm_max=largest,
+    )
