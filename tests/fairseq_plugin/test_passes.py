@@ -94,7 +94,7 @@ def test_stand_ins_leave_an_object_as_it_was() -> None:
     assert vars(owner) == {}
 
 
-def twice(step: Step) -> Step:
+def twice(step: Step, calls: list[int]) -> Step:
     """Run a step twice with half its loss, as FreeLB would with noise that is zero."""
 
     def made(sample: Any, model: Any, criterion: Any, *args: Any, **kwargs: Any) -> Any:
@@ -107,6 +107,7 @@ def twice(step: Step) -> Step:
         noise = torch.zeros(embeddings_shape(model, sample["net_input"]["src_tokens"]))
         losses = []
         for _ in range(2):
+            calls.append(1)
             start.replay()
             with embedding_noise(model, noise):
                 result = step(containers_copied(sample), model, halved, *args, **kwargs)
@@ -120,15 +121,17 @@ def twice(step: Step) -> Step:
 @pytest.mark.parametrize("method", ["sam", "delta_sam", "per_instance"])
 def test_makers_compose(translation: Path, float64: torch.dtype, method: str, scope: str) -> None:
     """``sharpness(twice(task.train_step))`` is what sharpness is, pass for pass."""
+    calls: list[int] = []
     ends, logs = [], []
     for between in (False, True):
         flags = (*EXACT, "--sam-method", method, "--sam-scope", scope)
         trainer = toys.make_trainer(translation, *toys.PRECISE, *flags, dtype=float64)
         if between:
-            trainer.task.train_step = twice(trainer.task.train_step)
+            trainer.task.train_step = twice(trainer.task.train_step, calls)
         samples = toys.batches(trainer)[:4]
         logs.append(toys.updates(trainer, [samples[:2], samples[2:]]))
         ends.append(toys.parameters(trainer))
+    assert len(calls) >= 2 * 2 * len(samples)  # no pass goes around it
     for name, value in ends[0].items():
         torch.testing.assert_close(ends[1][name], value, rtol=1e-6, atol=1e-9)
     for plain, ours in zip(*logs, strict=True):

@@ -1,7 +1,6 @@
 """A criterion that owns its sentence losses."""
 
 # No `from __future__ import annotations`: fairseq reads the types of a constructor.
-from abc import abstractmethod
 from typing import Any, ClassVar
 
 from fairseq.criterions import FairseqCriterion
@@ -16,10 +15,10 @@ from deltasam_fairseq.fairseq_plugin.criterions.readers import (
 class SentenceCriterion(FairseqCriterion):
     """A criterion of which only the losses of the sentences have to be written.
 
-    A subclass defines :meth:`sentence_losses`; its loss is their sum, in training and in
-    validation. Every method that needs one loss per sentence reads the same function, and the
-    contract of readers (:mod:`~deltasam_fairseq.fairseq_plugin.criterions.readers`) is tested
-    for every subclass.
+    A subclass defines :meth:`sentence_losses`, and ``reduce_metrics`` as in fairseq. Its loss is
+    the sum of these losses, in training and in validation. Every method that needs one loss
+    per sentence reads the same function, and the contract of readers
+    (:mod:`~deltasam_fairseq.fairseq_plugin.criterions.readers`) is tested for every subclass.
 
     Attributes:
         dependence: Why the loss of a sentence depends on the other sentences of its batch;
@@ -34,7 +33,6 @@ class SentenceCriterion(FairseqCriterion):
         super().__init_subclass__(**kwargs)
         sentence_losses_for(cls)(own_losses)
 
-    @abstractmethod
     def sentence_losses(self, model: Any, sample: Sample) -> SentenceLosses:
         """Score a batch, sentence by sentence.
 
@@ -49,7 +47,11 @@ class SentenceCriterion(FairseqCriterion):
         Returns:
             Losses ``(N,)`` in nats, with their graph; the sample size, which is the denominator
             of the gradient; and the logging output, whose ``loss`` is the losses' sum.
+
+        Raises:
+            NotImplementedError: If the subclass has no such method.
         """
+        raise NotImplementedError(f"{type(self).__name__} has to define sentence_losses")
 
     def forward(
         self, model: Any, sample: Sample, reduce: bool = True
