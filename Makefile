@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 PYTEST = $(BIN)/python -m pytest
 FAST := -m "not slow and not faults and not gpu"
 
-.PHONY: help demo cnndm-small test check all test-upstream environment format clean
+.PHONY: help demo cnndm-small test check gpu-rehearse all test-upstream environment format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,11 @@ check: environment ## format, lint, types, import arrows, doctests and README bl
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(PYTEST) -q deltasam_fairseq tests/system/test_arrows.py tests/system/test_readme.py
+
+gpu-rehearse: environment ## scripts/gpu.sh on a CPU, with tiny sizes: 2 minutes (docs/gpu.md)
+	rm -rf build/gpu-rehearsal
+	DELTASAM_INSTALLED=1 PYTHON="$(abspath $(BIN))/python" scripts/gpu.sh --rehearse \
+	  --out build/gpu-rehearsal
 
 all: check ## everything there is: check, and all tests, slow ones included
 	$(PYTEST) -n $(WORKERS)

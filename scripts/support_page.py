@@ -30,8 +30,8 @@ Every cell is backed by a test that runs without a GPU. Precision settings that 
 GPUs alone run there with the few calls to CUDA replaced (`precision_without_gpu` in
 [tests/support/fairseq_toys.py](../tests/support/fairseq_toys.py)), and `--amp` as bfloat16 autocast
 with PyTorch's loss scaler for CPUs. **On a GPU nothing of this was run yet**: not the cells, not
-NCCL, not apex's fused optimizers and layers. The tests marked `gpu` (generators, TF32) have never
-run.
+NCCL, not apex's fused optimizers and layers. The tests marked `gpu` have never run there; their
+bodies have, on the CPU. [gpu.md](gpu.md) says how one command runs them.
 """
 
 SECTIONS: tuple[tuple[str, str, Sequence[matrix.Row]], ...] = (

@@ -39,6 +39,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         missing["gpu"] = "no GPU that torch can use"
     for item in items:
+        if "device" in getattr(item, "fixturenames", ()):
+            item.add_marker("device")
         for marker, reason in missing.items():
             if item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
@@ -55,6 +57,12 @@ def seeded() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Return where to compute: what a GPU is tested with has run on a CPU."""
+    return torch.device(request.param)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ class Times(NamedTuple):
     """How long something took, by two clocks.
 
     Args:
-        elapsed: Seconds on the wall.
+        elapsed: Seconds on the wall; of a GPU, between two events on its stream.
         processor: Seconds that processors worked for this process, its threads
             added up. With one thread on the CPU this is what an idle machine
             would take; other work on the machine hardly shows in it.
@@ -35,7 +35,7 @@ class Measurement:
         flags: fairseq's flags, with ``METHOD`` in the place of the method's own.
         parameters: Trainable parameters, tied ones once.
         parameter_bytes: Size of one copy of them.
-        batch: Sentences, source tokens and target tokens of the batch, padding
+        batch: Sentences, source tokens and target tokens of the update, padding
             not counted.
         updates: By method, one entry per round; ``None`` in rounds that the
             method sat out.
@@ -43,6 +43,10 @@ class Measurement:
             apart, in its order.
         fallbacks: By method, how many of its measured updates took a fallback.
             One adds a forward and a backward pass.
+        skipped: By method, how many of its measured updates were given up, because a
+            gradient overflowed or memory ran out; they took less than an update takes.
+        working: By method, seconds of one update in which the device worked; empty if
+            it was not asked for.
         peak: By method, bytes at the worst moment of an update; parameters and
             the optimizer's state do not count.
         forward_bytes: Bytes at the worst moment of one forward pass, which is
@@ -59,6 +63,8 @@ class Measurement:
     updates: dict[str, list[Times | None]] = field(default_factory=dict)
     passes: list[tuple[Times, ...]] = field(default_factory=list)
     fallbacks: dict[str, float] = field(default_factory=dict)
+    skipped: dict[str, int] = field(default_factory=dict)
+    working: dict[str, float] = field(default_factory=dict)
     peak: dict[str, int] = field(default_factory=dict)
     forward_bytes: int = 0
     method_flags: dict[str, str] = field(default_factory=dict)
@@ -75,6 +81,23 @@ class Measurement:
             Seconds per update, of the rounds that it took part in.
         """
         return [getattr(times, clock) for times in self.updates[method] if times is not None]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of an update, sources and targets, padding not counted."""
+        return self.batch["source_tokens"] + self.batch["target_tokens"]
+
+    def waiting(self, clock: str) -> dict[str, float]:
+        """Return the share of an update in which the device waits for Python.
+
+        Args:
+            clock: One of :data:`CLOCKS`.
+
+        Returns:
+            By method, of the median of its updates; 0 to 1.
+        """
+        medians = {m: statistics.median(self.seconds(m, clock)) for m in self.working}
+        return {m: max(0.0, 1 - self.working[m] / medians[m]) for m in self.working}
 
     def ratios(self, method: str, base: str, clock: str) -> list[float]:
         """Divide two methods' times round by round.

@@ -12,12 +12,13 @@ from deltasam_fairseq.benchmarks.measurement import CLOCKS
 from deltasam_fairseq.benchmarks.methods import METHODS, SLOW_METHODS
 from deltasam_fairseq.benchmarks.workloads import WORKLOADS, Workload
 from deltasam_fairseq.errors import UserError, at_least
+from deltasam_fairseq.recipes.base import PRECISIONS
 from deltasam_fairseq.registry import nearest
 
 MODELS = tuple(WORKLOADS)
 # What ``--model both`` means: they take minutes together, on any machine.
 BOTH = ("translation", "classification")
-SIZES = ("default", "tiny")
+SIZES = ("default", "tiny", "narrow")
 DEVICES = ("cpu", "cuda")
 
 
@@ -35,13 +36,18 @@ class Plan:
         warm_up: Updates of each method before the first round; the batched engine
             needs two to settle where the sentences are.
         threads: Threads of one operator; 0: as many as there are cores.
-        size: ``default``, or ``tiny`` to see that it works.
+        size: ``default``, ``tiny`` to see that it works, or ``narrow``: all layers, of
+            a width that makes a forward pass the work of Python.
         sentences: How many sentences the batches have; 0: as many as are the
             model's own.
         tokens: How many tokens each of them has, and each target; 0: the lengths
             that are the model's own.
+        update_freq: Micro-batches of an update, each of that shape.
+        seconds: Of a model: no round begins after as many, but for the first; 0: no limit.
+        profile: Whether to measure how long the device works during an update.
         seed: Seed of data and models.
-        device: ``cpu`` or ``cuda``.
+        device: ``cpu`` or ``cuda``; empty: the GPU, if there is one and its time counts.
+        precision: One of ``PRECISIONS``, as fairseq has it.
         clock: Which time the table shows and the limits speak of, ``elapsed``
             or ``processor``. The latter is for one thread on a busy machine.
 
@@ -59,17 +65,25 @@ class Plan:
     size: str = "default"
     sentences: int = 0
     tokens: int = 0
+    update_freq: int = 1
+    seconds: int = 0
+    profile: bool = False
     seed: int = 1
-    device: str = "cpu"
+    device: str = ""
+    precision: str = "fp32"
     clock: str = "elapsed"
 
     def __post_init__(self) -> None:
-        """Check the values, and find out how many cores there are."""
-        _all_known("--model", self.models, MODELS)
-        _all_known("--methods", self.methods, METHODS)
-        _all_known("--size", (self.size,), SIZES)
-        _all_known("--device", (self.device,), DEVICES)
-        _all_known("--clock", (self.clock,), CLOCKS)
+        """Check the values, and find out what the machine has."""
+        if not self.device:
+            on_gpu = torch.cuda.is_available() and self.clock != "processor"
+            object.__setattr__(self, "device", "cuda" if on_gpu else "cpu")
+        all_known("--model", self.models, MODELS)
+        all_known("--methods", self.methods, METHODS)
+        all_known("--size", (self.size,), SIZES)
+        all_known("--device", (self.device,), DEVICES)
+        all_known("--precision", (self.precision,), PRECISIONS)
+        all_known("--clock", (self.clock,), CLOCKS)
         if "none" not in self.methods:
             raise UserError("--methods must include none: the others are compared with it")
         for flag, value, least in (
@@ -80,6 +94,8 @@ class Plan:
             ("--seed", self.seed, 0),
             ("--sentences", self.sentences, 0),
             ("--tokens", self.tokens, 0),
+            ("--update-freq", self.update_freq, 1),
+            ("--seconds", self.seconds, 0),
         ):
             at_least(flag, value, least)
         for model in self.models:
@@ -92,6 +108,8 @@ class Plan:
             raise UserError("--clock processor: with --device cuda the GPU does the work")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise UserError("--device cuda: torch finds no GPU that it can use")
+        if self.device == "cpu" and self.precision == "bf16":
+            raise UserError("--precision bf16: fairseq has it on GPUs alone; fp16 or fp32")
         if not self.threads:
             object.__setattr__(self, "threads", cores())
 
@@ -127,15 +145,29 @@ class Plan:
         model = "both" if self.models == BOTH else ",".join(self.models)
         shape = f"--sentences {self.sentences} " if self.sentences else ""
         shape += f"--tokens {self.tokens} " if self.tokens else ""
+        shape += f"--update-freq {self.update_freq} " if self.update_freq > 1 else ""
+        limit = f"--seconds {self.seconds} " if self.seconds else ""
+        limit += "--profile " if self.profile else ""
+        precision = f"--precision {self.precision} " if self.precision != "fp32" else ""
         return (
             f"deltasam bench step --model {model} --methods {','.join(self.methods)} "
             f"--repeats {self.repeats} --slow-every {self.slow_every} --warm-up {self.warm_up} "
-            f"--threads {self.threads} --size {self.size} {shape}--seed {self.seed} "
-            f"--device {self.device} --clock {self.clock}"
+            f"--threads {self.threads} --size {self.size} {shape}{limit}"
+            f"--seed {self.seed} --device {self.device} {precision}--clock {self.clock}"
         )
 
 
-def _all_known(flag: str, given: tuple[str, ...], known: tuple[str, ...]) -> None:
+def all_known(flag: str, given: tuple[str, ...], known: tuple[str, ...]) -> None:
+    """Check names that were given with commas between.
+
+    Args:
+        flag: Where they were given.
+        given: The names.
+        known: Those that may be among them.
+
+    Raises:
+        UserError: If one is unknown, one occurs twice, or there is none.
+    """
     for name in given:
         if name not in known:
             raise UserError(f"{flag}: unknown name {name!r}{nearest(name, known)}")

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,7 @@ from deltasam_fairseq.benchmarks.trainers import (
     parameter_bytes,
     parameter_count,
 )
+from deltasam_fairseq.benchmarks.working import working_seconds
 
 
 def measure(model: str, plan: Plan, say: Callable[[str], None]) -> Measurement:
@@ -54,86 +56,102 @@ def measure(model: str, plan: Plan, say: Callable[[str], None]) -> Measurement:
         Sets the number of threads of this process.
     """
     torch.set_num_threads(plan.threads)
+    deadline = time.monotonic() + (plan.seconds or math.inf)
     workload, device = plan.workload(model), torch.device(plan.device)
-    with _quiet(), tempfile.TemporaryDirectory() as folder:
+    with quiet(), tempfile.TemporaryDirectory() as folder:
         write(Path(folder), workload, plan.seed)
         flags = {method: METHOD_FLAGS[method] for method in plan.methods}
-        trainers = {
-            method: build_trainer(Path(folder), flags_of(workload, own, plan.seed, device))
-            for method, own in flags.items()
-        }
-        batch = batch_of(trainers["none"])
+
+        def line(method: str) -> list[str]:
+            return flags_of(workload, method, plan.seed, device, plan.precision)
+
+        trainers = {method: build_trainer(Path(folder), line(own)) for method, own in flags.items()}
+        batches = [batch_of(trainers["none"])] * plan.update_freq
         found = Measurement(
             model=model,
-            flags=" ".join(flags_of(workload, "METHOD", plan.seed, device)),
+            flags=" ".join(line("METHOD")),
             parameters=parameter_count(trainers["none"]),
             parameter_bytes=parameter_bytes(trainers["none"]),
-            batch=_size_of(batch),
+            batch=size_of(batches),
             method_flags=flags,
             width=workload.width,
         )
         say(f"{model}: {found.parameters / 1e6:.1f} million parameters, warming up")
         for trainer in trainers.values():
             for _ in range(plan.warm_up):
-                _update(trainer, batch)
+                update(trainer, batches)
         say(f"{model}: counting memory")
-        _count_memory(found, trainers, batch)
-        _take_turns(found, trainers, batch, plan, say)
+        _count_memory(found, trainers, batches)
+        _take_turns(found, trainers, batches, plan, deadline=deadline, say=say)
+        if plan.profile:
+            say(f"{model}: profiling")
+            for method, trainer in trainers.items():
+                found.working[method] = working_seconds(partial(update, trainer, batches), device)
     return found
 
 
-def _size_of(batch: Any) -> dict[str, int]:
-    translated = "prev_output_tokens" in batch["net_input"]
+def size_of(batches: Sequence[Any]) -> dict[str, int]:
+    """Count the sentences and tokens of an update's mini-batches, padding not counted."""
     return {
-        "sentences": int(batch["id"].numel()),
-        "source_tokens": int(batch["net_input"]["src_lengths"].sum()),
-        "target_tokens": int(batch["ntokens"]) if translated else 0,
+        "sentences": sum(int(b["id"].numel()) for b in batches),
+        "source_tokens": sum(int(b["net_input"]["src_lengths"].sum()) for b in batches),
+        "target_tokens": sum(
+            int(b["ntokens"]) for b in batches if "prev_output_tokens" in b["net_input"]
+        ),
     }
 
 
-def _count_memory(found: Measurement, trainers: dict[str, Trainer], batch: Any) -> None:
+def _count_memory(found: Measurement, trainers: dict[str, Trainer], batches: Sequence[Any]) -> None:
     for method, trainer in trainers.items():
         trainer.zero_grad()
-        found.peak[method] = peak_bytes(partial(_update, trainer, batch), trainer.device)
+        found.peak[method] = peak_bytes(partial(update, trainer, batches), trainer.device)
     base = trainers["none"]
-    sample, _ = base._prepare_sample(batch)
+    sample, _ = base._prepare_sample(batches[0])
     found.forward_bytes = peak_bytes(lambda: base.criterion(base.model, sample), base.device)
 
 
 def _take_turns(
     found: Measurement,
     trainers: dict[str, Trainer],
-    batch: Any,
+    batches: Sequence[Any],
     plan: Plan,
+    *,
+    deadline: float,
     say: Callable[[str], None],
 ) -> None:
     found.updates = {method: [] for method in trainers}
     found.fallbacks = dict.fromkeys(trainers, 0.0)
+    found.skipped = dict.fromkeys(trainers, 0)
     with no_collection():
         for number in range(plan.repeats):
+            if number and time.monotonic() > deadline:
+                say(f"{found.model}: --seconds {plan.seconds} are over")
+                break
             gc.collect()
             begun = time.perf_counter()
             for method, trainer in trainers.items():
                 times = None
                 if plan.takes_part(method, number):
-                    times, fallback = timed(partial(_update, trainer, batch), trainer.device)
+                    made = trainer.get_num_updates()
+                    times, fallback = timed(partial(update, trainer, batches), trainer.device)
                     found.fallbacks[method] += fallback
+                    found.skipped[method] += trainer.get_num_updates() == made
                 found.updates[method].append(times)
-            found.passes.append(_passes(trainers["none"], batch))
+            found.passes.append(_passes(trainers["none"], batches[0]))
             took = time.perf_counter() - begun
             say(f"{found.model}: round {number + 1} of {plan.repeats}, {took:.1f} s")
 
 
-def _update(trainer: Trainer, batch: Any) -> float:
+def update(trainer: Trainer, batches: Sequence[Any]) -> float:
     """Run one update, and return whether it took a fallback."""
     with metrics.aggregate(new_root=True) as seen:
-        trainer.train_step([batch])
+        trainer.train_step(list(batches))
     meter = seen.get("sam_fallback")
     return 0.0 if meter is None else float(meter.avg)
 
 
 def _passes(trainer: Trainer, batch: Any) -> tuple[Times, ...]:
-    """Time the passes of an update apart, as the trainer's task runs them."""
+    """Time the passes over a micro-batch apart, as the trainer's task runs them."""
     sample, _ = trainer._prepare_sample(batch)
     device = trainer.device
     trainer.zero_grad()
@@ -178,7 +196,7 @@ def embedded(model: nn.Module) -> Iterator[list[torch.Tensor]]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep back fairseq's log and the warnings of what it uses."""
     level = logging.root.manager.disable
     logging.disable(logging.ERROR)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deltasam_fairseq.benchmarks.limits import LEAST_PARAMETERS, LEAST_TOKENS
@@ -12,9 +12,11 @@ x none, x sam: median over rounds of the times' ratio (quartiles; smallest to la
 passes: what the ratio would be if forward and backward passes were all that takes time.
 memory: peak of an update beyond that of none, in copies of the trainable parameters;
 over sam: beyond that of sam.
-s: median seconds of one update.
+ms: median milliseconds of one update. tokens/s: of sources and targets together.
 Limits are for models of {LEAST_PARAMETERS / 1e6:g} million parameters and more; those of time for
 batches of {LEAST_TOKENS} tokens and more."""
+_CELLS = ("memory", "over sam", "ms", "tokens/s")
+_WAITING = "waits: share of an update in which the device waits for Python."
 
 # What records of schema 1 call otherwise.
 _OLD_NAMES = {"per_instance": "per_instance_loop"}
@@ -35,7 +37,10 @@ def table_of(record: Mapping[str, Any]) -> str:
     names = _OLD_NAMES if record["schema"] < 2 else {}
     for model in record["models"]:
         lines += ["", *_model(model, settings["clock"], names)]
-    lines += ["", _LEGEND, ""]
+    lines += ["", _LEGEND]
+    if any("waiting" in model["clocks"][settings["clock"]] for model in record["models"]):
+        lines.append(_WAITING)
+    lines.append("")
     lines += [verdict(check) for check in record["checks"]]
     return "\n".join(lines)
 
@@ -51,6 +56,9 @@ def ran_on(record: Mapping[str, Any]) -> str:
     """
     machine, settings = record["hardware"], record["settings"]
     where = ", ".join(machine["gpus"]) if settings["device"] == "cuda" else machine["processor"]
+    half = settings.get("precision", "fp32")
+    if half != "fp32":
+        where += f", {half}"
     return (
         f"{where}, {machine['cores']} cores, --threads {settings['threads']}, "
         f"torch {record['versions'].get('torch')}, {settings['clock']} time, "
@@ -78,6 +86,8 @@ def _model(model: Mapping[str, Any], clock: str, names: Mapping[str, str]) -> li
     times, memory, batch = model["clocks"][clock], model["memory"], model["batch"]
     passes = times["passes"]
     over_sam = memory.get("copies_over_sam", {})
+    waiting = times.get("waiting", {})
+    model_tokens = batch["source_tokens"] + batch["target_tokens"]
     copies = memory["peak_bytes"]["none"] / model["parameter_bytes"]
     heads = [text for base in times["ratios"] for text in (f"x {base}", "passes")]
     lines = [
@@ -88,34 +98,37 @@ def _model(model: Mapping[str, Any], clock: str, names: Mapping[str, str]) -> li
         f"without a graph is {passes['forward_share']['median']:.3f} of forward + backward",
         f"an update of none needs {copies:.1f} copies of the parameters at its peak, "
         f"{memory['forward_copies']:.1f} of them for its forward pass",
-        _row("", *heads, "memory", "over sam", "s"),
+        _row("", heads, [*_CELLS, *(["waits"] if waiting else [])]),
     ]
     for method, seconds in times["seconds"].items():
         cells = []
         for base, ratios in times["ratios"].items():
             predicted = times["predicted"][base].get(method)
             cells += [spread_text(ratios[method]), "-" if predicted is None else f"{predicted:.3f}"]
-        row = _row(
-            names.get(method, method),
-            *cells,
+        own = [
             f"{memory['extra_copies'][method]:.3f}",
             f"{over_sam[method]:.3f}" if method in over_sam else "-",
-            f"{seconds['median']:.2f}",
-        )
+            f"{1000 * seconds['median']:.1f}",
+            f"{model_tokens / seconds['median']:,.0f}",
+            *([f"{waiting[method]:.2f}"] if waiting else []),
+        ]
+        row = _row(names.get(method, method), cells, own)
         if seconds["n"] != times["seconds"]["none"]["n"]:
             row += f"  in {seconds['n']} of {times['seconds']['none']['n']} rounds"
         if model["fallbacks"][method]:
             row += f"  {model['fallbacks'][method]:g} fallbacks"
+        # Records of earlier versions do not count them.
+        if model.get("skipped", {}).get(method):
+            row += f"  {model['skipped'][method]} SKIPPED: not the time of an update"
         lines.append(row)
     return lines
 
 
-def _row(method: str, *cells: str) -> str:
-    *ratios, memory, over_sam, seconds = cells
+def _row(method: str, ratios: Sequence[str], cells: Sequence[str]) -> str:
     text = f"{method:<18}"
     for spread, predicted in zip(ratios[::2], ratios[1::2], strict=True):
         text += f"{spread:<35}{predicted:>6}   "
-    return f"{text}{memory:>6}{over_sam:>10}{seconds:>7}"
+    return text + "".join(f"{cell:>10}" for cell in cells)
 
 
 def spread_text(found: Mapping[str, float]) -> str:

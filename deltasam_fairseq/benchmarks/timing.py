@@ -20,16 +20,25 @@ def timed(work: Callable[[], Result], device: torch.device) -> tuple[Times, Resu
 
     Args:
         work: What to run, once.
-        device: Where it runs; a GPU has finished before and after.
+        device: Where it runs; a GPU has finished before and after, and its own
+            clock counts.
 
     Returns:
         What it took, and what it returned.
     """
-    _finish(device)
+    events = _events(device)
+    finish(device)
     begun, worked = time.perf_counter(), time.process_time()
+    if events:
+        events[0].record()
     result = work()
-    _finish(device)
-    return Times(time.perf_counter() - begun, time.process_time() - worked), result
+    if events:
+        events[1].record()
+    finish(device)
+    elapsed = time.perf_counter() - begun
+    if events:
+        elapsed = events[0].elapsed_time(events[1]) / 1000
+    return Times(elapsed, time.process_time() - worked), result
 
 
 @contextmanager
@@ -48,6 +57,17 @@ def no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _finish(device: torch.device) -> None:
+def finish(device: torch.device) -> None:
+    """Wait until a device has done all that it was given.
+
+    Args:
+        device: ``cpu``, which has, or ``cuda``.
+    """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def _events(device: torch.device) -> list[torch.cuda.Event]:
+    if device.type != "cuda":
+        return []
+    return [torch.cuda.Event(enable_timing=True) for _ in range(2)]  # type: ignore[no-untyped-call]

@@ -15,8 +15,18 @@ from deltasam_fairseq.benchmarks.workloads import Workload
 from deltasam_fairseq.core.vectors import unique
 from deltasam_fairseq.fairseq_plugin import register  # noqa: F401  (the hook is what is measured)
 
+# The loss scale of fairseq's examples/roberta/README.glue.md: it starts where the first
+# gradients do not overflow, since a skipped update is no update to measure.
+PRECISION_FLAGS = {
+    "fp32": "",
+    "fp16": "--fp16 --fp16-init-scale 4 --threshold-loss-scale 1 --fp16-scale-window 128",
+    "bf16": "--bf16",
+}
 
-def flags_of(workload: Workload, method: str, seed: int, device: torch.device) -> list[str]:
+
+def flags_of(
+    workload: Workload, method: str, seed: int, device: torch.device, precision: str = "fp32"
+) -> list[str]:
     """Return a trainer's whole command line, without the data folder.
 
     Args:
@@ -24,16 +34,23 @@ def flags_of(workload: Workload, method: str, seed: int, device: torch.device) -
         method: What stands behind ``--sam-method``.
         seed: fairseq's seed.
         device: ``cpu`` or ``cuda``.
+        precision: One of :data:`PRECISION_FLAGS`.
 
     Returns:
         Flags of ``fairseq-train``.
     """
+    # Without a GPU fairseq keeps no flat copies; with several it expects as many processes.
+    where = {
+        "cpu": ["--cpu", *(["--fp16-no-flatten-grads"] if precision == "fp16" else [])],
+        "cuda": ["--distributed-world-size", "1"],
+    }
     return [
         *workload.flags,
         *("--optimizer", "delta_sam", "--sam-method", *method.split()),
         *("--seed", str(seed)),
         *("--batch-size", str(workload.shape.sentences)),
-        *(["--cpu"] if device.type == "cpu" else []),
+        *PRECISION_FLAGS[precision].split(),
+        *where[device.type],
     ]
 
 
@@ -54,7 +71,10 @@ def build_trainer(folder: Path, flags: list[str]) -> Trainer:
     torch.manual_seed(cfg.common.seed)
     model, criterion = task.build_model(cfg.model), task.build_criterion(cfg.criterion)
     task.load_dataset("train", combine=False, epoch=1)
-    return Trainer(cfg, task, model, criterion)
+    trainer = Trainer(cfg, task, model, criterion)
+    # It saves what it has before it lets an error through: gigabytes, and for nobody.
+    trainer.save_checkpoint = lambda *_: None
+    return trainer
 
 
 def batch_of(trainer: Trainer) -> Any:
@@ -82,9 +102,9 @@ def parameter_bytes(trainer: Trainer) -> int:
         trainer: From :func:`build_trainer`.
 
     Returns:
-        Bytes.
+        Bytes, in the precision that the model computes with.
     """
-    return sum(p.numel() * p.element_size() for p in unique(trainer.optimizer.params))
+    return sum(p.numel() * p.element_size() for p in _trained(trainer))
 
 
 def parameter_count(trainer: Trainer) -> int:
@@ -96,4 +116,8 @@ def parameter_count(trainer: Trainer) -> int:
     Returns:
         How many numbers they hold.
     """
-    return sum(p.numel() for p in unique(trainer.optimizer.params))
+    return sum(p.numel() for p in _trained(trainer))
+
+
+def _trained(trainer: Trainer) -> list[torch.Tensor]:
+    return list(unique(p for p in trainer.model.parameters() if p.requires_grad))

@@ -85,7 +85,7 @@ def _add_probe_precision(parser: argparse.ArgumentParser) -> None:
         "--encoder",
         type=Path,
         metavar="FOLDER",
-        help="a BERT: config.json, model.safetensors, vocab.txt; needs --mrpc",
+        help="a BERT: config.json, weights, vocab.txt or tokenizer.json; needs --mrpc",
     )
     what.add_argument("--random", metavar="SIZE", help="random weights: roberta-large or tiny")
     what.add_argument(

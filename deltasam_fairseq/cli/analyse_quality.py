@@ -39,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--encoder",
         type=Path,
         metavar="FOLDER",
-        help="in place of RUN: a BERT: config.json, model.safetensors, vocab.txt; needs --mrpc",
+        help="in place of RUN: a BERT: config.json, weights, vocab.txt or tokenizer.json; needs "
+        "--mrpc",
     )
     parser.add_argument("--mrpc", type=Path, metavar="TSV", help="train.tsv of MRPC")
     parser.add_argument(

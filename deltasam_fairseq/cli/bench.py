@@ -5,6 +5,7 @@ deltasam bench step --json > FILE    the same as one JSON object
 deltasam bench step --check          fails if a limit is not kept
 deltasam bench length                per_instance over sam, by sequence length
 deltasam bench length --plot FILE    the same as a figure as well
+deltasam bench launches              operations, allocations and waits of an update, counted
 deltasam bench show RECORD …         records as the tables of docs/per_instance.md
 """
 
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltasam_fairseq.benchmarks.markdown import markdown_of
-from deltasam_fairseq.cli import bench_length
+from deltasam_fairseq.cli import bench_launches, bench_length
 
 if TYPE_CHECKING:
     from deltasam_fairseq.benchmarks.plan import Plan
@@ -70,9 +71,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--warm-up", type=int, default=2, metavar="N", help="updates before (%(default)s)"
     )
     step.add_argument("--threads", type=int, default=0, metavar="N", help="0: all cores (0)")
-    step.add_argument("--size", default="default", help="default, or tiny to see that it works")
+    step.add_argument(
+        "--size", default="default", help="default; tiny, narrow: see docs/launches.md"
+    )
+    step.add_argument(
+        "--update-freq",
+        type=int,
+        default=1,
+        metavar="N",
+        help="micro-batches of an update, each of this shape (%(default)s)",
+    )
+    step.add_argument(
+        "--seconds",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of a model: no round begins after as many, but for the first (0: no limit)",
+    )
+    step.add_argument(
+        "--profile", action="store_true", help="also how long the device waits for Python"
+    )
     step.add_argument("--seed", type=int, default=1, metavar="N", help="(%(default)s)")
-    step.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
+    step.add_argument("--device", default="", help="cpu or cuda (cuda if there is a GPU)")
+    step.add_argument(
+        "--precision", default="fp32", help="fp32, fp16, or on a GPU bf16 (%(default)s)"
+    )
     step.add_argument(
         "--clock",
         default="elapsed",
@@ -88,6 +111,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     bench_length.add_arguments(length)
     length.set_defaults(benchmark=bench_length.run)
+    launches = benchmarks.add_parser(
+        "launches",
+        help=bench_launches.HELP,
+        description="Operations, allocations and synchronizations of one update, counted.",
+    )
+    bench_launches.add_arguments(launches)
+    launches.set_defaults(benchmark=bench_launches.run)
     show = benchmarks.add_parser(
         "show",
         help="records as a Markdown table",
@@ -159,8 +189,12 @@ def plan_of(args: argparse.Namespace) -> Plan:
         size=args.size,
         sentences=args.sentences,
         tokens=args.tokens,
+        update_freq=args.update_freq,
+        seconds=args.seconds,
+        profile=args.profile,
         seed=args.seed,
         device=args.device,
+        precision=args.precision,
         clock=args.clock,
     )
 

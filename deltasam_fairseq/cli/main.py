@@ -71,7 +71,7 @@ def _run(argv: Sequence[str] | None) -> int:
         return _complain(str(error))
     args, extra = parser.parse_known_args(arguments)
     if extra and not args.passes_on:
-        parser.error(unrecognized(extra, args.known_flags))
+        args.parser.error(unrecognized(extra, args.known_flags))
     for line in passed_on(extra, args.known_flags):
         print(f"deltasam: note: {line}", file=sys.stderr)
     args.extra, args.recipe_file, args.typed = extra, recipe_file, typed

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from deltasam_fairseq.registry import did_you_mean, nearest
 
@@ -16,8 +17,8 @@ _NEAR = 0.8
 class Parser(argparse.ArgumentParser):
     """Names the nearest verb, choice and flag; the parsers of its verbs are of the same class.
 
-    A flag has to be written out. Parsed arguments have one attribute more, ``known_flags``: those
-    of the parsers on their way.
+    A flag has to be written out. Parsed arguments have two attributes more: ``known_flags`` of
+    the parsers on their way, and the last one itself as ``parser``.
 
     Args:
         options: As for argparse.
@@ -36,10 +37,24 @@ class Parser(argparse.ArgumentParser):
         Returns:
             The arguments, and those that are unknown.
         """
+        self._typed = _flags(sys.argv[1:] if args is None else args)
         found, extra = super().parse_known_args(args, namespace)
         # A verb's parser runs within that of the program, which hands its attributes on.
+        found.parser = getattr(found, "parser", self)
         found.known_flags = [*getattr(found, "known_flags", ()), *self._option_string_actions]
         return found, extra
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, and stop; a required argument may be there, but mistyped.
+
+        Args:
+            message: What is wrong.
+        """
+        if " are required: " in message:
+            known = self._option_string_actions
+            unknown = (flag for flag in self._typed if flag not in known)
+            message += "".join(did_you_mean(flag, known) for flag in unknown)
+        super().error(message)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:

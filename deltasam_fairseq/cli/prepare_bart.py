@@ -1,7 +1,7 @@
 """Check a BART model and write it as the checkpoint that deltasam train --bart starts from.
 
 Takes model.pt of fairseq's bart.large or bart.base, a folder of Hugging Face
-with config.json and model.safetensors, or, to try things out, random weights.
+with config.json and weights, or, to try things out, random weights.
 """
 
 from __future__ import annotations

@@ -39,7 +39,9 @@ def run(args: argparse.Namespace) -> int:
     if args.name:
         print(describe(find_recipe(args.name), args.model))
     elif args.model:
-        raise UserError(f"--model {args.model} goes with a recipe: deltasam recipes RECIPE --model")
+        raise UserError(
+            f"--model {args.model} goes with a recipe: deltasam recipes RECIPE --model {args.model}"
+        )
     else:
         load_packages()
         rows = [

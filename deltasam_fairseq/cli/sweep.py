@@ -87,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         UserError: If there is no run of that number.
+        KeyboardInterrupt: After Ctrl-C, with how to go on.
     """
     cells = plan(args.methods.split(","), read_seeds(args.seeds), read_grid(args.grid))
     recipe = find_recipe(args.recipe)
@@ -136,7 +137,10 @@ def run(args: argparse.Namespace) -> int:
         gpus = 0 if _on_cpu(sweep, cells) else args.gpus or 1
         print(submit(array_script(own_call, len(cells), folder.path, gpus=gpus), folder.path))
         return 0
-    outcome = run_sweep(sweep, cells)
+    try:
+        outcome = run_sweep(sweep, cells)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the same command keeps what is finished and goes on") from None
     print(f"{folder.path}: {len(cells)} runs: {outcome.summary()}")
     return 1 if outcome.failed else 0
 

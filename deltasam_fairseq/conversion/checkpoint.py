@@ -153,6 +153,8 @@ def load(path: Path) -> Any:
                 "model's weights need; it is not loaded, as it could run code"
             ) from None
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if "weights_only" in reason:  # torch's advice, whatever is the matter
+            reason = "torch.save does not write such a file"
         raise UserError(
             f"{path} cannot be read as a checkpoint ({reason}); it may be a part of a file: "
             "download it again, or unpack the archive first"

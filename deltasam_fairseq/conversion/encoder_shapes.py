@@ -40,6 +40,11 @@ def complete(
     if EMBEDDING not in found:
         raise UserError(f"{source} embeds no words; is it a {family}?")
     rows, width = found[EMBEDDING].shape
+    if width % sizes["encoder-attention-heads"]:
+        raise UserError(
+            f"{source}: a width of {width} does not divide into "
+            f"{sizes['encoder-attention-heads']} attention heads"
+        )
     state = dict(found)
     if family != BERT:
         head = _lm_head(rows, width)
@@ -49,6 +54,7 @@ def complete(
     shapes = dict(_shapes(sizes, rows, family))
     if family == BERT and not any(name.startswith((HEAD, "pooler.")) for name in state):
         shapes = {name: shape for name, shape in shapes.items() if name not in POOLER}
+    shapes |= {name: shape for name, shape in _head(state, width) if name in state}
     missing = sorted(shapes.keys() - state.keys())
     if missing:
         more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
@@ -82,6 +88,12 @@ def _shapes(
         yield from _pair(f"{layer}.fc1", (inner, width))
         yield from _pair(f"{layer}.fc2", (width, inner))
         yield from _pair(f"{layer}.final_layer_norm", (width,))
+
+
+def _head(state: Mapping[str, Tensor], width: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield the shapes of a head for classes that was kept."""
+    yield from _pair(f"{HEAD}.dense", (width, width))
+    yield from _pair(f"{HEAD}.out_proj", (len(state.get(f"{HEAD}.out_proj.bias", ())), width))
 
 
 def _lm_head(rows: int, width: int) -> dict[str, tuple[int, ...]]:

@@ -20,6 +20,8 @@ TOKENIZER = "tokenizer.json"
 _INDEX = ".index.json"
 #: Where weights may be, in the order in which transformers looks.
 _PLACES = (WEIGHTS, WEIGHTS + _INDEX, "pytorch_model.bin", "pytorch_model.bin" + _INDEX)
+# What Git without its extension for large files leaves in their place.
+_POINTER = b"version https://git-lfs"
 # What TensorFlow calls weight and bias of a layer norm, as in the oldest checkpoints.
 _NORMS = {".gamma": ".weight", ".beta": ".bias"}
 
@@ -40,7 +42,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         return read_json(folder / CONFIG)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
-            f"{folder} has no {CONFIG}; a Hugging Face folder holds {CONFIG} and {WEIGHTS}"
+            f"{folder} has no {CONFIG}; a Hugging Face folder holds {CONFIG} and weights"
         ) from None
 
 
@@ -64,6 +66,26 @@ def entry(config: Mapping[str, Any], name: str, folder: Path) -> int:
     return value
 
 
+def part(content: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
+    """Return an object that is a part of another.
+
+    Args:
+        content: Of a JSON file.
+        name: Of the part.
+        path: The file, for the message.
+
+    Returns:
+        The part; empty where it is null or not there.
+
+    Raises:
+        UserError: If it is something else.
+    """
+    value = content.get(name)
+    if value is not None and not isinstance(value, dict):
+        raise UserError(f"{path}: {name} is {value!r}, not an object")
+    return value or {}
+
+
 def weight_files(folder: Path) -> list[Path]:
     """Find the files of a model's weights.
 
@@ -74,7 +96,7 @@ def weight_files(folder: Path) -> list[Path]:
         One file, or all that an index names.
 
     Raises:
-        UserError: If there is none, or one that the index names is missing.
+        UserError: If there is none, one that the index names is missing, or Git left a pointer.
     """
     place = next((folder / name for name in _PLACES if (folder / name).is_file()), None)
     if place is None:
@@ -82,12 +104,18 @@ def weight_files(folder: Path) -> list[Path]:
             f"{folder / WEIGHTS}: no such file, nor another with weights ({', '.join(_PLACES[1:])})"
             "; with transformers, model.save_pretrained(folder) writes it"
         )
-    if not place.name.endswith(_INDEX):
-        return [place]
-    files = [folder / name for name in sorted({*_weight_map(place).values()})]
+    files = [place]
+    if place.name.endswith(_INDEX):
+        files = [folder / name for name in sorted({*_weight_map(place).values()})]
     for path in files:
         if not path.is_file():
             raise UserError(f"{path}: no such file, but {place} names it; download it as well")
+        with path.open("rb") as file:
+            if file.read(len(_POINTER)) == _POINTER:
+                raise UserError(
+                    f"{path} is a pointer of Git LFS, not the weights; in the folder that git "
+                    "cloned: git lfs pull"
+                )
     return files
 
 
@@ -154,14 +182,21 @@ def vocabulary(folder: Path) -> tuple[Path, dict[str, int]] | None:
     Returns:
         The file that says it, ``vocab.json`` or ``tokenizer.json``, and what it says; none
         without either.
+
+    Raises:
+        UserError: If a row is no number.
     """
-    if (folder / "vocab.json").is_file():
-        return folder / "vocab.json", read_json(folder / "vocab.json")
-    if (folder / TOKENIZER).is_file():
-        rows = (read_json(folder / TOKENIZER).get("model") or {}).get("vocab")
-        if isinstance(rows, dict):
-            return folder / TOKENIZER, rows
-    return None
+    path, rows = folder / "vocab.json", None
+    if path.is_file():
+        rows = read_json(path)
+    elif (path := folder / TOKENIZER).is_file():
+        rows = part(read_json(path), "model", path).get("vocab")
+    if not isinstance(rows, dict):
+        return None
+    for token, row in rows.items():
+        if not isinstance(row, int):
+            raise UserError(f"{path}: the number of {token!r} is {row!r}")
+    return path, rows
 
 
 def require_same_order(folder: Path, dictionary: Path, encoder_json: Path) -> bool:
@@ -198,7 +233,7 @@ def require_same_order(folder: Path, dictionary: Path, encoder_json: Path) -> bo
 
 def _weight_map(index: Path) -> dict[str, str]:
     found = read_json(index).get("weight_map")
-    if not isinstance(found, dict) or not found:
+    if not found or not isinstance(found, dict) or {*map(type, found.values())} != {str}:
         raise UserError(f"{index} is damaged: it has no 'weight_map'")
     return found
 

@@ -86,12 +86,15 @@ def _misfit(
     found: Mapping[str, Tensor], config: Mapping[str, Any], family: str, labels: Sequence[str]
 ) -> str:
     """Say why a head cannot be told what its rows mean; nothing if it can."""
-    classes = [str(name) for name in config.get("architectures") or ()]
+    named = config.get("architectures") or ()
+    classes = [named] if isinstance(named, str) else [str(name) for name in named]
     if classes and not any(name.endswith(_CLASS) for name in classes):
         return f"it is that of a {classes[0]}, not of a model {_CLASS.removeprefix('For')}"
-    if not all(name in found for name in _PARTS) or (family != BERT and _HIDDEN not in found):
+    weight, bias = (tuple(found[name].shape) if name in found else () for name in _PARTS)
+    matrix = len(weight) == 2 and bias == weight[:1]
+    if not matrix or (family != BERT and _HIDDEN not in found):
         return "it is not that of a classifier of sentences"
-    rows = found[_PARTS[0]].size(0)
+    rows = weight[0]
     if rows == 1:
         return "nothing says on which scale its one output is; scores train on 0 to 1 here"
     if not labels:
@@ -103,8 +106,10 @@ def _misfit(
 
 def _labels(config: Mapping[str, Any]) -> list[str]:
     """Return the label of each row; none where the numbers or both directions do not agree."""
-    named = {str(row): str(label) for row, label in (config.get("id2label") or {}).items()}
-    turned = {str(row): str(label) for label, row in (config.get("label2id") or {}).items()}
+    both = (config.get("id2label"), config.get("label2id"))
+    rows_first, labels_first = (found if isinstance(found, dict) else {} for found in both)
+    named = {str(row): str(label) for row, label in rows_first.items()}
+    turned = {str(row): str(label) for label, row in labels_first.items()}
     if named and turned and named != turned:
         return []
     names = named or turned

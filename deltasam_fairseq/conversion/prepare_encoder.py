@@ -232,7 +232,8 @@ def _gpt2_vocabulary(request: EncoderRequest, out: Path) -> int:
 
 
 def _require_rows(found: Mapping[str, Tensor], rows: int, folder: Path) -> None:
-    embedded = found[EMBEDDING].size(0) if EMBEDDING in found else 0
+    table = found.get(EMBEDDING)
+    embedded = table.size(0) if table is not None and table.ndim == 2 else 0
     if embedded != rows:
         raise UserError(
             f"{folder} embeds {embedded} tokens, but the vocabulary has {rows}; give the one that "

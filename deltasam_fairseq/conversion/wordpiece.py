@@ -7,12 +7,12 @@ transformers and tokenizers alike; here it is decided by what there is, or refus
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deltasam_fairseq.conversion.folder import TOKENIZER, vocabulary
+from deltasam_fairseq.conversion.folder import TOKENIZER, part, vocabulary
 from deltasam_fairseq.data.files import read_utf8
 from deltasam_fairseq.data.json_file import read_json
 from deltasam_fairseq.errors import UserError
@@ -77,7 +77,7 @@ def read_wordpiece(folder: Path, lowercase: bool | None = None) -> WordPieceFile
     tokens = _tokens(folder)
     _require_berts_way(folder, config, whole)
     _require_known(folder, config, whole, {*tokens})
-    files = [(_CONFIG, config), (TOKENIZER, whole.get("normalizer") or {})]
+    files = [(_CONFIG, config), (TOKENIZER, part(whole, "normalizer", folder / TOKENIZER))]
     votes = [*_votes(folder, files, ("do_lower_case", "lowercase"))]
     # Words without a capital do not speak against a file that says cased: those of
     # languages without capitals have none either (bert-base-chinese).
@@ -128,12 +128,12 @@ def _tokens(folder: Path) -> list[str]:
 
 def _require_berts_way(folder: Path, config: Mapping[str, Any], whole: Mapping[str, Any]) -> None:
     """Refuse settings under which BERT's WordPiece would cut text differently."""
-    for part, values in _FIXED.items() if whole else ():
+    for step, values in _FIXED.items() if whole else ():
         for name, value in values.items():
-            found = (whole.get(part) or {"type": None}).get(name, value)
+            found = (part(whole, step, folder / TOKENIZER) or {"type": None}).get(name, value)
             if found != value:
                 raise UserError(
-                    f"{folder / TOKENIZER}: {name} of the {part} is {found!r}; BERT's WordPiece "
+                    f"{folder / TOKENIZER}: {name} of the {step} is {found!r}; BERT's WordPiece "
                     f"needs {value!r}"
                 )
     if not whole and config.get("tokenizer_class") not in _CLASSES:
@@ -168,7 +168,7 @@ def _require_known(
                 )
     added = [
         *map(_text, whole.get("added_tokens") or ()),
-        *map(_text, (config.get("added_tokens_decoder") or {}).values()),
+        *map(_text, part(config, "added_tokens_decoder", folder / _CONFIG).values()),
         *_json(folder / "added_tokens.json"),
     ]
     more = sorted({token for token in added if token not in tokens})
@@ -185,7 +185,7 @@ def _text(token: Any) -> Any:
 
 
 def _votes(
-    folder: Path, files: list[tuple[str, Mapping[str, Any]]], names: tuple[str, str]
+    folder: Path, files: Sequence[tuple[str, Mapping[str, Any]]], names: tuple[str, str]
 ) -> Iterator[tuple[str, str, bool]]:
     """Yield file, statement and value of a setting, where a file has one."""
     for (file, content), name in zip(files, names, strict=True):
@@ -219,7 +219,7 @@ def _agreed(folder: Path, votes: list[tuple[str, str, bool]]) -> bool:
 
 def _one(
     folder: Path,
-    files: list[tuple[str, Mapping[str, Any]]],
+    files: Sequence[tuple[str, Mapping[str, Any]]],
     names: tuple[str, str],
     default: bool,
 ) -> bool:

@@ -3,6 +3,7 @@
 from deltasam_fairseq.core.covered import Covered
 from deltasam_fairseq.core.estimators import ESTIMATORS
 from deltasam_fairseq.core.optimizer import DeltaSAM
+from deltasam_fairseq.core.passes import meet
 from deltasam_fairseq.core.per_instance import (
     batched_per_instance_step,
     per_sentence_gradient_norms,
@@ -25,6 +26,7 @@ __all__ = [
     "batched_per_instance_step",
     "delta_sam_step",
     "instance_weights",
+    "meet",
     "per_instance_step",
     "per_sentence_gradient_norms",
     "perturbed",

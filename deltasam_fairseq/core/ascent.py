@@ -100,12 +100,12 @@ def ascend(
         The ascent; no ``.grad`` was touched.
     """
     losses = passes()
-    passes.leave()
     weights, fallbacks = weigh(losses.detach()), 0
     # Several workers decide alike: by the gradient that they have in common, below.
     if falls_back and passes.group is None and not usable(weights.values):
         weights, fallbacks, falls_back = uniform_weights(losses), 1, False
     gradients, sentences, reached = _gradients(passes, losses, weights.values)
+    passes.leave()  # behind the backward pass, which runs checkpointed layers again
     direction, norm = space.steepest(gradients)
     if falls_back and not is_usable(norm):
         del losses, gradients, direction

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from deltasam_fairseq.core.vectors import global_norm
+from deltasam_fairseq.core.precision import is_half
+from deltasam_fairseq.core.vectors import global_norm, grouped, scaled_
 
 
 def gaussian_direction(params: Sequence[Tensor], *, radius: float, seed: int) -> list[Tensor]:
@@ -31,19 +33,40 @@ def gaussian_direction(params: Sequence[Tensor], *, radius: float, seed: int) ->
         random perturbation afterwards" (to an L2 norm of rho).
     """
     generators: dict[torch.device, torch.Generator] = {}
-    direction = []
-    for param in params:
-        generator = generators.get(param.device)
-        if generator is None:
-            generator = torch.Generator(device=param.device).manual_seed(seed)
-            generators[param.device] = generator
-        dtype = torch.promote_types(param.dtype, torch.float32)
-        empty = torch.empty_like(param, dtype=dtype, requires_grad=False)
-        direction.append(empty.normal_(generator=generator))
-    norm = global_norm(direction)
-    if norm > 0:
-        torch._foreach_mul_(direction, radius / norm.item())
-    return direction
+    alike: dict[Any, list[int]] = {}
+    for place, param in enumerate(params):
+        kind = (param.device, param.dtype, param.shape, param.stride())
+        alike.setdefault(kind, []).append(place)
+    direction: dict[int, Tensor] = {}
+    for places in alike.values():
+        # One draw for all parameters of a shape, of which a model has few.
+        like = params[places[0]]
+        if like.device not in generators:
+            generators[like.device] = torch.Generator(device=like.device).manual_seed(seed)
+        drawn = _drawn(like, len(places), generators[like.device])
+        direction.update(zip(places, drawn, strict=True))
+    vector = [direction[place] for place in range(len(params))]
+    norm = global_norm(vector)
+    factor = torch.where(norm > 0, radius / norm, 0.0)
+    for (group,) in grouped(vector):
+        scaled_(group, factor)
+    return vector
+
+
+def _drawn(like: Tensor, count: int, generator: torch.Generator) -> Sequence[Tensor]:
+    """Draw tensors of a parameter's shape, and in its memory order if it fills its memory."""
+    strides = like.stride()
+    order = sorted(range(like.dim()), key=lambda d: (-strides[d], d))
+    natural = list(range(like.dim()))
+    if like.is_contiguous() or not like.permute(order).is_contiguous():
+        order = natural
+    dtype = torch.float32 if is_half(like) else like.dtype
+    shape = (count, *(like.shape[d] for d in order))
+    parts = torch.empty(shape, dtype=dtype, device=like.device).normal_(generator=generator)
+    if order == natural:
+        return parts.unbind()
+    inverse = sorted(natural, key=order.__getitem__)
+    return [part.permute(inverse) for part in parts.unbind()]
 
 
 def seed_for(base: int, step: int) -> int:

@@ -145,6 +145,8 @@ class DeltaSAM(Optimizer):
         Args:
             closure: One forward pass of the batch; returns the losses, shape
                 ``(N,)``. It must neither call ``backward`` nor ``zero_grad``.
+                Of modules that it uses without calling them, it tells by
+                :func:`~deltasam_fairseq.core.passes.meet`.
                 With ``per_instance``, a closure that has an optional parameter
                 ``index`` is called as ``closure(index=i)`` for the loss of
                 sentence ``i`` alone, which spares the loop passes over the

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from deltasam_fairseq.core.randomness import RandomState
 
-# A buffer and its value at the moment; both None for one that is not there yet.
+# A buffer and its value at the moment; both None for one that is not there yet, the value
+# alone for one that nothing can write to.
 Held = tuple[Tensor | None, Tensor | None]
 
 
@@ -29,29 +30,40 @@ class Buffers:
     def __init__(self, roots: Iterable[nn.Module] = ()) -> None:
         self._held: dict[int, tuple[nn.Module, dict[str, Held]]] = {}
         for root in roots:
-            self.include(root)
+            for module in root.modules():
+                self.hold(module)
+
+    def __contains__(self, module: nn.Module) -> bool:
+        """Tell whether a module's buffers are held."""
+        return id(module) in self._held
 
     @property
     def modules(self) -> list[nn.Module]:
         """The modules whose buffers are held."""
         return [module for module, _ in self._held.values()]
 
-    def include(self, root: nn.Module) -> None:
-        """Hold a module's buffers too, with their values now; nothing if they are held.
+    def hold(self, module: nn.Module) -> None:
+        """Hold a module's own buffers, with their values now; nothing if they are held.
 
         Args:
-            root: The module, before a pass has changed its buffers.
+            module: The module, before a pass has changed its buffers.
         """
-        if id(root) not in self._held:
-            for module in root.modules():
-                if id(module) not in self._held:
-                    self._hold(module)
+        if module not in self:
+            with torch.no_grad():
+                values = {
+                    name: (
+                        tensor,
+                        None if tensor is None or _is_expanded(tensor) else tensor.clone(),
+                    )
+                    for name, tensor in module._buffers.items()
+                }
+            self._held[id(module)] = (module, values)
 
     def now(self) -> Buffers:
         """Return the same modules' buffers with the values that they have now."""
         later = Buffers()
         for module, _ in self._held.values():
-            later._hold(module)
+            later.hold(module)
         return later
 
     def changed(self) -> bool:
@@ -71,22 +83,28 @@ class Buffers:
 
         Values are copied in place. A pass may also have put another tensor in a
         buffer's place, or added a buffer: the tensor that was there returns, and
-        an added buffer goes.
+        an added buffer goes. Of a tensor that several modules share, the value that
+        was held first counts: a pass may have changed it before the next was met.
         """
+        kept: dict[int, tuple[Tensor, Tensor]] = {}
         for module, values in self._held.values():
             for name in module._buffers.keys() - values.keys():
                 del module._buffers[name]
             for name, (tensor, value) in values.items():
                 module._buffers[name] = tensor
                 if tensor is not None and value is not None:
-                    tensor.detach().copy_(value)
+                    kept.setdefault(id(tensor), (tensor, value))
+        if kept:
+            there, held = zip(*reversed(kept.values()), strict=True)
+            with torch.no_grad():
+                torch._foreach_copy_(there, held)
 
-    def _hold(self, module: nn.Module) -> None:
-        values = {
-            name: (tensor, None if tensor is None else tensor.detach().clone())
-            for name, tensor in module._buffers.items()
-        }
-        self._held[id(module)] = (module, values)
+
+def _is_expanded(tensor: Tensor) -> bool:
+    """Tell whether entries share memory, so that PyTorch refuses to write to them."""
+    return tensor.layout is torch.strided and any(
+        size > 1 and step == 0 for size, step in zip(tensor.shape, tensor.stride(), strict=True)
+    )
 
 
 @dataclass(frozen=True)

@@ -4,18 +4,20 @@ All passes see the same dropout, LayerDrop and buffers, and leave the buffers
 where one pass at w leaves them. The ascent's gradient reaches the parameters
 that are perturbed and nothing else: no other leaf of the graph and, under
 DistributedDataParallel, no other worker. Modules are met as they are called,
-because a closure does not say what it uses.
+because a closure does not say what it uses; where it calls methods instead, it
+can say so by :func:`meet`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from deltasam_fairseq.core.graph import gradients_aside, leaves, take_gradients
@@ -24,6 +26,73 @@ from deltasam_fairseq.core.randomness import RandomState
 from deltasam_fairseq.core.vectors import unique
 from deltasam_fairseq.core.workers import total
 
+# The passes that are running in this thread: several where a closure takes steps itself.
+_running: ContextVar[tuple[Passes, ...]] = ContextVar("running", default=())
+
+
+def meet(module: nn.Module) -> None:
+    """Tell the passes that are running that they use a module, before it is used.
+
+    A module that is called tells so by itself, for what is inside it, too. A closure
+    tells of a module whose methods it calls (``model.loss(x)``), and of modules that a
+    compiled function of its calls, if they have buffers that a pass changes.
+
+    Args:
+        module: The module.
+
+    Example:
+        >>> model = torch.nn.BatchNorm1d(1)
+        >>> def closure():
+        ...     meet(model)
+        ...     return model.forward(torch.tensor([[1.0], [3.0]]))[:, 0].square()
+        >>> _ = Passes(list(model.parameters()), closure)()
+    """
+    for passes in _running.get():
+        passes.include(module, whole=True)
+
+
+def _meet_and_call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    # The compiler traces this as a part of the model: it may read nothing that changes.
+    if not _is_compiling():
+        for passes in _running.get():
+            passes.include(module, whole=_is_compiled(module))
+    return _call(module, *args, **kwargs)
+
+
+# torch.compiler has it since 2.3.
+_is_compiling = getattr(torch.compiler, "is_compiling", torch._dynamo.is_compiling)
+_call = nn.Module.__call__
+_entered = 0
+_lock = Lock()
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Tell whether a module runs without calling the modules inside it."""
+    return (
+        type(module).__name__ == "OptimizedModule"
+        or getattr(module, "_compiled_call_impl", None) is not None
+    )
+
+
+@contextmanager
+def _running_in(passes: Passes) -> Iterator[None]:
+    # Not by a global hook: that is a part of what the compiler compiles, which would be
+    # compiled anew for every pass, and does not see the outermost module of what it is.
+    global _call, _entered  # noqa: PLW0603
+    token = _running.set((*_running.get(), passes))
+    with _lock:
+        if not _entered:
+            _call, nn.Module.__call__ = nn.Module.__call__, _meet_and_call  # type: ignore[method-assign]
+        _entered += 1
+    try:
+        yield
+    finally:
+        _running.reset(token)
+        with _lock:
+            _entered -= 1
+            if not _entered:
+                nn.Module.__call__ = _call  # type: ignore[method-assign]
+
 
 class Passes:
     """One batch, scored as often as a step needs it.
@@ -31,11 +100,11 @@ class Passes:
     Args:
         params: The parameters that are perturbed.
         losses_function: One forward pass of the batch.
-        buffers: What the buffers of the passes start from, if other passes of
-            the update share it.
+        like: Passes of the same update, with the same modules, buffers and workers.
 
     Attributes:
         buffers: The buffers of all modules that were met, as the first pass saw them.
+        wrappers: What was met of those that share gradients with other workers.
         group: The workers that share the step: the process group of the
             DistributedDataParallel that was met, if it has more than one worker.
     """
@@ -45,11 +114,12 @@ class Passes:
         params: Sequence[Tensor],
         losses_function: Callable[[], Tensor],
         *,
-        buffers: Buffers | None = None,
+        like: Passes | None = None,
     ) -> None:
         self.params = params
-        self.group: Any = None
-        self.buffers = Buffers() if buffers is None else buffers
+        self.group: Any = like.group if like else None
+        self.buffers: Buffers = like.buffers if like else Buffers()
+        self.wrappers: list[DistributedDataParallel] = like.wrappers if like else []
         self._start = PassState(RandomState.capture(params), self.buffers)
         self._left: Buffers | None = None
         self._losses_function = losses_function
@@ -62,11 +132,10 @@ class Passes:
             What the losses function returns, with its graph if gradients are enabled.
         """
         self.rewind()
-        handle = register_module_forward_pre_hook(self._meet)
-        try:
+        for wrapper in self.wrappers:
+            self._stay_local(wrapper)
+        with _running_in(self):
             return self._losses_function()
-        finally:
-            handle.remove()
 
     def rewind(self) -> None:
         """Put generators and buffers where the first pass found them."""
@@ -118,29 +187,63 @@ class Passes:
         Yields:
             Nothing.
         """
+        left = None
         try:
             yield
-        except BaseException:
+            left = self._left
+        finally:
+            # Of modules that were met after ``leave``, there is nothing in what it left.
             self.buffers.replay()
-            raise
-        (self._left or self.buffers).replay()
+            if left is not None:
+                left.replay()
 
     def leave(self) -> None:
         """Let the update leave the buffers as they are now, after a pass at w."""
         self._left = self.buffers.now()
 
-    def _meet(self, module: nn.Module, _: Any) -> None:
-        if isinstance(module, DistributedDataParallel):
-            # The first worker's buffers are on their way to the others in its call:
-            # they are read when the module inside is called.
-            if distributed.get_world_size(module.process_group) > 1:
-                self.group = module.process_group
-            if self._local is not None:
-                self._local.enter_context(module.no_sync())
-        elif type(module).__name__ == "FullyShardedDataParallel":
-            raise ValueError(
-                "FullyShardedDataParallel is not supported: a worker holds a part of the weights, "
-                "and a perturbation covers all of them; use DistributedDataParallel"
-            )
-        else:
-            self.buffers.include(module)
+    def include(self, module: nn.Module, *, whole: bool) -> None:
+        """Borrow the buffers of a module, and keep its gradients local if that is asked for.
+
+        Args:
+            module: The module, before a pass has changed its buffers.
+            whole: Whether nothing inside a wrapper will be met by itself.
+
+        Raises:
+            ValueError: If parameters are sharded, or a wrapper's graph is static.
+        """
+        # The first worker's buffers are on their way to the others in a wrapper's call:
+        # they are read when the module inside is called, if it is.
+        if isinstance(module, DistributedDataParallel) and not whole:
+            self._join(module)
+        elif module not in self.buffers:
+            later: set[nn.Module] = set()
+            for part in module.modules():
+                if isinstance(part, DistributedDataParallel):
+                    self._join(part)
+                    later.update(() if whole else part.modules())
+                elif type(part).__name__ == "FullyShardedDataParallel":
+                    raise ValueError(
+                        "FullyShardedDataParallel is not supported: a worker holds a part of the "
+                        "weights, and a perturbation covers all of them; use "
+                        "DistributedDataParallel"
+                    )
+            for part in module.modules():
+                if part not in later:
+                    self.buffers.hold(part)
+
+    def _join(self, wrapper: DistributedDataParallel) -> None:
+        if wrapper not in self.wrappers:
+            self.wrappers.append(wrapper)
+            if distributed.get_world_size(wrapper.process_group) > 1:
+                self.group = wrapper.process_group
+            self._stay_local(wrapper)
+
+    def _stay_local(self, wrapper: DistributedDataParallel) -> None:
+        if self._local is not None:
+            if wrapper.static_graph:
+                raise ValueError(
+                    "DistributedDataParallel with static_graph=True has to reduce the gradients "
+                    "of its first backward pass, but that of an ascent belongs to this worker "
+                    "alone; use static_graph=False"
+                )
+            self._local.enter_context(wrapper.no_sync())

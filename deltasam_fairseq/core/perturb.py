@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from deltasam_fairseq.core.precision import is_half
+from deltasam_fairseq.core.vectors import grouped, norms, scaled_, widened
 
 
 class Realised(NamedTuple):
@@ -73,27 +74,29 @@ class Borrowed:
         measure: bool = False,
     ) -> None:
         self.realised: Realised | None = None
-        self._pairs: list[tuple[Tensor, Tensor]] = []
-        sums = [0.0, 0.0, 0.0]
+        self._groups: list[tuple[list[Tensor], list[Tensor]]] = []
+        sums: list[Tensor] = []
         try:
             with torch.no_grad():
-                for param, buffer, master in _matched(params, direction, masters):
-                    saved = param.detach().clone()
-                    self._pairs.append((param, saved))
-                    step = buffer.float() if is_half(param) else buffer
-                    step.mul_(scale)
-                    wanted = step.clone() if measure else None
-                    param.copy_(step.add_(saved if master is None else master))
-                    if wanted is not None:
-                        sums = _added(sums, param.to(wanted.dtype) - saved, wanted)
-                    buffer.copy_(saved)
-                    self._pairs[-1] = (param, buffer)
+                lists = _matched(params, direction, masters)
+                for moving, buffers, bases in grouped(*lists, cut=True):
+                    steps = widened(buffers) if is_half(moving[0]) else buffers
+                    scaled_(steps, scale)
+                    moved = list(torch._foreach_add(widened(bases), steps))
+                    if measure:
+                        sums.append(_compared(moved, moving, steps))
+                    torch._foreach_copy_(buffers, moving)
+                    # From here on the buffers hold what is put back.
+                    self._groups.append((moving, buffers))
+                    torch._foreach_copy_(moving, moved)
+                    del steps, moved  # before the next group's are made
             _forget_casts()
         except BaseException:
             self.give_back()
             raise
-        if measure:
-            self.realised = _compare(*sums)
+        if sums:
+            whole = torch.stack([part.to(sums[0].device) for part in sums]).sum(0)
+            self.realised = _realised(*whole.tolist())
 
     def mirror(self) -> None:
         """Move from ``w + d`` to ``w - d``: the other side of the saved point.
@@ -102,19 +105,23 @@ class Borrowed:
         the displacement as it was rounded: both sides are equally far from w.
         """
         with torch.no_grad():
-            for param, saved in self._pairs:
-                if is_half(param):
-                    param.copy_((2.0 * saved.float()).sub_(param))
+            for moved, saved in self._groups:
+                if is_half(moved[0]):
+                    other = torch._foreach_mul(widened(saved), 2)
+                    torch._foreach_sub_(other, widened(moved))
+                    torch._foreach_copy_(moved, other)
+                    del other
                 else:
-                    param.mul_(-1).add_(saved, alpha=2)
+                    torch._foreach_neg_(moved)
+                    torch._foreach_add_(moved, saved, alpha=2)
         _forget_casts()
 
     def give_back(self) -> None:
         """Copy the saved values back. A second call does nothing."""
         with torch.no_grad():
-            for param, saved in self._pairs:
-                param.copy_(saved)
-        self._pairs = []
+            for moved, saved in self._groups:
+                torch._foreach_copy_(moved, saved)
+        self._groups = []
         _forget_casts()
 
 
@@ -162,14 +169,15 @@ def _matched(
     params: Sequence[Tensor],
     direction: Sequence[Tensor | None],
     masters: Sequence[Tensor] | None,
-) -> list[tuple[Tensor, Tensor, Tensor | None]]:
-    copies = [None] * len(params) if masters is None else masters
-    if len(params) != len(direction) or len(params) != len(copies):
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """List what moves: parameters, steps, and what the steps are added to."""
+    bases = params if masters is None else masters
+    if len(params) != len(direction) or len(params) != len(bases):
         raise ValueError(
             f"{len(params)} parameters but {len(direction)} direction tensors"
-            + ("" if masters is None else f" and {len(copies)} master copies")
+            + ("" if masters is None else f" and {len(bases)} master copies")
         )
-    matched = []
+    matched: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
     for position, (param, step) in enumerate(zip(params, direction, strict=True)):
         if step is None:
             continue
@@ -179,19 +187,23 @@ def _matched(
                 f"direction {position} is {tuple(step.shape)} {step.dtype} on {step.device}, "
                 f"its parameter {tuple(param.shape)} {param.dtype} on {param.device}"
             )
-        matched.append((param, step, copies[position]))
+        for kept, tensor in zip(matched, (param, step, bases[position]), strict=True):
+            kept.append(tensor)
     return matched
 
 
-def _added(sums: list[float], moved: Tensor, wanted: Tensor) -> list[float]:
-    """Add one tensor's squares and product to the running sums; uses ``moved`` up."""
-    squares = [torch.linalg.vector_norm(t, dtype=torch.float64).square() for t in (moved, wanted)]
-    product = moved.mul_(wanted).sum(dtype=torch.float64)
-    found = torch.stack([squares[0], product, squares[1]]).tolist()
-    return [s + f for s, f in zip(sums, found, strict=True)]
+def _compared(moved: list[Tensor], saved: list[Tensor], wanted: list[Tensor]) -> Tensor:
+    """Sum the squares of what was moved and was wanted, and their product in between."""
+    # One tensor at a time: this is looked at once in many updates.
+    pairs = [
+        (m.to(s.dtype).to(m.dtype) - s, w) for m, s, w in zip(moved, saved, wanted, strict=True)
+    ]
+    squares = [torch.stack(norms(list(side))).square().sum() for side in zip(*pairs, strict=True)]
+    product = torch.stack([d.mul_(w).sum(dtype=torch.float64) for d, w in pairs]).sum()
+    return torch.stack([squares[0], product, squares[1]])
 
 
-def _compare(moved: float, product: float, wanted: float) -> Realised | None:
+def _realised(moved: float, product: float, wanted: float) -> Realised | None:
     if not math.isfinite(moved) or not math.isfinite(wanted) or wanted == 0:
         return None
     lengths = math.sqrt(moved * wanted)

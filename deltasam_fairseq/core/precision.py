@@ -27,6 +27,18 @@ def is_half(tensor: Tensor) -> bool:
     return tensor.dtype in (torch.float16, torch.bfloat16)
 
 
+def wide(tensor: Tensor) -> Tensor:
+    """Return a floating-point tensor in float32, or wider if it is.
+
+    Args:
+        tensor: Any floating-point tensor.
+
+    Returns:
+        Itself unless it is of half precision.
+    """
+    return tensor.float() if is_half(tensor) else tensor
+
+
 class NoAutocast(TorchFunctionMode):
     """Run a block without autocast, whatever switches it on inside.
 
@@ -45,14 +57,12 @@ class NoAutocast(TorchFunctionMode):
     def __torch_function__(  # noqa: D105
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        kinds = [kind for kind in self._kinds if _autocasts(kind)]
-        if not kinds:
-            return func(*args, **(kwargs or {}))
-        self.met = True
-        with ExitStack() as stack:
-            for kind in kinds:
-                stack.enter_context(torch.autocast(kind, enabled=False))
-            return func(*args, **(kwargs or {}))
+        for kind in self._kinds:
+            if _autocasts(kind):
+                self.met = True
+                with torch.autocast(kind, enabled=False):
+                    return self.__torch_function__(func, types, args, kwargs)
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager

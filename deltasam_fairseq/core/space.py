@@ -17,7 +17,8 @@ from torch import Tensor
 
 from deltasam_fairseq.core.noise import gaussian_direction
 from deltasam_fairseq.core.perturb import Borrowed, perturbed
-from deltasam_fairseq.core.vectors import global_norm, unique
+from deltasam_fairseq.core.precision import wide
+from deltasam_fairseq.core.vectors import global_norm, grouped, scaled_, unique, widened
 
 # Added to |w|, so that weights of zero can move: Kwon et al. 2021, section 4 (their η).
 ADAPTIVE_OFFSET = 0.01
@@ -123,8 +124,8 @@ class WeightSpace(Sequence[Tensor]):
         drawn = gaussian_direction([self.params[i] for i in moving], radius=radius, seed=seed)
         direction: list[Tensor | None] = [None] * len(self)
         for position, noise in zip(moving, drawn, strict=True):
-            direction[position] = self._stretched(position, noise)
-        return direction
+            direction[position] = noise
+        return self._stretched(direction)
 
     @torch.no_grad()
     def steepest(self, gradients: Sequence[Tensor | None]) -> tuple[list[Tensor | None], float]:
@@ -139,18 +140,24 @@ class WeightSpace(Sequence[Tensor]):
             the gradients themselves. The norm is 0 if nothing can move, and not
             finite if an entry is not.
         """
-        direction: list[Tensor | None] = list(gradients)
-        if self._is_ball:
-            return direction, global_norm([g for g in gradients if g is not None]).item()
-        norms = []
-        for position, gradient in enumerate(gradients):
-            once = None if gradient is None else self._stretched(position, gradient)
-            if once is not None:
-                norms.append(global_norm([once]))
-                once = self._stretched(position, once)
-            direction[position] = once
-        device = norms[0].device if norms else None
-        return direction, global_norm([n.to(device) for n in norms]).item()
+        direction, norm = self.steepest_unread(gradients)
+        return direction, norm.item()
+
+    @torch.no_grad()
+    def steepest_unread(
+        self, gradients: Sequence[Tensor | None]
+    ) -> tuple[list[Tensor | None], Tensor]:
+        """Do the same, and leave it to the caller when to wait for the norm.
+
+        Args:
+            gradients: As for :meth:`steepest`.
+
+        Returns:
+            The direction, and the norm as a float64 scalar on a gradient's device.
+        """
+        once = list(gradients) if self._is_ball else self._stretched(gradients)
+        norm = global_norm([g for g in once if g is not None])
+        return once if self._is_ball else self._stretched(once), norm
 
     def moved(
         self,
@@ -203,17 +210,27 @@ class WeightSpace(Sequence[Tensor]):
         """
         return self._factors.get(id(param), 1.0)
 
-    def _stretched(self, position: int, tensor: Tensor) -> Tensor | None:
-        """Return T times a tensor, in place unless that is of half precision."""
-        param = self.params[position]
-        factor = self.factor(param)
-        if factor == 0:
-            return None
-        if id(param) in self._adaptive:
-            weight = param if self.masters is None else self.masters[position]
-            full = torch.promote_types(weight.dtype, torch.float32)
-            size = weight.detach().to(full).abs().add_(ADAPTIVE_OFFSET)
-            return tensor.to(full).mul_(size.mul_(factor))
-        if factor == 1:
-            return tensor
-        return tensor.to(torch.promote_types(tensor.dtype, torch.float32)).mul_(factor)
+    @torch.no_grad()
+    def _stretched(self, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Return T times a vector, in place unless that is of half precision."""
+        stretched: list[Tensor | None] = list(tensors)
+        alike: dict[tuple[float, bool], list[int]] = {}
+        for position, (param, tensor) in enumerate(zip(self, tensors, strict=True)):
+            factor, adaptive = self.factor(param), id(param) in self._adaptive
+            if factor == 0:
+                stretched[position] = None
+            elif tensor is not None and (adaptive or factor != 1):
+                stretched[position] = wide(tensor)
+                alike.setdefault((factor, adaptive), []).append(position)
+        weights = self.params if self.masters is None else self.masters
+        for (factor, adaptive), places in alike.items():
+            own = [t for place in places if (t := stretched[place]) is not None]
+            for group, around in grouped(own, [weights[place] for place in places], cut=adaptive):
+                if adaptive:
+                    sizes = torch._foreach_abs(widened(around))
+                    torch._foreach_add_(sizes, ADAPTIVE_OFFSET)
+                    scaled_(sizes, factor)
+                    torch._foreach_mul_(group, sizes)
+                else:
+                    scaled_(group, factor)
+        return stretched

@@ -269,7 +269,7 @@ def per_instance_step(
             for index in range(count):
                 one = whole
                 if loss_of is not None:
-                    one = Passes(space, partial(loss_of, index), buffers=whole.buffers)
+                    one = Passes(space, partial(loss_of, index), like=whole)
 
                 def score(one: Passes = one, index: int = index) -> Tensor:
                     losses = one()

@@ -80,7 +80,7 @@ def usable(weights: Tensor) -> bool:
     Returns:
         False for an empty vector too.
     """
-    return bool(torch.isfinite(weights).all() and (weights > 0).any())
+    return bool(torch.isfinite(weights).all() & (weights > 0).any())
 
 
 def effective_sentences(weights: Tensor) -> Tensor:

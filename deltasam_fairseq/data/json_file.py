@@ -24,7 +24,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of JSON, and of bytes that are no UTF-8
+    except (ValueError, RecursionError) as error:  # of JSON, and of bytes that are no UTF-8
         raise UserError(f"{path} is damaged: {error}") from None
     if not isinstance(found, dict):
         raise UserError(f"{path} is damaged: it holds no JSON object")

@@ -16,6 +16,7 @@ from typing import Any
 from deltasam_fairseq import __version__
 from deltasam_fairseq.data.aligned import Aligned
 from deltasam_fairseq.data.binarize import binarize
+from deltasam_fairseq.data.json_file import read_json
 from deltasam_fairseq.data.prepared import MARKER, SOURCE, SPLITS, TARGET, PreparedData
 from deltasam_fairseq.data.process import require_fairseq
 from deltasam_fairseq.data.tokens import Tokens, sides, write_lines
@@ -122,7 +123,7 @@ def is_made(out: Path, wanted: Mapping[str, Any], *, force: bool) -> bool:
         )
     if force:
         return False
-    different = "; ".join(_differences(PreparedData.load(out).facts, wanted))
+    different = "; ".join(_differences(read_json(out / MARKER), wanted))
     if different:
         raise UserError(
             f"{out} was made from other inputs: {different}. "

@@ -14,8 +14,8 @@ from deltasam_fairseq.data.binarize import binarize_column
 from deltasam_fairseq.data.encoder import PreparedEncoder
 from deltasam_fairseq.data.files import file_sha256
 from deltasam_fairseq.data.pipeline import is_made, work_folder
-from deltasam_fairseq.data.prepared import MARKER
-from deltasam_fairseq.data.prepared_sentences import KIND, PreparedSentences
+from deltasam_fairseq.data.prepared import MARKER, SENTENCES
+from deltasam_fairseq.data.prepared_sentences import PreparedSentences
 from deltasam_fairseq.data.process import require_fairseq
 from deltasam_fairseq.data.sentence_task import Rows, SentenceTask, describe_malformed, read_rows
 from deltasam_fairseq.data.tokens import write_lines
@@ -69,7 +69,7 @@ def prepare_sentences(
     """
     files = dict(_files(task, folder))
     wanted = {
-        "kind": KIND,
+        "kind": SENTENCES,
         "task": task.name,
         "inputs": {name: file_sha256(path) for name, path in files.items()},
         "settings": {

@@ -11,6 +11,8 @@ from deltasam_fairseq.data.json_file import read_json
 from deltasam_fairseq.errors import UserError
 
 MARKER = "prepared.json"
+#: The ``kind`` of data that have labels in the place of targets.
+SENTENCES = "sentences"
 SOURCE, TARGET = "source", "target"
 SPLITS = ("train", "valid", "test")
 
@@ -47,15 +49,20 @@ class PreparedData:
             It.
 
         Raises:
-            UserError: If ``deltasam prepare`` did not finish it.
+            UserError: If ``deltasam prepare`` did not finish it, or made it for sentences.
         """
         try:
             facts = read_json(path / MARKER)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise UserError(
                 f"{path} is not a finished data folder (it has no {MARKER}); make one with: "
                 f"deltasam prepare text --out {path} …"
             ) from None
+        if facts.get("kind") == SENTENCES:
+            raise UserError(
+                f"{path} was made for {facts['task']}, not for texts to generate; give the folder "
+                "that deltasam prepare made for this recipe"
+            )
         return cls(path, facts)
 
     @property

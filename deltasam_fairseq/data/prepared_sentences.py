@@ -8,10 +8,8 @@ from typing import Any
 
 from deltasam_fairseq.data.aligned import read_lines
 from deltasam_fairseq.data.json_file import read_json
-from deltasam_fairseq.data.prepared import MARKER
+from deltasam_fairseq.data.prepared import MARKER, SENTENCES
 from deltasam_fairseq.errors import UserError
-
-KIND = "sentences"
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class PreparedSentences:
                 f"{path} is not a finished data folder (it has no {MARKER}); make one with: "
                 f"deltasam prepare RECIPE --glue DIR --model NAME --out {path}"
             ) from None
-        if facts.get("kind") != KIND:
+        if facts.get("kind") != SENTENCES:
             raise UserError(
                 f"{path} was made for {facts.get('kind')}, not for a task on sentences; give "
                 "the folder that deltasam prepare made for this recipe"

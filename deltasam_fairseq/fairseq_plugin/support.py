@@ -63,7 +63,7 @@ def check_run(trainer: Any, settings: Sharpness) -> None:
     Raises:
         ValueError: If a setting, the task or the model is not supported. An
             unknown criterion raises what
-            :func:`~deltasam_fairseq.fairseq_plugin.sentence_losses.reader_for` says.
+            :func:`~deltasam_fairseq.fairseq_plugin.criterions.readers.reader_for` says.
     """
     _check_launch(trainer)
     if not settings.active:

@@ -167,7 +167,9 @@ def precision_flags(precision: str | None) -> Flags:
 
 def _launch_flags(recipe: Recipe, flags: Flags, launch: Launch, overrides: Sequence[str]) -> Flags:
     if recipe.tokens_per_update is None:
-        return {} if launch.gpus is None else {"distributed-world-size": launch.gpus}
+        if launch.gpus is None:
+            return {}
+        return {"cpu": False, "distributed-world-size": launch.gpus}
     gpus = launch.gpus or 1
     typed = _group(overrides)
     found: Flags = {"distributed-world-size": gpus}

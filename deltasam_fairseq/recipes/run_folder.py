@@ -118,8 +118,11 @@ class RunFolder:
             restart: Whether the user asked to start over.
 
         Raises:
-            UserError: If there are checkpoints and no wish, or a wish to resume and no checkpoint.
+            UserError: If there are checkpoints and no wish, or a wish to resume and no checkpoint,
+                or if the place is taken by something else.
         """
+        if self.path.exists() and not self._is_free_or_run():
+            raise UserError(f"{self.path} exists and was not made by deltasam train; give another")
         if self.has_checkpoints() and not (resume or restart):
             raise UserError(
                 f"{self.path} holds checkpoints of an earlier run: pass --resume to continue it, "
@@ -127,6 +130,13 @@ class RunFolder:
             )
         if resume and not self.has_checkpoints():
             raise UserError(f"nothing to resume: {self.checkpoints} holds no checkpoint")
+
+    def _is_free_or_run(self) -> bool:
+        if not self.path.is_dir():
+            return False
+        names = {path.name for path in self.path.iterdir()}
+        # A start that was killed while it wrote its record leaves nothing else.
+        return names <= {f"{RECORD}.new"} or RECORD in names or self.has_checkpoints()
 
     def require_same(self, **wanted: object) -> None:
         """Make sure that a continued run stays what it was.
@@ -150,9 +160,17 @@ class RunFolder:
 
         Returns:
             The new place, or none if there was nothing to move.
+
+        Raises:
+            UserError: If this process stands in it: names of files would lead to the new place.
         """
         if not self.path.exists():
             return None
+        if Path.cwd().is_relative_to(self.path.resolve()):
+            raise UserError(
+                f"{self.path} cannot be moved aside, as this folder is in it; start "
+                "from another folder"
+            )
         dated = self.path.with_name(f"{self.path.name}.{time.strftime('%Y%m%d-%H%M%S')}")
         self.path.rename(dated)
         return dated

@@ -66,6 +66,12 @@ def test_limits_are_held_against_the_clock_that_was_asked_for(made_up: Measureme
     assert bench.run(parsed("--check", "--clock", "processor")) == 0
 
 
+def test_limits_are_those_of_single_precision(made_up: Measurement) -> None:
+    """In fp16 a probe of Eq. 5 is no pass like the others."""
+    made_up.peak["sam"] *= 2
+    assert bench.run(parsed("--check", "--precision", "fp16")) == 0
+
+
 def test_a_record_is_shown_as_a_table(
     made_up: Measurement, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

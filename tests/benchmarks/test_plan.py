@@ -30,6 +30,10 @@ from deltasam_fairseq.errors import UserError
         ({"seed": -1}, "--seed must be at least 0, got -1"),
         ({"sentences": -1}, "--sentences must be at least 0, got -1"),
         ({"tokens": -1}, "--tokens must be at least 0, got -1"),
+        ({"update_freq": 0}, "--update-freq must be at least 1, got 0"),
+        ({"seconds": -1}, "--seconds must be at least 0, got -1"),
+        ({"precision": "fp8"}, "--precision: unknown name 'fp8'; known: fp32, fp16, bf16"),
+        ({"device": "cpu", "precision": "bf16"}, "--precision bf16: fairseq has it on GPUs alone"),
         ({"tokens": 1}, "--tokens 1: a sentence of translation has 2 to 1024 tokens"),
         (
             {"models": ("bert_base", "classification"), "tokens": 129},
@@ -47,6 +51,13 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(UserError, match="no GPU"):
         Plan(device="cuda")
+
+
+def test_the_device_is_the_gpu_if_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for there, device in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr("torch.cuda.is_available", lambda there=there: there)
+        assert Plan().device == device
+        assert Plan(clock="processor").device == "cpu"
 
 
 def test_the_loop_sits_most_rounds_out() -> None:
@@ -95,7 +106,8 @@ def test_all_cores_unless_told_otherwise() -> None:
         Plan(),
         Plan(models=BOTH[1:], methods=METHODS[:2], threads=1, size="tiny", seed=7, repeats=2),
         Plan(models=MODELS[2:], sentences=3, tokens=9),
-        Plan(clock="processor", slow_every=2, warm_up=3),
+        Plan(device="cpu", clock="processor", slow_every=2, warm_up=3),
+        Plan(device="cpu", precision="fp16", update_freq=16, seconds=60, profile=True),
     ],
 )
 def test_the_command_of_a_plan_runs_it_again(plan: Plan) -> None:

@@ -36,6 +36,23 @@ def test_ratios_are_taken_within_rounds(measurement: Measurement) -> None:
     assert model["clocks"]["processor"]["seconds"]["none"]["max"] == 3.0
 
 
+def test_tokens_per_second_and_waiting_go_by_the_median(measurement: Measurement) -> None:
+    (model,) = record_of(PLAN, [measurement], AROUND)["models"]
+    assert model["clocks"]["elapsed"]["tokens_per_second"]["none"] == pytest.approx(17 / 3, 1e-5)
+    assert "waiting" not in model["clocks"]["elapsed"]
+    measurement.working = {"none": 1.2, "sam": 7.0}
+    (model,) = record_of(PLAN, [measurement], AROUND)["models"]
+    # More work than time is a profiler's own doing.
+    assert model["clocks"]["elapsed"]["waiting"] == pytest.approx({"none": 0.6, "sam": 0.0})
+
+
+def test_skipped_updates_are_said_in_the_table(measurement: Measurement) -> None:
+    assert "SKIPPED" not in table_of(record_of(PLAN, [measurement], AROUND))
+    measurement.skipped = {"sam": 2}
+    lines = table_of(record_of(PLAN, [measurement], AROUND)).splitlines()
+    assert [line.split()[0] for line in lines if "2 SKIPPED" in line] == ["sam"]
+
+
 def test_predictions_come_from_the_passes(measurement: Measurement) -> None:
     (model,) = record_of(PLAN, [measurement], AROUND)["models"]
     times = model["clocks"]["elapsed"]

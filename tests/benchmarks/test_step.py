@@ -123,6 +123,58 @@ def test_a_shape_is_what_the_model_sees(
         assert batch["net_input"]["prev_output_tokens"].shape == (3, tokens[1])
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_half_precision_several_micro_batches_and_the_time_that_nobody_works(device: str) -> None:
+    from deltasam_fairseq.benchmarks.step import measure
+
+    plan = Plan(
+        models=("bart_large",),
+        methods=METHODS[:4],
+        size="tiny",
+        repeats=3,
+        threads=1,
+        update_freq=2,
+        profile=True,
+        device=device,
+        precision="fp16",
+    )
+    found = measure("bart_large", plan, lambda _: None)
+    assert found.batch == {"sentences": 8, "source_tokens": 36, "target_tokens": 36}
+    assert found.parameter_bytes == 2 * found.parameters
+    assert found.skipped == dict.fromkeys(plan.methods, 0)
+    assert all(seconds > 0 for seconds in found.working.values())
+    assert all(0 <= share < 1 for share in found.waiting("elapsed").values())
+    if device == "cuda":  # on a busy CPU an operator's time holds that of others
+        assert found.working["sam"] > 1.2 * found.working["none"]
+
+
+ONE = Plan(models=("minilm",), methods=("none",), size="tiny", threads=1, warm_up=1, device="cpu")
+
+
+def test_an_update_that_overflows_is_counted_as_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    from deltasam_fairseq.benchmarks import trainers
+    from deltasam_fairseq.benchmarks.step import measure
+    from tests.support import fairseq_toys as toys
+
+    toys.precision_without_gpu(monkeypatch)
+    huge = "--fp16 --fp16-init-scale 1000000000 --fp16-scale-window 1000000"
+    monkeypatch.setitem(trainers.PRECISION_FLAGS, "fp16", huge)
+    plan = replace(ONE, repeats=2, precision="fp16")
+    assert measure("minilm", plan, lambda _: None).skipped == {"none": 2}
+
+
+def test_no_round_begins_after_the_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    from deltasam_fairseq.benchmarks.step import measure
+
+    clock = iter(range(0, 1000, 10))
+    monkeypatch.setattr("time.monotonic", lambda: float(next(clock)))
+    said: list[str] = []
+    plan = replace(ONE, repeats=5, seconds=15)
+    # The clock is read once before, then before each round but the first.
+    assert len(measure("minilm", plan, said.append).updates["none"]) == 2
+    assert said[-1] == "minilm: --seconds 15 are over"
+
+
 def test_targets_may_have_lengths_of_their_own(tmp_path: Path) -> None:
     from fairseq.data import data_utils
 

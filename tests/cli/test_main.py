@@ -71,6 +71,7 @@ def test_user_dir_is_a_folder_that_loads_the_plugin(capsys: pytest.CaptureFixtur
     [
         (["recipes", "txt"], "unknown recipe 'txt'; did you mean 'text'?"),
         (["train", "text", "--data", "nowhere", "--save-dir", "r"], "nowhere is not a finished"),
+        (["train", "text", "--data", __file__, "--save-dir", "r"], f"{__file__} is not a"),
         (["evaluate", "nowhere"], "nowhere is not a run"),
         (["score", "rouge", "nowhere", "nowhere"], "nowhere: no such file"),
         (["table", "nowhere"], "no such run: nowhere"),
@@ -108,7 +109,13 @@ def test_errors_for_the_user_are_one_line_and_status_2(
             ["train", "text", "--method", "samm"],
             "--method: invalid choice: 'samm'; did you mean 's",
         ),
-        (["table", "r", "--colour"], "unrecognized arguments: --colour\n"),
+        (["--versoin"], "required: VERB; did you mean '--version'?"),
+        (["prepare", "docstrings", "--ot=d"], "required: --out; did you mean '--out'?"),
+        (
+            ["score", "sts", "--prediction", "p", "--gold", "g"],
+            "required: --predictions; did you mean '--predictions'?",
+        ),
+        (["table", "r", "--colour"], "deltasam table: error: unrecognized arguments: --colour\n"),
         (["table", "r", "--formt", "csv"], "arguments: --formt csv; did you mean '--format'?"),
         (["score", "rouge", "h", "r", "--jsn"], "arguments: --jsn; did you mean '--json'?"),
         (["score", "rouge", "h", "r", "--splt=ptb"], "--splt=ptb; did you mean '--split'?"),
@@ -198,6 +205,21 @@ def test_interrupted_training_names_the_command_that_goes_on(
     assert main([*typed, "--restart"]) == 130
     command = shlex.join(["deltasam", *typed])
     assert capsys.readouterr().err == f"\ndeltasam: stopped; {said.format(command)}\n"
+
+
+def test_an_interrupted_sweep_says_that_the_same_command_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    sweep = module._module("sweep")
+    monkeypatch.setattr(sweep, "run_sweep", interrupt)
+    for kind in (sweep.PreparedSentences, sweep.PreparedEncoder):
+        monkeypatch.setattr(kind, "load", lambda path, kind=kind: kind(path, {}))
+    assert main(["sweep", "glue/rte", "--model", "minilm_l6", "--out", str(tmp_path)]) == 130
+    said = "the same command keeps what is finished and goes on"
+    assert capsys.readouterr().err == f"\ndeltasam: stopped; {said}\n"
 
 
 @pytest.mark.parametrize("arguments", [["recipes"], ["recipes", "--help"], ["user-dir"]])

@@ -11,7 +11,12 @@ import torch
 from torch import Tensor
 
 from deltasam_fairseq.conversion.encoder_names import rename
-from deltasam_fairseq.conversion.folder import load_weights, plain_names, weight_files
+from deltasam_fairseq.conversion.folder import (
+    load_weights,
+    plain_names,
+    read_config,
+    weight_files,
+)
 from deltasam_fairseq.conversion.prepare_encoder import EncoderRequest, prepare_encoder
 from deltasam_fairseq.data.encoder import PreparedEncoder
 from deltasam_fairseq.errors import UserError
@@ -200,6 +205,26 @@ def test_files_that_are_no_weights_are_named(tmp_path: Path) -> None:
     (folder / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(UserError, match="it has no 'weight_map'"):
         load_weights(folder)
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": 3}}')
+    with pytest.raises(UserError, match="it has no 'weight_map'"):
+        load_weights(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_pointer_in_place_of_weights_says_how_to_get_them(name: str, tmp_path: Path) -> None:
+    folder = bare(tmp_path / "hf")
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 133466304\n"
+    (folder / name).write_text(pointer)
+    with pytest.raises(UserError, match=f"{name} is a pointer of Git LFS.*: git lfs pull$"):
+        load_weights(folder)
+
+
+def test_what_is_no_pickle_is_not_called_a_matter_of_torchs_versions(tmp_path: Path) -> None:
+    folder = bare(tmp_path / "hf")
+    (folder / "pytorch_model.bin").write_text("<html>not found</html>")
+    with pytest.raises(UserError, match="cannot be read as a checkpoint") as stop:
+        load_weights(folder)
+    assert "weights_only" not in str(stop.value)
 
 
 def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
@@ -216,3 +241,10 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
 def test_names_without_the_anchor_stay(tmp_path: Path) -> None:
     state = {"bert.odd": torch.ones(1)}
     assert plain_names(state, anchor="w", base="bert", source="here").keys() == {"bert.odd"}
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "[1]", "{", '"a"'])
+def test_a_configuration_that_is_no_object_is_damaged(content: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match=r"config\.json is damaged"):
+        read_config(tmp_path)

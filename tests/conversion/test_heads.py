@@ -97,6 +97,9 @@ MNLI = ON_THE_HUB["MNLI"]
         (1, named(["LABEL_0"]), "nothing says on which scale its one output is"),
         (3, named(MNLI, architectures=["BertForTokenClassification"]), "a BertForTokenClass"),
         (2, named(["entailment", "entailment"]), "are not the classes"),
+        (3, {"id2label": MNLI}, "no id2label in config.json names its rows"),
+        (3, {"id2label": "MNLI", "label2id": [0]}, "no id2label in config.json names its rows"),
+        (3, named(MNLI, architectures="BertForTokenClassification"), "a BertForTokenClass"),
     ],
 )
 def test_a_head_that_cannot_be_placed_is_left_out_and_said(
@@ -108,6 +111,14 @@ def test_a_head_that_cannot_be_placed_is_left_out_and_said(
     assert placed.note.startswith("left out: ")
     assert re.search(reason, placed.note)
     assert found.keys() == {"other"}
+
+
+@pytest.mark.parametrize("shape", [(), (3,)])
+def test_a_head_that_is_no_matrix_is_left_out(shape: tuple[int, ...]) -> None:
+    found = {WEIGHT: torch.ones(shape), BIAS: torch.ones(3)}
+    assert "not that of a classifier" in place_head(found, named(MNLI), "bert").note
+    found = {**head(3), BIAS: torch.ones(2)}
+    assert "not that of a classifier" in place_head(found, named(MNLI), "bert").note
 
 
 def test_a_robertas_head_has_a_hidden_layer() -> None:

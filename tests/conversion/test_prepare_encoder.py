@@ -66,6 +66,7 @@ def test_a_second_time_nothing_is_done_and_another_model_is_refused(tmp_path: Pa
         ({"is_decoder": True}, "is_decoder is True; fairseq's bert needs False"),
         ({"num_hidden_layers": 3}, "lacks encoder.sentence_encoder.layers.2"),
         ({"intermediate_size": 21}, r"fc1.* is \(20.*\), not \(21.*\)"),
+        ({"num_attention_heads": 5}, "width of 12 does not divide into 5 attention heads"),
         ({"num_hidden_layers": "two"}, "num_hidden_layers is 'two', not a number"),
     ],
 )
@@ -84,6 +85,23 @@ def test_weights_that_have_no_place_and_values_that_are_none(tmp_path: Path) -> 
     broken = {**state, "pooler.dense.bias": torch.full((12,), torch.nan)}
     with pytest.raises(UserError, match=r"pooler.bias has values that are not finite"):
         prepare(tmp_path, write_bert(tmp_path / "b", broken))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("classifier.weight", torch.ones(2, 9), r"out_proj\.weight is \(2, 9\), not \(2, 12\)"),
+        ("embeddings.word_embeddings.weight", torch.tensor(1.0), "embeds 0 tokens"),
+    ],
+)
+def test_weights_that_training_would_fail_on(
+    name: str, value: torch.Tensor, message: str, tmp_path: Path
+) -> None:
+    labels = {"id2label": {"0": "not_entailment", "1": "entailment"}}
+    state = bert_state(classes=2 if name.startswith("classifier") else None)
+    folder = write_bert(tmp_path / "hf", {**state, name: value}, **labels)
+    with pytest.raises(UserError, match=message):
+        prepare_encoder(tmp_path / "out", EncoderRequest(folder), say=lambda line: None)
 
 
 def test_heads_of_pretraining_are_left_out(tmp_path: Path) -> None:

@@ -212,6 +212,19 @@ def test_accents_and_ideographs_have_settings_of_their_own(where: str, tmp_path:
             },
             "leaves out numbers below 2",
         ),
+        (
+            {"tokenizer": {**whole(), "model": [1]}},
+            r"tokenizer.json: model is \[1\], not an object",
+        ),
+        ({"tokenizer": {**whole(), "normalizer": "nfc"}}, "normalizer is 'nfc', not an object"),
+        (
+            {"tokenizer": {**whole(), "model": {**whole()["model"], "vocab": {"a": 0, "b": "1"}}}},
+            "tokenizer.json: the number of 'b' is '1'",
+        ),
+        (
+            {"config": {"added_tokens_decoder": ["[E4]"]}},
+            r"tokenizer_config.json: added_tokens_decoder is \['\[E4\]'\], not an object",
+        ),
     ],
 )
 def test_what_would_cut_text_differently_is_refused_by_name(

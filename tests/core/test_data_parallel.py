@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,9 +11,10 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from deltasam_fairseq.core import DeltaSAM
+from deltasam_fairseq.core import DeltaSAM, batched_per_instance_step, meet
 from deltasam_fairseq.core.checks import METHODS
 from deltasam_fairseq.core.estimators import Estimator, Weights
+from deltasam_fairseq.core.per_instance import Engine
 from tests.support.compare import assert_close
 from tests.support.workers import run_workers
 
@@ -26,6 +28,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sam-infinite": {"method": "sam", "share": "uneven", "infinite": True},
     "delta_sam-unusable": {"method": "delta_sam", "share": "uneven", "weights": torch.zeros_like},
     "delta_sam-weightless": {"method": "delta_sam", "share": "one", "weights": torch.clone},
+    **{
+        f"delta_sam-{how}": {"method": "delta_sam", "share": "uneven", "how": how}
+        for how in ("compiled", "compiled in place", "compiled inside", "in a function", "in a box")
+    },
 }
 
 
@@ -59,8 +65,49 @@ class Model(nn.Module):
         return losses
 
 
-def train(model: nn.Module, setting: dict[str, Any], rows: slice) -> list[Tensor]:
+class Box(nn.Module):
+    """Calls a model, whose buffers are the first worker's only from then on."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+
+def wrapped(setting: dict[str, Any]) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+    """Share a model among the workers, in the way that its setting says.
+
+    Returns:
+        The wrapper, and what is called.
+    """
+    how = setting.get("how", "")
+    compiled = partial(torch.compile, backend="eager")
+    inside: Any = Model(setting)
+    model = DistributedDataParallel(compiled(inside) if how == "compiled inside" else inside)
+    if how == "compiled in place":
+        model.compile(backend="eager")
+    if how == "compiled":
+        return model, compiled(model)
+    if how == "in a box":
+        inside.calls += 100 * distributed.get_rank()
+        return model, Box(model)
+    if how == "in a function":
+        function = compiled(lambda x: model(x) + 0)
+
+        def meeting(x: Tensor) -> Tensor:
+            meet(model)
+            return function(x)
+
+        return model, meeting
+    return model, model
+
+
+def train(model: nn.Module, setting: dict[str, Any], rows: slice, used: Any = None) -> list[Tensor]:
     inside: Any = model.module if isinstance(model, DistributedDataParallel) else model
+    inside = getattr(inside, "_orig_mod", inside)
+    used = model if used is None else used
     torch.manual_seed(11)
     data = torch.randn(UPDATES, sum(SHARES[setting["share"]]), 3, dtype=torch.float64)
     data[:, -1] = 0  # whose loss is 0, and so its weight in proportion to it
@@ -79,7 +126,7 @@ def train(model: nn.Module, setting: dict[str, Any], rows: slice) -> list[Tensor
         optimizer.zero_grad()
 
         def whole(x: Tensor = x) -> Tensor:
-            return model(x)
+            return used(x)
 
         def alone(index: int | None = None, x: Tensor = x) -> Tensor:
             return model(x if index is None else x[index : index + 1])
@@ -93,18 +140,57 @@ def train(model: nn.Module, setting: dict[str, Any], rows: slice) -> list[Tensor
     return [inside.calls, *(p.detach() for p in inside.parameters())]
 
 
-def work(rank: int, count: int, port: int) -> dict[str, list[Tensor]]:
+def work(rank: int, count: int, port: int) -> dict[str, Any]:
     distributed.init_process_group(
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=count
     )
-    found = {}
+    found: dict[str, Any] = {}
     for name, setting in SETTINGS.items():
         start = sum(SHARES[setting["share"]][:rank])
         rows = slice(start, start + SHARES[setting["share"]][rank])
-        model = DistributedDataParallel(Model(setting))
-        found[name] = train(model, setting, rows)
+        model, used = wrapped(setting)
+        found[name] = train(model, setting, rows, used)
+    found["static"] = refusal_of_static_graphs()
+    found["batched"] = batched_at_infinite_losses(rank)
     distributed.destroy_process_group()
     return found
+
+
+def refusal_of_static_graphs() -> str:
+    model = DistributedDataParallel(nn.Linear(3, 1), static_graph=True)
+    optimizer = DeltaSAM(torch.optim.SGD(model.parameters(), lr=0.1), method="sam")
+    with pytest.raises(ValueError, match="use static_graph=False") as error:
+        optimizer.step(lambda: model(torch.ones(2, 3))[:, 0])
+    return str(error.value)
+
+
+class Infinite(nn.Module):
+    """Whose losses are infinite on the first worker wherever the weights are moved."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.head = nn.Linear(3, 1).double()
+        self.calls: Tensor
+        self.register_buffer("calls", torch.zeros((), dtype=torch.float64))
+        self.rank, self.start = rank, torch.zeros(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.add_(1)
+        losses = self.head(x)[:, 0].square()
+        if not len(self.start):
+            self.start = losses.detach()
+        moved = not torch.allclose(losses, self.start)
+        return losses / 0 if self.rank == 0 and moved else losses
+
+
+def batched_at_infinite_losses(rank: int) -> list[Tensor]:
+    """Take a batched step whose second pass is repeated because of one worker."""
+    inside = Infinite(rank)
+    model = DistributedDataParallel(inside)
+    x = torch.randn(2, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    batched_per_instance_step(Engine(inside), lambda: model(x[rank]), rho=0.3)
+    return [inside.calls, *(p.grad for p in inside.parameters() if p.grad is not None)]
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +207,13 @@ def test_two_workers_equal_one_process(workers: Any, name: str) -> None:
     expected = train(model, setting, slice(None))
     for found in (workers[0][name], workers[1][name]):
         assert_close(found, expected, rtol=1e-9)
+
+
+@pytest.mark.multiprocess
+def test_workers_repeat_a_batched_pass_together(workers: Any) -> None:
+    first, second = workers[0]["batched"], workers[1]["batched"]
+    assert first[0] == 1
+    assert_close(first, second, rtol=0)
 
 
 class FullyShardedDataParallel(nn.Linear):

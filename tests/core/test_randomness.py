@@ -48,9 +48,8 @@ def test_a_snapshot_is_frozen() -> None:
         RandomState.capture().python = ()  # type: ignore[misc]
 
 
-@pytest.mark.gpu
-def test_the_generator_of_the_device_is_replayed_too() -> None:
-    ones = torch.ones(1000, device="cuda")
+def test_the_generator_of_the_device_is_replayed_too(device: torch.device) -> None:
+    ones = torch.ones(1000, device=device)
     state = RandomState.capture([ones])
     first = dropout(ones, 0.5)
     state.replay()

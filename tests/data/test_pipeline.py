@@ -115,6 +115,12 @@ def test_what_a_killed_process_left_is_never_taken_as_finished(tmp_path: Path) -
     assert json.loads((tmp_path / "d" / MARKER).read_text())["pieces"] > 0
 
 
+def test_data_of_a_task_on_sentences_is_no_text_to_generate(tmp_path: Path) -> None:
+    (tmp_path / MARKER).write_text(json.dumps({"kind": "sentences", "task": "RTE"}))
+    with pytest.raises(UserError, match="was made for RTE, not for texts to generate; give"):
+        PreparedData.load(tmp_path)
+
+
 def test_a_folder_of_someone_else_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "thesis.tex").write_text("")

@@ -12,6 +12,7 @@ pytest.importorskip("fairseq")
 from fairseq import utils  # noqa: E402
 
 from tests.support import fairseq_data  # noqa: E402
+from tests.support import fairseq_toys as toys  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -38,6 +39,16 @@ def regression(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def monolingual(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return sentences alone."""
     return fairseq_data.write_monolingual_data(tmp_path_factory.mktemp("monolingual"))
+
+
+@pytest.fixture
+def device(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """Let fairseq's trainers compute there: in every precision as far as a CPU can."""
+    if device.type == "cpu":
+        toys.precision_without_gpu(monkeypatch)
+    else:
+        monkeypatch.setattr(toys, "COMMON", toys.without_cpu())
+    return device
 
 
 @pytest.fixture

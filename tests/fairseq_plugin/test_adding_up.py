@@ -13,6 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from fairseq.criterions.cross_entropy import CrossEntropyCriterion
 from fairseq.trainer import Trainer
 
+from deltasam_fairseq.core.pass_state import PassState
 from deltasam_fairseq.core.randomness import RandomState
 from deltasam_fairseq.fairseq_plugin.criterions.readers import (
     SENTENCE_LOSSES,
@@ -141,6 +142,22 @@ def test_the_check_disturbs_nothing(
     assert_same_bits(ends[0], ends[1])
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_model_that_is_random_in_evaluation_too_is_not_refused_for_that(
+    translation: Path, method: str
+) -> None:
+    """With dropout that never stops, as by ``F.dropout(x, p)``, and a criterion that adds up."""
+
+    class Always(torch.nn.LayerNorm):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.dropout(super().forward(x), 0.5)
+
+    trainer = trainer_of(translation, *METHODS[method])
+    trainer.get_model().decoder.layers[-1].final_layer_norm.__class__ = Always
+    toys.updates(trainer, [[toys.batches(trainer)[0]]])
+    assert trainer.get_num_updates() == 1
+
+
 def test_modes_and_statistics_are_put_back() -> None:
     model = torch.nn.Sequential(
         torch.nn.BatchNorm1d(2), torch.nn.Dropout(), torch.nn.BatchNorm1d(2).eval()
@@ -159,8 +176,8 @@ PLAIN = torch.nn.Linear(1, 1)
 
 
 def numbers(*scores: tuple[float, float]) -> Any:
-    """A task's step that scores one batch after the other."""
-    left = iter(scores)
+    """A task's step that scores one batch after the other, the first of them twice."""
+    left = iter([*scores[:1], *scores])
 
     def step(batch: Any, model: Any, criterion: Any) -> Any:
         loss, size = next(left)
@@ -173,17 +190,18 @@ def numbers(*scores: tuple[float, float]) -> Any:
 
 @pytest.fixture
 def check() -> AddingUp:
-    class Space(list[Any]):
-        pass
-
-    weights = SimpleNamespace(space=Space(), computes_in_full=lambda: True, is_scaled=False)
+    weights = SimpleNamespace(
+        state=lambda: PassState.capture([]), computes_in_full=lambda: True, is_scaled=False
+    )
     return AddingUp(weights)  # type: ignore[arg-type]
 
 
 def test_what_tells_nothing_leaves_the_question_open(check: AddingUp) -> None:
-    check.check_pieces(numbers((1.0, 1)), PLAIN, None, {}, [{}])  # a batch of one adds up by itself
+    check.check_pieces(numbers(), PLAIN, None, {}, [{}])  # a batch of one adds up by itself
     infinite = numbers((float("inf"), 2), (1.0, 1), (1.0, 1))
     check.check_pieces(infinite, PLAIN, None, {}, [{}, {}])
+    random: Iterator[Any] = iter([(1.0, 2, {}), (1.1, 2, {})])
+    check.check_pieces(lambda *_, **__: next(random), PLAIN, None, {}, [{}, {}])
     with pytest.raises(ValueError, match="loss of 2 and a sample size of 2, but the batch has 1"):
         check.check_pieces(numbers((1.0, 1), (1.0, 1), (1.0, 1)), PLAIN, None, {}, [{}, {}])
     check.check_pieces(numbers((2.0, 2), (1.0, 1), (1.0, 1)), PLAIN, None, {}, [{}, {}])

@@ -38,6 +38,7 @@ from tests.support import fairseq_toys as toys
 from tests.support.compare import assert_close, assert_same_bits
 
 RHO = 0.1
+FLOAT = torch.float32
 
 
 @pytest.fixture
@@ -187,6 +188,52 @@ def test_equals_the_loop(
         assert result.at_weights.keys() == result.moved.keys() == read.logging_output.keys()
         assert float(result.sample_size) == float(read.sample_size)
         assert not result.overflow and result.fallbacks == 0
+
+
+# Of each kind of model one: largest distance of the gradient from the loop's in float32,
+# over its norm, in float32 and in bfloat16, where ε turns it by more than 0.2.
+FAMILIES = (
+    *("transformer, three-way tie", "bart_large", "sentence_prediction"),
+    "deltasam_sentence_prediction, BERT",
+)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.bfloat16, 0.1)])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_on_a_device_it_is_as_close_to_the_loop_as_the_precision_allows(
+    name: str,
+    dtype: torch.dtype,
+    bound: float,
+    device: torch.device,
+    request: pytest.FixtureRequest,
+) -> None:
+    data, build = SUPPORTED[name]
+    exact, found = (prepared(build(request.getfixturevalue(data)), d) for d in (FLOAT, dtype))
+    exact.model.load_state_dict(found.model.state_dict())
+    sample = toys.on_device(found.batch, device)
+    _, expected = by_loop(exact, sample)
+    _, unmoved = by_loop(exact, sample, rho=0.0)
+    engine = Engine(found.model)
+    for _ in range(3):  # the first batches tell where the sentences are
+        result = run(found, sample, engine)
+    assert result.norms.device.type == device.type
+    assert not result.overflow and result.fallbacks == 0
+    whole = norm_of(expected)
+    assert norm_of(difference(unmoved, expected)) > 2 * bound * whole
+    wrong = norm_of(difference(gradients(found.model), expected)) / whole
+    print(f"{device}, {name}, {dtype}: {wrong:.2g}")
+    assert wrong < bound
+
+
+def difference(
+    one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    assert one.keys() == other.keys()
+    return {name: one[name].double() - other[name].double() for name in one}
+
+
+def norm_of(tensors: dict[str, torch.Tensor]) -> float:
+    return sum(float(t.double().square().sum()) for t in tensors.values()) ** 0.5
 
 
 # These choose rows by what is in a batch: masked or end-of-sentence tokens, unequal parts.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +42,15 @@ class Statistics(nn.Module):
         return x
 
 
-def trained(data: Path, *flags: str, updates: int = 2) -> tuple[Any, dict[str, Tensor]]:
+def trained(
+    data: Path, *flags: str, updates: int = 2, layer: Callable[[], nn.Module] = Statistics
+) -> tuple[Any, dict[str, Tensor]]:
     """Train with two micro-batches an update; return the trainer and the model's buffers."""
     trainer = toys.make_trainer(data, *toys.PREDICTION, "--dropout", "0.2", *flags)
     model = trainer.get_model()
     head = model.classification_heads["sentence_classification_head"]
     kind = head.dense.weight.dtype
-    head.dense = nn.Sequential(head.dense, Statistics().to(kind))
+    head.dense = nn.Sequential(head.dense, layer().to(kind))
     batches = toys.batches(trainer)
     toys.updates(trainer, [batches[2 * i : 2 * i + 2] for i in range(updates)])
     return trainer, {name: b.clone() for name, b in model.named_buffers()}
@@ -62,6 +65,17 @@ def test_buffers_end_where_plain_training_leaves_them(prediction: Path, method: 
     assert plain[name] == 4
     assert any(name.endswith("weight_u") for name in plain)
     assert_same_bits(found, plain)
+
+
+@pytest.mark.parametrize("method", ["sam", "delta_sam", "micro"])
+def test_so_do_those_that_the_graph_of_a_pass_holds_on_to(prediction: Path, method: str) -> None:
+    rest = ("--lr", "0", "--sam-inner", "sgd")
+    found = [
+        trained(prediction, *flags, *rest, layer=lambda: nn.BatchNorm1d(16))[1]
+        for flags in (("--sam-method", "none"), METHODS[method])
+    ]
+    assert any(name.endswith("running_var") for name in found[0])
+    assert_same_bits(found[1], found[0])
 
 
 @every_method

@@ -17,6 +17,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import DDPCommHookType, registe
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from deltasam_fairseq.core.workers import add_up
 from deltasam_fairseq.fairseq_plugin.sharpness import parallel
 from tests.support import fairseq_toys as toys
 from tests.support.matrix import WORKER_BOUNDS
@@ -218,6 +219,56 @@ def test_scope_update_needs_one_more_reduction_and_the_others_none(workers: Any)
         reduced = {m: worker["pytorch_ddp", m]["buckets"] for m in (*METHODS, "micro")}
         assert reduced["none"] > 0
         assert set(reduced.values()) == {reduced["none"]}
+
+
+# What a GPU's workers run: each method, and PyTorch's wrapper with one of them.
+ON_DEVICE = [*((MICRO[0], method) for method in METHODS), (MICRO[1], "sam")]
+
+
+def train_on_device(rank: int, count: int, port: int, data: Path, kind: str) -> dict[Any, Any]:
+    """Run :data:`ON_DEVICE` with as many workers as there are, over the device's own backend."""
+    if kind == "cuda":
+        toys.COMMON[:] = toys.without_cpu()
+        torch.cuda.set_device(rank)
+    init = (
+        *("--distributed-world-size", str(count), "--distributed-rank", str(rank)),
+        *("--distributed-backend", "nccl" if kind == "cuda" else "gloo"),
+        *("--ddp-backend", "legacy_ddp", "--distributed-no-spawn", "--device-id", str(rank)),
+        *("--distributed-init-method", f"tcp://127.0.0.1:{port}"),
+    )
+    distributed.distributed_init(toys.config(data, *toys.PRECISE, *init))
+    toys.softmax_in_float64()
+    found = {
+        run: _train_share(rank, count, data, SETTINGS[run[0]], flags_of(*run) + init)
+        for run in ON_DEVICE
+    }
+    tensors = [torch.full((3,), 1.0 + rank, device=kind)]
+    numbers = add_up(tensors, [2.5], torch.distributed.group.WORLD)
+    return {**found, "sums": (tensors[0].tolist(), numbers)}
+
+
+@pytest.mark.multiprocess
+def test_workers_on_a_device_equal_one_process(
+    translation: Path, float64: torch.dtype, device: torch.device, tmp_path: Path
+) -> None:
+    """As many GPUs as the machine has, over NCCL; on a CPU two workers."""
+    there = torch.cuda.device_count() if device.type == "cuda" else 2
+    count = max(n for n in (1, 2, 4, 8) if n <= there)
+    found = run_workers(train_on_device, count, tmp_path, translation, device.type)
+    for rank, worker in enumerate(found):
+        assert worker["sums"] == ([count * (count + 1) / 2] * 3, [2.5 * count]), rank
+    for run in ON_DEVICE:
+        flags = flags_of("pytorch_ddp", run[1])
+        trainer = toys.make_trainer(translation, *toys.PRECISE, *SGD, *flags, dtype=float64)
+        dataset = trainer.task.dataset("train")
+        for update in range(UPDATES):
+            parts = [p for share in SETTINGS[run[0]].shares(update, count) for p in share]
+            group = [dataset.collater([dataset[i] for i in part]) for part in parts]
+            toys.updates(trainer, [group])
+        for name, value in toys.parameters(trainer).items():
+            for worker in found:
+                own = worker[run]["parameters"][name].to(value.device)
+                torch.testing.assert_close(own, value, rtol=1e-6, atol=1e-8, msg=f"{run}, {name}")
 
 
 def wrapped(model: torch.nn.Module) -> ModuleProxyWrapper:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.support import fairseq_toys as toys
 from tests.support.gradients import first_gradient
 from tests.support.matrix import METHODS, PRECISION_BOUNDS
 from tests.support.precision import MODES
@@ -15,12 +15,11 @@ from tests.support.precision import MODES
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("mode", PRECISION_BOUNDS)
 def test_the_gradient_is_that_of_single_precision(
-    translation: Path, monkeypatch: pytest.MonkeyPatch, mode: str, method: str
+    translation: Path, device: torch.device, mode: str, method: str
 ) -> None:
     """From the same weights, as rounded, for three batches' worth of seeds."""
     # A radius at which the perturbation turns the gradient by more than any bound.
     rho = ("--sam-rho", "0.2")
-    toys.precision_without_gpu(monkeypatch)
     bound = PRECISION_BOUNDS[mode][METHODS.index(method)]
     if bound is None:
         pytest.skip("the weights of Eq. 5 are those of half precision; see docs/precision.md")
@@ -33,7 +32,7 @@ def test_the_gradient_is_that_of_single_precision(
         _, unmoved, _ = first_gradient(translation, *plain, start=begun)
         turned = (unmoved - expected).norm().item()
         print(
-            f"{mode}, {method}, seed {seed}: {difference:.4f} of {turned:.4f}, "
+            f"{device}, {mode}, {method}, seed {seed}: {difference:.4f} of {turned:.4f}, "
             f"norm {norm / expected_norm:.4f}"
         )
         # The perturbation turned the gradient by much more than precision does.

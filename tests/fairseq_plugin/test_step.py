@@ -70,7 +70,7 @@ def expected_gradient(
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("freq", [1, 2])
 def test_equals_the_slow_twin_in_float64(
-    translation: Path, float64: torch.dtype, method: str, freq: int
+    translation: Path, float64: torch.dtype, method: str, freq: int, device: torch.device
 ) -> None:
     trainer = toys.make_trainer(
         translation, *toys.PRECISE, *SGD, "--sam-method", method, dtype=float64
@@ -79,7 +79,8 @@ def test_equals_the_slow_twin_in_float64(
     for update in range(4):
         group = samples[update * freq : (update + 1) * freq]
         before = toys.parameters(trainer)
-        gradient = expected_gradient(trainer, method, group, seed_for(3, update))
+        there = [toys.on_device(sample, device) for sample in group]
+        gradient = expected_gradient(trainer, method, there, seed_for(3, update))
         trainer.train_step(group)
         for (name, value), step in zip(toys.parameters(trainer).items(), gradient, strict=True):
             torch.testing.assert_close(
@@ -270,7 +271,9 @@ def test_the_passes_of_a_step(translation: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["sam", "delta_sam"])
-def test_every_pass_of_a_batch_sees_the_same_dropout(translation: Path, method: str) -> None:
+def test_every_pass_of_a_batch_sees_the_same_dropout(
+    translation: Path, method: str, device: torch.device
+) -> None:
     trainer = toys.make_trainer(translation, *toys.TRANSLATION, "--sam-method", method)
     samples = toys.batches(trainer)
     trainer.train_step(samples[:1])
@@ -278,7 +281,7 @@ def test_every_pass_of_a_batch_sees_the_same_dropout(translation: Path, method: 
     dropout = trainer.get_model().encoder.dropout_module
     dropout.register_forward_hook(lambda _, x, y: masks.append(y[0] == 0) if y is not x else None)
     trainer.train_step(samples[1:3])
-    assert masks
+    assert masks and {mask.device.type for mask in masks} == {device.type}
     per_batch: dict[tuple[int, ...], list[torch.Tensor]] = {}
     for mask in masks:
         per_batch.setdefault(tuple(mask.shape), []).append(mask)
@@ -287,13 +290,16 @@ def test_every_pass_of_a_batch_sees_the_same_dropout(translation: Path, method: 
 
 
 @pytest.mark.parametrize("method", METHODS[:3])
-def test_random_state_ends_where_a_plain_update_leaves_it(translation: Path, method: str) -> None:
+def test_random_state_ends_where_a_plain_update_leaves_it(
+    translation: Path, method: str, device: torch.device
+) -> None:
     states = []
     for used in ("none", method):
         trainer = toys.make_trainer(translation, *toys.TRANSLATION, "--sam-method", used)
         trainer.train_step(toys.batches(trainer)[:2])
-        states.append(torch.get_rng_state())
-    assert torch.equal(*states)
+        states.append((torch.get_rng_state(), toys.random_state(device)))
+    for of_one, of_the_other in zip(*states, strict=True):
+        assert torch.equal(of_one, of_the_other)
 
 
 def test_parameters_that_never_get_a_gradient_do_not_dilute_the_probe(prediction: Path) -> None:

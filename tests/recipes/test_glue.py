@@ -68,6 +68,16 @@ def test_rte_is_the_published_command_with_the_papers_rho_and_eta(
     assert found == flag_values(shlex.split(PUBLISHED)) | OURS
 
 
+def test_a_small_model_trains_on_a_gpu_that_is_asked_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    small = ("glue/rte", "--model", "minilm_l6")
+    assert "cpu" in dry_run(capsys, *small)
+    found = dry_run(capsys, *small, "--gpus", "1")
+    assert "cpu" not in found
+    assert found["distributed-world-size"] == "1"
+
+
 @pytest.mark.parametrize("task", ROBERTA)
 def test_every_task_has_the_numbers_of_the_readme(task: str) -> None:
     flags = RECIPES[task].with_model("roberta_large").flags

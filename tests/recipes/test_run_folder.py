@@ -48,6 +48,29 @@ def test_moving_aside_deletes_nothing(used: RunFolder) -> None:
     assert used.move_aside() is None
 
 
+def test_a_folder_that_holds_something_else_is_no_place_for_a_run(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "run.json.new").touch()
+    RunFolder(data).require_choice(resume=False, restart=False)
+    (data / "prepared.json").write_text("{}")
+    (tmp_path / "file").touch()
+    for path in (data, tmp_path / "file"):
+        for restart in (False, True):
+            with pytest.raises(UserError, match="was not made by deltasam train; give another"):
+                RunFolder(path).require_choice(resume=False, restart=restart)
+
+
+def test_the_folder_that_one_stands_in_is_not_moved(
+    used: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(used.checkpoints)
+    for path in (used.path, Path(".."), Path("../checkpoints")):
+        with pytest.raises(UserError, match="this folder is in it; start from another folder"):
+            RunFolder(path).move_aside()
+    assert used.can_go_on()
+
+
 def test_a_record_survives_a_round_trip(used: RunFolder) -> None:
     used.write_record({"text": "δ-SAM", "none": None})
     assert used.record() == {"text": "δ-SAM", "none": None}

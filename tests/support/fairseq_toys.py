@@ -79,6 +79,36 @@ def flags(toy: Sequence[str], *, save: bool = False) -> list[str]:
     return [flag for flag in COMMON if not (save and flag == "--no-save")] + list(toy)
 
 
+def without_cpu() -> list[str]:
+    """Return the common flags for a run of one process on a GPU."""
+    return [flag for flag in COMMON if flag != "--cpu"] + ["--distributed-world-size", "1"]
+
+
+def on_device(sample: Any, device: torch.device) -> Any:
+    """Bring a mini-batch to where a trainer computes.
+
+    Args:
+        sample: fairseq's mini-batch, on the CPU.
+        device: ``cpu`` or ``cuda``.
+
+    Returns:
+        A mini-batch there.
+    """
+    return utils.move_to_cuda(sample) if device.type == "cuda" else sample
+
+
+def random_state(device: torch.device) -> torch.Tensor:
+    """Return the state of the generator that dropout draws from.
+
+    Args:
+        device: ``cpu`` or ``cuda``.
+
+    Returns:
+        A copy, on the CPU.
+    """
+    return torch.cuda.get_rng_state() if device.type == "cuda" else torch.get_rng_state()
+
+
 def config(data: Path, *extra: str, save: bool = False) -> Any:
     """Parse a ``fairseq-train`` command line.
 

@@ -189,7 +189,7 @@ def die_in_the_ascent(turn: int) -> None:
     Args:
         turn: In which update, counted from 1.
     """
-    from deltasam_fairseq.fairseq_plugin.sharpness import parallel
+    from deltasam_fairseq.core import workers
 
     calls: list[int] = []
 
@@ -197,10 +197,10 @@ def die_in_the_ascent(turn: int) -> None:
         calls.append(1)
         if len(calls) == turn:
             os.kill(os.getpid(), signal.SIGKILL)
-        return fairseqs.all_reduce(*args, **kwargs)
+        return torchs.all_reduce(*args, **kwargs)
 
-    fairseqs = vars(parallel)["distributed"]
-    vars(parallel)["distributed"] = SimpleNamespace(all_reduce=all_reduce)
+    torchs = vars(workers)["distributed"]
+    vars(workers)["distributed"] = SimpleNamespace(all_reduce=all_reduce)
 
 
 def allow_files_of(size: int) -> None:

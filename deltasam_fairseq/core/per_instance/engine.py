@@ -7,23 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from deltasam_fairseq.core.checks import not_negative
 from deltasam_fairseq.core.per_instance.errors import Unsupported
-from deltasam_fairseq.core.per_instance.factors import Form
+from deltasam_fairseq.core.per_instance.factors import Dense, Form, Summed
 from deltasam_fairseq.core.per_instance.first_pass import Attributed, Recording, attributed
 from deltasam_fairseq.core.per_instance.graph_check import refuse_unseen_uses
 from deltasam_fairseq.core.per_instance.layout import Layout
-from deltasam_fairseq.core.per_instance.norms import gathered, squared_norms
-from deltasam_fairseq.core.per_instance.perturbation import Perturbation
+from deltasam_fairseq.core.per_instance.norms import gathered, total_squares
+from deltasam_fairseq.core.per_instance.perturbation import Perturbation, Scale
 from deltasam_fairseq.core.per_instance.picks import Tables
 from deltasam_fairseq.core.per_instance.second_pass import Perturbing
 from deltasam_fairseq.core.per_instance.sites import Recorded, Sites
 from deltasam_fairseq.core.per_instance.strategy import Plan
-from deltasam_fairseq.core.precision import full_precision
+from deltasam_fairseq.core.precision import full_precision, is_half
 from deltasam_fairseq.core.space import WeightSpace
 
 
@@ -56,7 +57,7 @@ class Ascent:
         rho: float,
         records: Sequence[Recorded],
         layouts: Sequence[Layout | None],
-        forms: Mapping[int, list[Form]],
+        forms: Mapping[int, list[Form | Summed]],
         engine: Engine,
         loss_scale: float,
     ) -> None:
@@ -105,13 +106,34 @@ class Ascent:
     def _moved(self) -> dict[int, Perturbation]:
         scale = self._rho / (self.norms * self._loss_scale)
         scale = torch.where(self.usable, scale, 0.0)
+        scales: dict[Any, Scale] = {}
+        vectors: dict[Any, list[tuple[Tensor, Dense]]] = {}
         moved = {}
         for param in self._space if self._rho else ():
             forms = self._forms.get(id(param))
-            if forms:
-                kind = torch.promote_types(param.dtype, torch.float32)
-                own = (scale * self._space.factor(param) ** 2).to(param.device, kind)
+            if not forms:
+                continue
+            factor = self._space.factor(param)
+            kind = (param.device, torch.float32 if is_half(param) else param.dtype)
+            place = (factor, kind)
+            if place not in scales:
+                scales[place] = Scale((scale * factor**2).to(*kind))
+            form = forms[0]
+            if len(forms) == 1 and isinstance(form, Dense) and param.dim() == 1:
+                vectors.setdefault(place, []).append((param, form))
+            else:
+                own = scales[place]
                 moved[id(param)] = Perturbation(param.shape, forms, own, self._engine.plan)
+        for place, alike in vectors.items():
+            # All biases at once.
+            own = scales[place]
+            whole = torch.cat([form.value for _, form in alike], 1).to(own.values.dtype)
+            whole = whole.mul_(own.values[:, None])
+            parts = torch.split(whole, [form.value.shape[1] for _, form in alike], 1)
+            for (param, form), part in zip(alike, parts, strict=True):
+                moved[id(param)] = Perturbation(
+                    param.shape, [form], own, self._engine.plan, formed=part
+                )
         return moved
 
 
@@ -192,7 +214,7 @@ class Engine:
             )
         refuse_unseen_uses(losses, watch.stand_ins.values(), self.names)
         watch.stand_ins.clear()
-        forms: dict[int, list[Form]] = {}
+        forms: dict[int, list[Form | Summed]] = {}
         found = attributed(losses, watch, self.sites, loss_scale=loss_scale) if len(losses) else []
         layouts = [layout for _, layout in found or ()]
         if found is None:
@@ -214,9 +236,9 @@ class Engine:
     @torch.no_grad()
     def _collected(
         self, records: Sequence[Recorded], found: list[Attributed]
-    ) -> dict[int, list[Form]]:
+    ) -> dict[int, list[Form | Summed]]:
         """Turn what the passes left into each parameter's gradients, and let go of the rest."""
-        forms: dict[int, list[Form]] = {}
+        forms: dict[int, list[Form | Summed]] = {}
         found.reverse()
         for record in records:
             delta, layout = found.pop() if found else (None, None)
@@ -231,13 +253,24 @@ class Engine:
         return forms
 
     @torch.no_grad()
-    def _measured(self, forms: dict[int, list[Form]], losses: Tensor) -> Tensor:
+    def _measured(self, forms: dict[int, list[Form | Summed]], losses: Tensor) -> Tensor:
         """Add the squared norms of all parameters' gradients up; forms some of them."""
-        squares = torch.zeros_like(losses, dtype=torch.float64)
+        own = {id(param): self.space.factor(param) for param in self.space}
         with full_precision(self.space):
             for param in self.space:
                 if id(param) in forms:
-                    own = forms[id(param)] = gathered(param.shape, forms[id(param)], self.plan)
-                    norm = squared_norms(own, self.plan)
-                    squares += norm.to(squares.device) * self.space.factor(param) ** 2
-        return squares
+                    forms[id(param)] = gathered(param.shape, forms[id(param)], self.plan)
+            _sum_up(forms, own)
+            kept = [(forms[key], factor**2) for key, factor in own.items() if key in forms]
+            return total_squares(kept, self.plan, losses)
+
+
+def _sum_up(forms: dict[int, list[Form | Summed]], factors: Mapping[int, float]) -> None:
+    """Form gradients of biases that are no column of a weight's."""
+    weights = {id(own[0]): factors[key] for key, own in forms.items() if len(own) == 1}
+    for key, own in forms.items():
+        for place, form in enumerate(own):
+            if isinstance(form, Summed) and (
+                len(own) > 1 or weights.get(id(form.weight)) != factors[key]
+            ):
+                own[place] = form.formed()

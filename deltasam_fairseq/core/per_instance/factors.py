@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deltasam_fairseq.core.precision import wide
+
 
 @dataclass(frozen=True)
 class Outer:
@@ -66,19 +68,29 @@ class Dense:
         return Dense(_zeroed(self.value, dropped))
 
 
-Form = Outer | Rows | Dense
+@dataclass(frozen=True)
+class Summed:
+    """Gradients of a linear layer's bias, ``sum_t left_it``, before they are summed.
 
-
-def wide(tensor: Tensor) -> Tensor:
-    """Return a floating-point tensor in float32, or wider if it is.
+    A bias is a column of the weight whose input is always one, so that with equal factors
+    it needs no work of its own.
 
     Args:
-        tensor: Any floating-point tensor.
-
-    Returns:
-        Itself unless it is of half precision.
+        weight: The gradients of the weight in the same call.
     """
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+    weight: Outer
+
+    def without(self, dropped: Tensor) -> Dense:
+        """Return the gradients with some sentences' set to zero; ``dropped`` is ``(N,)``."""
+        return self.formed().without(dropped)
+
+    def formed(self) -> Dense:
+        """Sum up."""
+        return Dense(wide(self.weight.left).sum(1))
+
+
+Form = Outer | Rows | Dense
 
 
 def inner(one: Form, other: Form) -> Tensor:

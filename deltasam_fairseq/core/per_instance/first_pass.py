@@ -16,13 +16,14 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 from deltasam_fairseq.core.per_instance.errors import AmbiguousBatch, Unsupported
-from deltasam_fairseq.core.per_instance.factors import wide
 from deltasam_fairseq.core.per_instance.layout import Layout, Strided
-from deltasam_fairseq.core.per_instance.picks import Tables, picks_rows
-from deltasam_fairseq.core.per_instance.probe import COARSE, FINE, Probe, factors
+from deltasam_fairseq.core.per_instance.picks import MAY_PICK, Tables, picks_rows
+from deltasam_fairseq.core.per_instance.probe import COARSE, FINE, Probe, answer, factors
 from deltasam_fairseq.core.per_instance.rules.base import Call
 from deltasam_fairseq.core.per_instance.sites import Recorded, Site, Sites
 from deltasam_fairseq.core.per_instance.watch import Watch, owned
+from deltasam_fairseq.core.precision import wide
+from deltasam_fairseq.core.vectors import grouped, norms
 
 
 class Recording(Watch):
@@ -47,7 +48,8 @@ class Recording(Watch):
         self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> None:
         # Asked every time: behind a pick, too, tables become known.
-        self.picks |= picks_rows(func, args, kwargs, self.tables)
+        if func in MAY_PICK:
+            self.picks |= picks_rows(func, args, kwargs, self.tables)
 
     def use(self, call: Call, *, spreads: int | None = None) -> tuple[Tensor, int]:  # noqa: D102
         params = {role: self.stand_in(param) for role, param in call.params.items()}
@@ -128,8 +130,8 @@ def attributed(
     if asked:
         weights = factors(count, losses.detach())
         again = _gradients((losses * weights).sum() * loss_scale, [records[n] for n in asked])
-        norms = torch.stack([losses.new_zeros(())] + [g.norm() for g in again if g is not None])
-        largest = float(norms[torch.isfinite(norms)].max())
+        # Of all layers: those that are asked about may have gradients of rounding alone.
+        largest = _largest([g for g in (*again, *deltas) if g is not None], losses)
         for number, gradient in zip(asked, again, strict=True):
             delta = deltas[number]
             if delta is not None and gradient is not None:
@@ -141,12 +143,11 @@ def attributed(
                     largest=largest,
                     coarse=coarse,
                 )
+    _learn(watch, deltas, list(probed.values()), coarse=coarse)
     found: list[Attributed] = []
     for number, record in enumerate(records):
         delta, layout = deltas[number], known[number]
         if record.spread:
-            parts = [deltas[n] for n in record.spread]
-            _check_spread(watch, record, delta, parts, coarse=coarse)
             found.append(Attributed(None, None))
         elif number in probed:
             probe = probed.pop(number)
@@ -185,7 +186,7 @@ def _chosen(
         why = f" (they are used in {product})" if product else ""
         raise Unsupported(f"{where}, have no single sentence whose loss depends on them{why}")
     layout = sites.choose(record, layouts, decisive=probe.decisive)
-    if layout is None and bool(probe.delta.any()):
+    if layout is None and not probe.empty:
         raise AmbiguousBatch(f"the batch does not tell which {where}, belong to which sentence")
     return layout
 
@@ -196,23 +197,41 @@ def _only_fitting(record: Recorded, count: int) -> Layout | None:
     return Strided(dims[0], count) if len(dims) == 1 else None
 
 
-def _check_spread(
-    watch: Recording,
-    record: Recorded,
-    whole: Tensor | None,
-    parts: Sequence[Tensor | None],
-    *,
-    coarse: bool,
+def _largest(gradients: Sequence[Tensor], like: Tensor) -> Tensor:
+    """Return the largest norm that is finite, a float64 scalar; 0 if there is none."""
+    found = [torch.zeros(1, dtype=torch.float64, device=like.device)]
+    for (group,) in grouped([g.detach() for g in gradients]):
+        found.append(torch.stack(norms(group)).to(like.device))
+    every = torch.cat(found)
+    return torch.where(torch.isfinite(every), every, 0.0).max()
+
+
+def _learn(
+    watch: Recording, deltas: Sequence[Tensor | None], probes: Sequence[Probe], *, coarse: bool
 ) -> None:
-    """Make sure that rows which are shared by sentences are used in those sums only."""
+    """Let probes learn, and make sure that shared rows are used in the recorded sums only."""
+    shared = [number for number, record in enumerate(watch.records) if record.spread]
+    outside = [_used_outside_sums(deltas, n, watch.records, coarse=coarse) for n in shared]
+    for number, is_outside in zip(shared, answer(probes, outside), strict=True):
+        if is_outside:
+            raise Unsupported(
+                f"{watch.describe(watch.records[number])}'s output is shared by sentences and "
+                "used outside sums"
+            )
+
+
+def _used_outside_sums(
+    deltas: Sequence[Tensor | None], number: int, records: Sequence[Recorded], *, coarse: bool
+) -> Tensor:
+    """Tell whether rows that are shared by sentences are used in other than those sums."""
+    whole = deltas[number]
     if whole is None:
-        return
+        return torch.zeros((), dtype=torch.bool)
+    whole = wide(whole)
     tolerance, floor = COARSE if coarse else FINE
-    used = [wide(part) for part in parts if part is not None]
+    used = [wide(part) for n in records[number].spread if (part := deltas[n]) is not None]
     # Sentences may cancel in the sum over them, and leave what rounding made.
-    rounding = floor * sum(float(part.norm()) for part in used)
-    rest = wide(whole) - sum((part.sum_to_size(whole.shape) for part in used), wide(whole) * 0)
-    if rest.norm() > tolerance * wide(whole).norm() + rounding:
-        raise Unsupported(
-            f"{watch.describe(record)}'s output is shared by sentences and used outside sums"
-        )
+    rounding = sum((part.norm() for part in used), whole.new_zeros(())) * floor
+    rest = whole - sum((part.sum_to_size(whole.shape) for part in used), whole * 0)
+    found: Tensor = rest.norm() > tolerance * whole.norm() + rounding
+    return found

@@ -52,6 +52,38 @@ class Strided:
         split = rows.reshape(*rows.shape[: self.dim], *parts, *rows.shape[self.dim + 1 :])
         return split.movedim(self.dim + (not self.major), 0)
 
+    def listed(self, rows: Tensor, last: int) -> Tensor:
+        """Split and flatten, as :func:`as_list` does, in one view where that is enough.
+
+        Args:
+            rows: As for :meth:`split`.
+            last: How many dimensions are the layer's own.
+
+        Returns:
+            Shape ``(N, T, own...)``.
+        """
+        if rows.dim() - last == 2 and rows.shape[self.dim] == self.count:
+            return rows.transpose(0, 1) if self.dim else rows
+        return as_list(self.split(rows), last)
+
+    def spread(self, values: Tensor, shape: torch.Size) -> Tensor:
+        """Bring every sentence's own values to its rows.
+
+        Args:
+            values: Shape ``(N, own...)``.
+            shape: Of the rows, ending with the layer's own.
+
+        Returns:
+            A tensor that broadcasts against one of this shape.
+        """
+        own = values.shape[1:]
+        rows = shape[: len(shape) - len(own)]
+        ones = [1] * len(rows)
+        if rows[self.dim] == self.count:
+            return values.reshape(*ones[: self.dim], self.count, *ones[self.dim + 1 :], *own)
+        each = (*rows[: self.dim], rows[self.dim] // self.count, *rows[self.dim + 1 :])
+        return self.join(values.reshape(self.count, *ones, *own).expand(self.count, *each, *own))
+
     def join(self, parts: Tensor) -> Tensor:
         """Undo :meth:`split`.
 
@@ -101,6 +133,16 @@ class Packed:
         room = rows.new_zeros(self.count * self.width, *rows.shape[1:])
         filled = room.index_copy(0, self._slots, rows)
         return filled.view(self.count, self.width, *rows.shape[1:])
+
+    def listed(self, rows: Tensor, last: int) -> Tensor:
+        """Split; the rows are a list already."""
+        del last
+        return self.split(rows)
+
+    def spread(self, values: Tensor, shape: torch.Size) -> Tensor:
+        """Bring every sentence's own values, shape ``(N, own...)``, to its rows."""
+        del shape
+        return self.join(values[:, None])
 
     def join(self, parts: Tensor) -> Tensor:
         """Undo :meth:`split`; what was padding is dropped.

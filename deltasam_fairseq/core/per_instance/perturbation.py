@@ -8,6 +8,7 @@ eps is held constant, and a product with it has its transpose as derivative.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,12 +18,25 @@ from deltasam_fairseq.core.per_instance.factors import (
     Form,
     Outer,
     Rows,
+    Summed,
     picked,
     same,
-    wide,
 )
 from deltasam_fairseq.core.per_instance.strategy import Plan
-from deltasam_fairseq.core.precision import full_precision
+from deltasam_fairseq.core.precision import full_precision, wide
+
+
+class Scale:
+    """``c_i`` in the shapes that products take it in, made once for all layers.
+
+    Args:
+        values: Shape ``(N,)``, float32 or wider.
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+        self.columns = values.view(-1, 1, 1)
+        self.one = values.new_ones(1, 1, 1)
 
 
 class Perturbation:
@@ -31,15 +45,40 @@ class Perturbation:
     Args:
         shape: Of the parameter.
         forms: The sentences' gradients, at least one, one per use.
-        scale: ``c_i``, shape ``(N,)``, float32 or wider.
+        scale: ``c_i``, shape ``(N,)``, float32 or wider; or made for all layers.
         plan: How much memory products may take.
+        formed: The perturbations themselves, where they were formed with others'.
     """
 
-    def __init__(self, shape: torch.Size, forms: Sequence[Form], scale: Tensor, plan: Plan) -> None:
+    def __init__(
+        self,
+        shape: torch.Size,
+        forms: Sequence[Form | Summed],
+        scale: Tensor | Scale,
+        plan: Plan,
+        *,
+        formed: Tensor | None = None,
+    ) -> None:
         self.shape = shape
-        self.forms = list(forms)
-        self.scale = scale
+        self._sums = [form for form in forms if isinstance(form, Summed)]
+        self.forms = [form for form in forms if not isinstance(form, Summed)]
+        self._shared = scale if isinstance(scale, Scale) else Scale(scale)
+        self.scale = self._shared.values
         self.plan = plan
+        self._formed = formed
+        self._ones: Tensor | None = None
+
+    def goes_with(self, weight: Perturbation) -> bool:
+        """Tell whether this, a bias's, is a column of a weight's whose input is one."""
+        if self.forms or len(self._sums) != 1 or self.scale is not weight.scale:
+            return False
+        return len(weight.forms) == 1 and self._sums[0].weight is weight.forms[0]
+
+    def with_ones(self) -> Perturbation:
+        """Return a linear layer's perturbation of weight and bias, from the weight's."""
+        both = Perturbation(self.shape, self.forms, self._shared, self.plan)
+        both._ones = self._shared.one
+        return both
 
     @property
     def merges(self) -> bool:
@@ -55,7 +94,7 @@ class Perturbation:
             weight: ``w``, shape ``(a, b)``; where given, ``x_i (w + eps_i)ᵀ`` is added.
         """
         if weight is None:
-            self._in_blocks(x, onto, _add_product)
+            self._in_blocks(x, onto, partial(_add_product, ones=self._ones))
             return
         for sentences, heights in self._pieces():
             own = self._merged(weight, sentences, heights)
@@ -98,18 +137,22 @@ class Perturbation:
         Returns:
             Shape ``(N, ...)`` with the parameter's behind N, float32 or wider.
         """
+        if self._formed is not None:
+            return self._formed
         total = self.scale.new_zeros(len(self.scale), *self.shape)
-        for form in self.forms:
+        for form in (*self.forms, *(sums.formed() for sums in self._sums)):
             add_formed(form, total)
         return total.mul_(self.scale.view(-1, *[1] * len(self.shape)))
 
     def _in_blocks(
         self, x: Tensor, onto: Tensor, add: Callable[[Form, Tensor, Tensor, Tensor], None]
     ) -> None:
-        scale = self.scale[:, None, None].to(x.dtype)
+        scale = self._shared.columns.to(x.dtype)
         for form in self.forms:
-            for rows in self._blocks(x, form):
-                add(form, x[:, rows], onto[:, rows], scale)
+            blocks = self._blocks(x, form)
+            for rows in blocks:
+                some, there = (x, onto) if len(blocks) == 1 else (x[:, rows], onto[:, rows])
+                add(form, some, there, scale)
 
     def _blocks(self, x: Tensor, form: Form) -> list[slice]:
         """Cut rows so that their products with a form's rows fit the memory."""
@@ -155,11 +198,15 @@ def add_formed(form: Form, total: Tensor) -> None:
         matrix.baddbmm_(wide(form.left).transpose(1, 2), right)
 
 
-def _add_product(form: Form, x: Tensor, onto: Tensor, scale: Tensor) -> None:
+def _add_product(
+    form: Form, x: Tensor, onto: Tensor, scale: Tensor, *, ones: Tensor | None
+) -> None:
     if isinstance(form, Dense):
         onto.baddbmm_(x * scale, wide(form.value).transpose(1, 2))
         return
-    weights = torch.bmm(x, wide(form.right).transpose(1, 2)).mul_(scale)
+    right = wide(form.right).transpose(1, 2)
+    weights = torch.bmm(x, right) if ones is None else torch.baddbmm(ones, x, right)
+    weights.mul_(scale)
     if isinstance(form, Outer):
         onto.baddbmm_(weights, wide(form.left))
     else:

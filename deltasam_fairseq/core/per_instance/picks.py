@@ -89,6 +89,10 @@ def picks_rows(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], tables
     return func in BY_NUMBER
 
 
+# The others are passed by without a call: there are hundreds in every pass.
+MAY_PICK = BY_NUMBER | JOINS | {Tensor.__getitem__, Tensor.__setitem__, F.embedding}
+
+
 def _chooses(index: Any) -> bool:
     parts = index if isinstance(index, tuple) else (index,)
     return not all(isinstance(part, PLAIN) for part in parts)

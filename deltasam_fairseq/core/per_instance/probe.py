@@ -10,11 +10,13 @@ by a batch), for which no sentence has a perturbation of its own.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from deltasam_fairseq.core.per_instance.factors import wide
 from deltasam_fairseq.core.per_instance.layout import Layout, Packed, Strided
+from deltasam_fairseq.core.precision import wide
 
 # Relative difference that rounding may make, and the share of the largest
 # gradient below which a row is nothing but rounding: where everything is
@@ -43,8 +45,17 @@ class Probe:
         again: Its gradient in the second.
         factors: ``k_i``, shape ``(N,)``.
         rows: How many of its first dimensions are rows.
-        largest: The largest norm of any gradient in the second.
+        largest: The largest norm of any gradient in the second; a number or a scalar.
         coarse: Whether something is computed in half precision.
+
+    What a probe finds is on the gradients' device. :func:`answer` reads it for all probes at
+    once, because reading anything from a GPU waits for it; the attributes are right from
+    then on.
+
+    Attributes:
+        decisive: Whether there is a gradient to tell anything from.
+        finite: Whether all of the gradient is.
+        empty: Whether the gradient of the sum is zero everywhere.
     """
 
     def __init__(
@@ -54,7 +65,7 @@ class Probe:
         factors: Tensor,
         *,
         rows: int,
-        largest: float,
+        largest: float | Tensor,
         coarse: bool,
     ) -> None:
         tolerance, floor = COARSE if coarse else FINE
@@ -63,16 +74,29 @@ class Probe:
         self.rows = rows
         self.tolerance = tolerance
         self.floor = floor * largest
+        count = len(self.factors)
+        self._strided = [
+            Strided(dim, count, major)
+            for dim, size in enumerate(self.delta.shape[:rows])
+            for major in (True, False)
+            if size % count == 0 and (major or size > count)
+        ]
+        self._agreeing: list[Layout] | None = None
+        self.decisive = self.finite = self.empty = False
 
-    @property
-    def decisive(self) -> bool:
-        """Whether there is a gradient to tell anything from."""
-        return bool(self.again.norm() > self.floor)
+    def questions(self) -> list[Tensor]:
+        """Return what has to be known, as boolean scalars that were not read."""
+        return [
+            self.again.norm() > self.floor,
+            torch.isfinite(self.again).all(),
+            ~self.delta.any(),
+            *map(self._agrees, self._strided),
+        ]
 
-    @property
-    def finite(self) -> bool:
-        """Whether all of the gradient is."""
-        return bool(torch.isfinite(self.again).all())
+    def learn(self, answers: Sequence[bool]) -> None:
+        """Take the values of :meth:`questions`."""
+        self.decisive, self.finite, self.empty, *agrees = answers
+        self._agreeing = [x for x, yes in zip(self._strided, agrees, strict=True) if yes]
 
     def layouts(self) -> list[Layout]:
         """List the layouts that agree with the gradients.
@@ -81,26 +105,21 @@ class Probe:
             Strided ones, or else a packed one; several if the gradients do not
             tell them apart, none if rows have no single owner.
         """
-        count = len(self.factors)
-        strided: list[Layout] = [
-            Strided(dim, count, major)
-            for dim, size in enumerate(self.delta.shape[: self.rows])
-            for major in (True, False)
-            if size % count == 0 and (major or size > count)
-        ]
-        agreeing = [layout for layout in strided if self._agrees(layout)]
-        if agreeing or not self.rows or not self.finite:
-            return agreeing
+        if self._agreeing is None:
+            answer([self])
+        if self._agreeing or not self.rows or not self.finite:
+            return self._agreeing or []
         packed = self._packed()
-        return [packed] if packed is not None and self._agrees(packed) else []
+        return [packed] if packed is not None and bool(self._agrees(packed)) else []
 
-    def _agrees(self, layout: Layout) -> bool:
+    def _agrees(self, layout: Layout) -> Tensor:
         delta, again = (layout.split(t).flatten(1) for t in (self.delta, self.again))
         residual = (again - self.factors[:, None] * delta).norm(dim=1)
         size = again.norm(dim=1)
         agrees = residual <= self.tolerance * size + self.floor
         # A sentence whose gradient is not finite says nothing; the others do.
-        return bool((agrees | ~torch.isfinite(size)).all())
+        found: Tensor = (agrees | ~torch.isfinite(size)).all()
+        return found
 
     def _packed(self) -> Packed | None:
         delta, again = self.delta.flatten(1), self.again.flatten(1)
@@ -121,3 +140,24 @@ class Probe:
         if (owners[before] != owners[after]).any():
             return None
         return Packed(owners[before], len(self.factors))
+
+
+def answer(probes: Sequence[Probe], others: Sequence[Tensor] = ()) -> list[bool]:
+    """Read everything that probes, and whoever else, have to know, in one go.
+
+    Args:
+        probes: They learn.
+        others: Boolean scalars.
+
+    Returns:
+        The values of the others.
+    """
+    asked = [probe.questions() for probe in probes]
+    flat = [*others, *(question for own in asked for question in own)]
+    if not flat:
+        return []
+    values = torch.stack([question.to(flat[0].device) for question in flat]).tolist()
+    read = iter(values[len(others) :])
+    for probe, own in zip(probes, asked, strict=True):
+        probe.learn([next(read) for _ in own])
+    return values[: len(others)]

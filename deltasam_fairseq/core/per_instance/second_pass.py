@@ -47,7 +47,7 @@ class Perturbing(Watch):
                 f"{' and '.join(self.name(p) for p in call.params.values() if self.covered(p))} "
                 "elsewhere (random choices have to be replayed)"
             )
-        params = {role: self.stand_in(param) for role, param in call.params.items()}
+        params = call.params  # that all uses are seen was checked in the first pass
         moved = {
             role: self._moved[id(param)]
             for role, param in call.params.items()

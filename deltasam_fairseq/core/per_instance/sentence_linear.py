@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from deltasam_fairseq.core.per_instance.layout import Layout, as_list
+from deltasam_fairseq.core.per_instance.layout import Layout
 from deltasam_fairseq.core.per_instance.perturbation import Perturbation
 from deltasam_fairseq.core.precision import full_precision
 
@@ -34,7 +34,7 @@ class SentenceLinear(torch.autograd.Function):
                 y = x.new_zeros(*x.shape[:-1], moved.shape[0])
                 y = y if bias is None else y + bias
             else:
-                y = F.linear(x, weight, bias)
+                y = linear(x, weight, bias)
             return _by_sentence(moved.add_product, x, y, merged, shift, layout)
 
     @staticmethod
@@ -44,18 +44,37 @@ class SentenceLinear(torch.autograd.Function):
         moved: Perturbation = ctx.moved
         back = gradient = total = None
         with full_precision([x]):
+            flat = delta.flatten(0, -2)
             if ctx.needs_input_grad[0]:
                 merged = weight if weight is not None and moved.merges else None
                 if weight is None or merged is not None:
                     back = torch.zeros_like(x, memory_format=torch.contiguous_format)
                 else:
-                    back = delta @ weight
+                    back = (flat @ weight).view(x.shape)
                 back = _by_sentence(moved.add_back_product, delta, back, merged, None, ctx.layout)
             if ctx.needs_input_grad[1]:
-                gradient = delta.flatten(0, -2).T @ x.flatten(0, -2)
+                gradient = flat.T @ x.flatten(0, -2)
             if ctx.has_bias and ctx.needs_input_grad[2]:
-                total = delta.flatten(0, -2).sum(0)
+                total = flat.sum(0)
         return back, gradient, total, None, None, None
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Compute ``torch.nn.functional.linear``, where possible not as a view.
+
+    Args:
+        x: Shape ``(..., b)``.
+        weight: Shape ``(a, b)``.
+        bias: Shape ``(a,)``.
+
+    Returns:
+        Shape ``(..., a)``: the same product in the same memory order.
+    """
+    if bias is None or x.dim() != 3 or not x.is_contiguous():
+        return F.linear(x, weight, bias)
+    flat = torch.addmm(bias, x.flatten(0, 1), weight.t())
+    own: Tensor = torch.ops.aten._unsafe_view.default(flat, (*x.shape[:-1], len(weight)))
+    return own
 
 
 def sentence_linear(  # noqa: PLR0917
@@ -87,9 +106,10 @@ def _by_sentence(  # noqa: PLR0917
     add: Any, x: Tensor, y: Tensor, merged: Tensor | None, shift: Tensor | None, layout: Layout
 ) -> Tensor:
     """Add a product to a result of the layer's own shape, in place where its memory allows."""
-    parts = layout.split(y)
-    rows = as_list(parts, 1)
-    add(as_list(layout.split(x), 1), rows, merged)
+    rows = layout.listed(y, 1)
+    add(layout.listed(x, 1), rows, merged)
     if shift is not None:
         rows += shift[:, None]
-    return y if rows.data_ptr() == y.data_ptr() else layout.join(rows.view(parts.shape))
+    if rows.data_ptr() == y.data_ptr():
+        return y
+    return layout.join(rows.view(layout.split(y).shape))

@@ -19,6 +19,7 @@ ENOUGH = 2
 AGAIN = 64
 
 Site = tuple[Any, ...]
+_NOTHING = torch.empty(0)
 
 
 @dataclass
@@ -58,7 +59,7 @@ class Recorded:
     def forget(self) -> None:
         """Let go of the input and of the graph, once the gradients are known."""
         self.edge = None
-        self.call.input = self.call.input.new_empty(0)
+        self.call.input = _NOTHING
 
 
 @dataclass

@@ -64,7 +64,8 @@ def batched_per_instance_step(
                 with ascent.perturbed():
                     there = passes()
                 lost = ~torch.isfinite(there.detach()) & torch.isfinite(ascent.losses)
-                if attempt or not lost.any():
+                # Workers repeat a pass together: a wrapper's pass may wait for the others.
+                if attempt or not everywhere(int(lost.sum()), group, there.device):
                     break
                 # As in the loop: the gradient at w where there is none at w + eps.
                 ascent.leave_alone(lost)

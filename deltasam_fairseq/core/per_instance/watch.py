@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,6 +39,7 @@ METADATA = {
 }
 # What returns the parameter itself where it has that type already.
 CASTS = {Tensor.float, Tensor.double, Tensor.to, Tensor.type_as, Tensor.contiguous}
+_CONTAINERS = (list, tuple, dict)
 SUMS = {torch.add, Tensor.add, Tensor.add_}
 # Where picked rows, such as ``W[:k]``, would be a matrix that all sentences share.
 MATRIX_PRODUCTS = {
@@ -91,9 +92,10 @@ class Watch(TorchFunctionMode):
         """Return a view of a covered parameter; another tensor stands for itself."""
         if not self.covered(param):
             return param
-        if id(param) not in self.stand_ins:
-            self.stand_ins[id(param)] = param.view_as(param)
-        return self.stand_ins[id(param)]
+        own = self.stand_ins.get(id(param))
+        if own is None:
+            own = self.stand_ins[id(param)] = param.view_as(param)
+        return own
 
     def __torch_function__(  # noqa: D105
         self,
@@ -103,7 +105,9 @@ class Watch(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        used = [t for t in _tensors((*args, *kwargs.values())) if self.covered(t)]
+        used = _among(args, self.names)
+        if kwargs:
+            used += _among(kwargs.values(), self.names)
         if not used:
             if self._picked and func in SUMS:
                 args = self._spread(args)
@@ -115,32 +119,35 @@ class Watch(TorchFunctionMode):
             return func(*args, **kwargs)
         if func in CASTS and (same := func(*args, **kwargs)) is used[0]:
             return same
-        unique = dict.fromkeys(map(self.name, used))
-        names = f"{' and '.join(unique)} {'is' if len(unique) == 1 else 'are'} used"
         path = operation(func)
         if path in DECOMPOSITIONS:
             with self:
                 return DECOMPOSITIONS[path](*args, **kwargs)
         if path not in LAYER_RULES:
             raise Unsupported(
-                f"{names} in {path}, which has no layer rule (register one, see "
+                f"{self._told(used)} in {path}, which has no layer rule (register one, see "
                 "docs/per_instance.md, or run the loop over sentences)"
             )
         if not torch.is_grad_enabled() or _checkpointing():
             raise Unsupported(
-                f"{names} in {path} without a graph or inside torch.utils.checkpoint: activation "
-                "checkpointing runs a layer again in the backward pass, out of the engine's sight"
+                f"{self._told(used)} in {path} without a graph or inside torch.utils.checkpoint: "
+                "activation checkpointing runs a layer again in the backward pass, out of the "
+                "engine's sight"
             )
         try:
             call = LAYER_RULES.get(path).bind(self.covered, *args, **kwargs)
         except Unsupported as refusal:
-            raise Unsupported(f"{names} in {path}: {refusal}") from None
+            raise Unsupported(f"{self._told(used)} in {path}: {refusal}") from None
         if len(used) > sum(map(self.covered, call.params.values())):
-            raise Unsupported(f"{names} in {path} as an input")
+            raise Unsupported(f"{self._told(used)} in {path} as an input")
         output, number = self.use(call)
         if isinstance(call.rule, PickedRows):
             self._picked[id(output)] = (output, output._version, call, number)
         return output
+
+    def _told(self, used: Sequence[Tensor]) -> str:
+        unique = dict.fromkeys(map(self.name, used))
+        return f"{' and '.join(unique)} {'is' if len(unique) == 1 else 'are'} used"
 
     def _note_product(self, func: Any, args: Sequence[Any]) -> None:
         for value in args:
@@ -177,6 +184,8 @@ def owned(output: Tensor) -> Tensor:
     Returns:
         The same values in the same memory.
     """
+    if not output._is_view():
+        return output
     own: Tensor = torch.ops.aten._unsafe_view.default(output, output.shape)
     return own
 
@@ -191,11 +200,14 @@ def _checkpointing() -> bool:
     return False
 
 
-def _tensors(values: Any) -> Iterator[Tensor]:
+def _among(values: Iterable[Any], known: Mapping[int, Any]) -> list[Tensor]:
+    """List what has one of the known ids, inside lists, tuples and dictionaries too."""
+    # Called for every operation of a pass: the ids are those of tensors that are alive, so
+    # that no other object has one, and need no look at what they belong to.
+    found: list[Tensor] = []
     for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            yield from _tensors(value)
-        elif isinstance(value, dict):
-            yield from _tensors(value.values())
+        if id(value) in known:
+            found.append(value)
+        elif isinstance(value, _CONTAINERS):
+            found += _among(value.values() if isinstance(value, dict) else value, known)
+    return found

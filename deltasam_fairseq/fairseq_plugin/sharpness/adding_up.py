@@ -19,6 +19,7 @@ from fairseq import utils
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from deltasam_fairseq.core.pass_state import PassState
 from deltasam_fairseq.fairseq_plugin.criterions.readers import Reader
 from deltasam_fairseq.fairseq_plugin.sharpness.model_weights import ModelWeights
 from deltasam_fairseq.fairseq_plugin.sharpness.parallel import is_out_of_memory
@@ -59,6 +60,9 @@ class AddingUp:
     def check_reader(self, reader: Reader, criterion: Any, model: Any, sample: Sample) -> None:
         """Compare a reader's losses with the criterion's own loss of a batch.
 
+        To be called after the batch's own pass: modules that keep what they see first, as
+        fairseq's scalar quantization noise does, see it in training.
+
         Args:
             reader: The criterion's reader.
             criterion: The criterion, unwrapped.
@@ -70,8 +74,9 @@ class AddingUp:
         """
         if self._readers_do:
             return
-        with self._state_kept(), torch.no_grad(), evaluating(model, criterion):
+        with self._state_kept() as start, torch.no_grad(), evaluating(model, criterion):
             loss, size, _ = criterion(model, containers_copied(sample))
+            _replay(start)  # for a model that draws random numbers even so
             read = reader(criterion, model, containers_copied(sample))
         name = getattr(reader, "__name__", type(reader).__name__)
         exact = self._weights.computes_in_full() and not self._weights.is_scaled
@@ -124,6 +129,8 @@ class AddingUp:
 
         with self._state_kept():
             whole = score(sample)
+            if score(sample) != whole:
+                return  # The model draws random numbers even so: nothing can be compared.
             try:
                 parts = [score(piece) for piece in pieces]
             except Exception as error:
@@ -137,12 +144,12 @@ class AddingUp:
         self._pieces_do = self._compare(whole, parts, what, remedy, share=_PADDING)
 
     @contextmanager
-    def _state_kept(self) -> Generator[None, None, None]:
+    def _state_kept(self) -> Generator[PassState, None, None]:
         start = self._weights.state()
         try:
-            yield
+            yield start
         finally:
-            start.replay()
+            _replay(start)
 
     @staticmethod
     def _compare(
@@ -213,6 +220,13 @@ def evaluating(*modules: Any) -> Generator[None, None, None]:
     finally:
         for part in training:
             part.training = True
+
+
+def _replay(start: PassState) -> None:
+    start.random.replay()
+    # The batch's own graph may wait for its backward pass, and holds on to buffers.
+    if start.buffers.changed():
+        start.buffers.replay()
 
 
 def _number(value: Any) -> float:

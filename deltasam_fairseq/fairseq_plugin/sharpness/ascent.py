@@ -130,7 +130,8 @@ def ascend(
             # micro-batches (g_i = 1 for SAM), in the tally's unit and with the loss scale.
             with _passes_at_w(start, run, seen, tally, batches, shared=workers is not None):
                 for sample, ignored in batches:
-                    state, logging_output = weights.state(), None
+                    state = weights.state() if seen else start
+                    logging_output = None
                     if not ignored:
                         _, size, logging_output = step(
                             sample=containers_copied(sample),
@@ -148,21 +149,21 @@ def ascend(
             gradients = take_gradients(space)
             reached = [p for p, g in zip(space, gradients, strict=True) if g is not None]
             if workers is None:
-                unit = tally.scale
                 grown = attempt is not None and run.covered.grow(reached)
             else:
                 gradients, tally, grown = _over_workers(
                     gradients, tally, workers, run, reached if attempt else None
                 )
-                unit = tally.mean_weight * workers.number
             if grown:
                 del gradients
                 continue
             attempts.pop(0)
-            fallbacks += stand_in.fallbacks if stand_in else 0
             # Eq. 7: eps = rho v / |v|, v the gradient of the weighted losses. What multiplies
             # v (unit, loss scale) cancels, and is taken out of the norm that is logged.
-            direction, norm = space.steepest(gradients)
+            direction, length = space.steepest_unread(gradients)
+            norm, unusable = tally.read_with(length)
+            unit = tally.scale if workers is None else tally.mean_weight * workers.number
+            fallbacks += unusable
             if math.isfinite(norm) and norm > 0:
                 whole = norm * unit / tally.mean_weight / weights.loss_scale
                 sums = tally.sums(whole, fallbacks)

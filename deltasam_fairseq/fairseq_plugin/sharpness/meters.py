@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from fairseq.logging import metrics
 
 from deltasam_fairseq.core.perturb import Realised
@@ -151,7 +152,7 @@ def reduce_and_log(
         reduce_metrics(own, criterion)
     with metrics.aggregate(new_root=True) as elsewhere:
         reduce_metrics(moved, criterion)
-    before, after = (_average(found.get("loss")) for found in (at_weights, elsewhere))
+    before, after = _averages(*(found.get("loss") for found in (at_weights, elsewhere)))
     weight = float(sum(log.get("sample_size", 0) for log in own)) or 1.0
     if before is not None and after is not None:
         metrics.log_scalar("sam_loss", after, weight, priority=408, round=3)
@@ -192,10 +193,12 @@ def added(outputs: list[Logging]) -> Logging:
     return {key: sum(output.get(key, 0) for output in outputs) for key in keys}
 
 
-def _average(meter: Any) -> float | None:
-    """Return a meter's value before it is rounded for display."""
-    value = getattr(meter, "avg", None)
-    return None if value is None else float(value)
+def _averages(*meters: Any) -> list[float | None]:
+    """Return meters' values before they are rounded for display."""
+    values: list[Any] = [getattr(meter, "avg", None) for meter in meters]
+    if all(map(torch.is_tensor, values)):
+        return list(torch.stack(values).tolist())  # one read of a GPU
+    return [None if value is None else float(value) for value in values]
 
 
 def _without(prefix: str, log: Logging) -> Logging:

@@ -129,9 +129,7 @@ class BatchedInstances(SentenceBySentence):
         within = partial(torch.autocast, "cuda") if autocasts else nullcontext
         model.train()
         model.set_num_updates(update_num)
-        with within():
-            self.run.adding_up.check_reader(reader, criterion, plain, sample)
-        return batched_per_instance(
+        result = batched_per_instance(
             self.run.engine,
             model,
             criterion,
@@ -143,6 +141,9 @@ class BatchedInstances(SentenceBySentence):
             backward=optimizer.backward,
             within=within,
         )
+        with within():
+            self.run.adding_up.check_reader(reader, criterion, plain, sample)
+        return result
 
 
 def reader_if_batched(step: Step, criterion: Any) -> Reader:
@@ -350,7 +351,7 @@ def _sums(result: BatchedResult) -> AscentSums:
     """Turn a micro-batch's result into what is logged."""
     norms = result.norms.nan_to_num(0.0, 0.0, 0.0)
     count = float(norms.numel())
-    total, largest = norms.sum().item(), norms.max().item()
+    total, largest = torch.stack([norms.sum(), norms.max()]).tolist()
     size = float(result.sample_size) / count
     return AscentSums(
         perturbations=count,

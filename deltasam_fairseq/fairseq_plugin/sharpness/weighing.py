@@ -1,26 +1,21 @@
-"""The weights of Eq. 5 inside fairseq: what r covers, what is counted, and who weighs.
+"""The weights of Eq. 5 inside fairseq: who weighs the sentences, and what is counted.
 
 While the task's step runs, a stand-in for the criterion weighs the sentences of each call
-(:class:`WeighingCriterion`), counts them (:class:`Tally`), and draws its random direction
-over the parameters that the model has been seen to use (:class:`RunCovered`).
+(:class:`WeighingCriterion`) and counts them (:class:`Tally`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from fairseq.modules import LayerDropModuleList
-from torch import Tensor, nn
+from torch import Tensor
 
-from deltasam_fairseq.core.covered import Covered
 from deltasam_fairseq.core.estimators import ESTIMATORS, uniform
-from deltasam_fairseq.core.graph import reached
-from deltasam_fairseq.core.weights import usable
 from deltasam_fairseq.fairseq_plugin.criterions.readers import Sample, reader_for
 from deltasam_fairseq.fairseq_plugin.sharpness.meters import AscentSums
 from deltasam_fairseq.fairseq_plugin.sharpness.model_weights import in_float
@@ -43,9 +38,6 @@ class WeighingCriterion:
             perturbation. Then unusable weights become uniform at once; otherwise
             that would depend on how the update was split, and is settled when
             all gradients are added up.
-
-    Attributes:
-        fallbacks: How often unusable weights became uniform.
     """
 
     def __init__(self, criterion: Any, run: Run, tally: Tally, *, seed: int, sole: bool) -> None:
@@ -56,7 +48,6 @@ class WeighingCriterion:
         self._tally = tally
         self._seed = seed
         self._sole = sole
-        self.fallbacks = 0
 
     def __call__(self, model: Any, sample: Sample) -> tuple[Tensor, Any, dict[str, Any]]:
         """Run the pass at w, after whatever the estimator needs.
@@ -69,7 +60,6 @@ class WeighingCriterion:
             The weighted loss, the sample size and the logging output at w.
         """
         settings, weights = self._run.settings, self._run.weights
-        self._run.adding_up.check_reader(self._read, self._criterion, model, sample)
         start = state = weights.state()
         batch = sample
 
@@ -105,20 +95,84 @@ class WeighingCriterion:
                     values, floored = weigh(losses())
         start.replay()
         read = self._read(self._criterion, model, sample)
+        self._run.adding_up.check_reader(self._read, self._criterion, model, sample)
         if not apart:
             values, floored = weigh(read.losses.detach())
-        if self._sole and not usable(values):
-            values, floored = torch.ones_like(values), torch.zeros_like(floored)
-            self.fallbacks += 1
-        self._tally.count(values, floored)
-        self._tally.raise_unit(values, weights.space)
         # Eq. 6, with g_i in the tally's unit: sum_i g_i l_i.
-        relative = (values / self._tally.scale).to(read.losses.dtype)
+        if self._sole:
+            # Nobody waits for the weights: they are read with the norm of their gradient.
+            self._tally.unread = (len(values), sums_of(values, floored))
+            usable = torch.isfinite(values).all() & (values > 0).any()
+            values = torch.where(usable, values, 1.0)
+            relative = values / values.mean()
+        else:
+            seen = Seen.of(values, floored)
+            self._tally.add(seen)
+            self._tally.raise_to(seen.mean, weights.space)
+            relative = values / self._tally.scale
+        relative = relative.to(read.losses.dtype)
         return (read.losses * relative).sum(), read.sample_size, read.logging_output
 
     def __getattr__(self, name: str) -> Any:
         """Ask the criterion itself."""
         return getattr(self._criterion, name)
+
+
+def sums_of(weights: Tensor, floored: Tensor) -> Tensor:
+    """Sum a batch's weights up, without reading the sums.
+
+    Args:
+        weights: Shape ``(N,)``.
+        floored: Scalar.
+
+    Returns:
+        Their sum, that of their squares, and ``floored``, shape ``(3,)``.
+    """
+    return torch.stack([weights.sum(), weights.square().sum(), floored.to(weights)])
+
+
+class Seen(NamedTuple):
+    """What the program reads of one batch's weights.
+
+    Args:
+        sentences: How many they are.
+        weights: Their sum.
+        squares: The sum of their squares.
+        floored: How many had their denominator floored.
+    """
+
+    sentences: float
+    weights: float
+    squares: float
+    floored: float
+
+    @classmethod
+    def of(cls, weights: Tensor, floored: Tensor) -> Seen:
+        """Read weights, all at once: each read of a GPU waits for it.
+
+        Args:
+            weights: Shape ``(N,)``.
+            floored: Scalar.
+
+        Returns:
+            The sums.
+        """
+        return cls(weights.numel(), *sums_of(weights, floored).tolist())
+
+    @classmethod
+    def uniform(cls, sentences: float) -> Seen:
+        """Return what weights of one are."""
+        return cls(sentences, sentences, sentences, 0.0)
+
+    @property
+    def mean(self) -> float:
+        """The mean weight; not a number if there is none."""
+        return self.weights / self.sentences if self.sentences else math.nan
+
+    @property
+    def usable(self) -> bool:
+        """Whether weights that are not negative are all finite and not all zero."""
+        return math.isfinite(self.weights) and self.weights > 0
 
 
 @dataclass
@@ -134,6 +188,8 @@ class Tally:
         unit: The weight that counts as one in the gradients of this worker: the
             largest mean weight of a batch so far. Eq. 5's weights may be 1e-6
             or 1e3, and half-precision gradients have no room for either.
+        unread: Number and :func:`sums_of` of the one batch whose weights nobody had to
+            know before its backward pass; those that are not usable became uniform.
     """
 
     sentences: float = 0.0
@@ -142,6 +198,26 @@ class Tally:
     floored: float = 0.0
     sample_size: float = 0.0
     unit: float | None = None
+    unread: tuple[int, Tensor] | None = field(default=None, init=False)
+
+    def read_with(self, norm: Tensor) -> tuple[float, int]:
+        """Read a norm, and in the same go what is unread.
+
+        Args:
+            norm: A float64 scalar.
+
+        Returns:
+            The norm, and how many batches had no usable weights.
+        """
+        if self.unread is None:
+            return norm.item(), 0
+        count, sums = self.unread
+        length, *numbers = torch.cat([norm.view(1), sums.to(norm)]).tolist()
+        seen = Seen(count, *numbers)
+        kept = seen if seen.usable else Seen.uniform(count)
+        self.add(kept)
+        self.raise_to(kept.mean, [])
+        return length, int(not seen.usable)
 
     @classmethod
     def of(cls, numbers: Sequence[float]) -> Tally:
@@ -154,18 +230,18 @@ class Tally:
 
     def count(self, weights: Tensor, floored: Tensor) -> None:
         """Count one batch's weights in."""
-        found = [weights.sum(), weights.square().sum(), floored.to(weights)]
-        total, squares, low = torch.stack(found).tolist()
-        self.sentences += weights.numel()
-        self.weights += total
-        self.squares += squares
-        self.floored += low
+        self.add(Seen.of(weights, floored))
+
+    def add(self, seen: Seen) -> None:
+        """Count one batch's weights in that were read already."""
+        self.sentences += seen.sentences
+        self.weights += seen.weights
+        self.squares += seen.squares
+        self.floored += seen.floored
 
     def count_uniform(self, sentences: float) -> None:
         """Count sentences in whose weights are all one."""
-        self.sentences += sentences
-        self.weights += sentences
-        self.squares += sentences
+        self.add(Seen.uniform(sentences))
 
     @property
     def scale(self) -> float:
@@ -180,7 +256,15 @@ class Tally:
             params: The parameters; the gradients that they have so far are
                 brought to the new unit.
         """
-        mean = weights.mean().item()
+        self.raise_to(weights.mean().item(), params)
+
+    def raise_to(self, mean: float, params: Sequence[Tensor]) -> None:
+        """Do the same for weights whose mean was read already.
+
+        Args:
+            mean: Their mean.
+            params: The parameters.
+        """
         if not math.isfinite(mean) or mean <= (self.unit or 0.0):
             return
         gradients = [p.grad for p in params if p.grad is not None]
@@ -217,124 +301,3 @@ class Tally:
             sam_floored=self.floored / self.sentences if self.sentences else 0.0,
             sam_fallback=float(fallbacks > 0),
         )
-
-
-class RunCovered(Covered):
-    """What the random directions of a run cover: the same in all its models, on all workers.
-
-    A worker marks each parameter, 1 if it is covered, 1/2 if its ascent was the
-    first to reach it, 0 otherwise. The sums over workers tell all of them the same:
-    what is covered from now on, and whether somebody did not cover it yet. They
-    travel with the ascent's gradient in scope ``update``. In scope ``micro`` workers
-    learn of each other's at the end of the update.
-
-    Args:
-        space: What may be perturbed.
-        model: The model, not wrapped.
-        criterion: The criterion, not wrapped.
-    """
-
-    def __init__(self, space: Sequence[Tensor], model: nn.Module, criterion: nn.Module) -> None:
-        super().__init__(space)
-        names = {id(p): f"criterion.{name}" for name, p in criterion.named_parameters()}
-        names.update({id(p): name for name, p in model.named_parameters()})
-        self._names = [names[id(p)] for p in space]
-        self._shared: set[int] = set()
-
-    def of(
-        self, model: nn.Module, criterion: nn.Module, losses: Callable[[], Tensor]
-    ) -> list[Tensor]:
-        """List what the random direction covers in one call of the criterion.
-
-        Where that is nothing yet, a forward and backward pass with LayerDrop off
-        looks for it. (Not in evaluation mode: fairseq 0.12.2 then takes a path
-        without a backward.)
-
-        Args:
-            model: The model that the criterion is called with, perhaps one of
-                several; the others' own parameters would dilute the direction.
-            criterion: The criterion.
-            losses: One forward pass of it.
-
-        Returns:
-            Some of the parameters, in their order.
-        """
-        own = {id(p) for module in (model, criterion) for p in module.parameters()}
-        candidates = [p for p in self.params if id(p) in own]
-        if not self.among(candidates):
-            with layer_drop_off(model), torch.enable_grad():
-                self.grow(reached(losses().sum(), self.params))
-        return self.among(candidates)
-
-    def marks(self, found: Iterable[Tensor] = ()) -> list[float]:
-        """Mark each parameter for the sum over workers.
-
-        Args:
-            found: Those that received a gradient.
-
-        Returns:
-            One number per parameter.
-        """
-        known = {id(p) for p in found}
-        return [
-            1.0 if place in self.positions else 0.5 * (id(param) in known)
-            for place, param in enumerate(self.params)
-        ]
-
-    def settle(self, sums: Sequence[float], workers: int) -> bool:
-        """Cover what any worker reached.
-
-        Args:
-            sums: The workers' marks, added up.
-            workers: How many there are.
-
-        Returns:
-            Whether it is more than some worker covered; the same on all of them.
-        """
-        self.positions.update(place for place, total in enumerate(sums) if total)
-        self._shared = set(self.positions)
-        return any(0 < total < workers for total in sums)
-
-    @property
-    def unshared(self) -> int:
-        """How many covered parameters the other workers may not know of."""
-        return len(self.positions - self._shared)
-
-    def names(self) -> list[str]:
-        """List the covered parameters by name, for a checkpoint."""
-        return [self._names[place] for place in sorted(self.positions)]
-
-    def load(self, names: Iterable[str]) -> None:
-        """Cover what a checkpoint says.
-
-        Args:
-            names: From :meth:`names`; those that this run does not train are skipped.
-        """
-        known = set(names)
-        self.positions = {i for i, name in enumerate(self._names) if name in known}
-        self._shared = set(self.positions)
-
-
-@contextmanager
-def layer_drop_off(model: Any) -> Generator[None, None, None]:
-    """Keep all layers of a model during a block.
-
-    Args:
-        model: The model; its modules' probabilities are put back.
-
-    Yields:
-        Nothing.
-    """
-    kept = [
-        (module, name, getattr(module, name))
-        for module in model.modules()
-        for name in ("p" if isinstance(module, LayerDropModuleList) else "layerdrop",)
-        if isinstance(getattr(module, name, None), float)
-    ]
-    for module, name, _ in kept:
-        setattr(module, name, 0.0)
-    try:
-        yield
-    finally:
-        for module, name, probability in kept:
-            setattr(module, name, probability)

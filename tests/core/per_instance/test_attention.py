@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import hypothesis
@@ -11,6 +12,7 @@ import torch
 from hypothesis import given
 from torch import Tensor, nn
 
+from deltasam_fairseq.benchmarks import encoder as plain
 from deltasam_fairseq.core import per_instance_step
 from deltasam_fairseq.core.per_instance import Engine, Unsupported, batched_per_instance_step
 from tests.core.per_instance.toys import (
@@ -197,3 +199,46 @@ def test_keys_that_are_added_are_refused(option: str) -> None:
     toy = problem(Tagger(middle, tied=False), sentences=2, length=3)
     with pytest.raises(Unsupported, match="without bias_k, bias_v, add_zero_attn"):
         Engine(toy.model).ascend(toy.losses(), rho=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kernel", ["FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION"])
+def test_fused_kernels_are_as_close_to_the_loop_as_the_precision_allows(
+    kernel: str, dtype: torch.dtype, device: torch.device
+) -> None:
+    """The loop runs in float32, with attention in plain products."""
+    attention = pytest.importorskip("torch.nn.attention")
+    if not hasattr(attention.SDPBackend, kernel):
+        pytest.skip("this torch has no such kernel")
+    backend = getattr(attention.SDPBackend, kernel)
+    torch.manual_seed(1)
+    exact = plain.Encoder(layers=2, width=32, heads=2, words=50).to(device)
+    encoder = copy.deepcopy(exact).to(dtype)
+    exact.load_state_dict(encoder.state_dict())
+    loop, batched = (plain.Problem(e, sentences=4, tokens=16) for e in (exact, encoder))
+    try:
+        with attention.sdpa_kernel(backend):
+            batched.losses().sum().backward()
+    except (RuntimeError, AssertionError) as refused:
+        pytest.skip(f"no such kernel here: {refused}")
+    with attention.sdpa_kernel(attention.SDPBackend.MATH):
+        per_instance_step(loop.params, loop.losses, rho=2.0)
+        expected = grads(exact)
+        exact.zero_grad()
+        per_instance_step(loop.params, loop.losses, rho=0.0)
+    engine = Engine(encoder)
+    with attention.sdpa_kernel(backend):
+        for _ in range(3):
+            encoder.zero_grad()
+            batched_per_instance_step(engine, batched.losses, rho=2.0)
+    unmoved = grads(exact)
+    found = grads(encoder)
+    bound = 1e-4 if dtype == torch.float32 else 0.1
+    assert (unmoved - expected).norm() > 2 * bound * expected.norm()
+    wrong = float((found - expected).norm() / expected.norm())
+    print(f"{device}, {kernel}, {dtype}: {wrong:.2g}")
+    assert wrong < bound
+
+
+def grads(model: nn.Module) -> Tensor:
+    return torch.cat([p.grad.double().flatten() for p in model.parameters() if p.grad is not None])

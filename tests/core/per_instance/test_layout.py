@@ -6,9 +6,12 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given
+from torch import nn
 
+from deltasam_fairseq.core.per_instance import Engine
 from deltasam_fairseq.core.per_instance.layout import Packed, Strided, as_list
 from deltasam_fairseq.core.per_instance.probe import Probe, factors
+from tests.core.per_instance.toys import Tagger, tagged
 
 
 @given(
@@ -75,3 +78,25 @@ def test_owners_of_packed_rows() -> None:
     delta[2] = 0  # between a row of 0 and one of 1, or of 1: nobody can tell
     delta[1] = 0
     assert probe(delta, owners, 1).layouts() == []
+
+
+class Faint(nn.Module):
+    """A layer whose gradients are a few of float16's smallest numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden + self.linear(hidden) * 2**-21
+
+
+def test_gradients_of_rounding_alone_are_known_from_those_of_other_layers() -> None:
+    """Once the other layers have settled, a batch asks about this one by itself."""
+    model = Tagger(Faint()).half()
+    tokens = torch.arange(1, 9).view(4, 2)
+    engine = Engine(model)
+    for _ in range(3):
+        ascent = engine.ascend(lambda: tagged(model, (tokens,)), rho=0.1)
+    assert ascent.norms.isfinite().all()
+    assert (ascent.norms > 0).all()

@@ -11,6 +11,7 @@ imported before training::
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from typing import Any
 from torch import Tensor
 from torch.overrides import resolve_name
 
-from deltasam_fairseq.core.per_instance.factors import Form
+from deltasam_fairseq.core.per_instance.factors import Form, Summed
 from deltasam_fairseq.core.per_instance.layout import Layout
 from deltasam_fairseq.core.per_instance.perturbation import Perturbation
 from deltasam_fairseq.registry import Registry
@@ -83,7 +84,7 @@ class LayerRule(ABC):
         """
 
     @abstractmethod
-    def gradients(self, call: Call, delta: Tensor, layout: Layout) -> dict[str, Form]:
+    def gradients(self, call: Call, delta: Tensor, layout: Layout) -> Mapping[str, Form | Summed]:
         """Return each parameter's gradients, sentence by sentence.
 
         Args:
@@ -159,6 +160,7 @@ def decomposition(
     return store
 
 
+@functools.cache  # PyTorch's own table is slow to ask
 def operation(function: Callable[..., Any]) -> str:
     """Name a function of PyTorch.
 

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from deltasam_fairseq.core.per_instance.errors import Unsupported
-from deltasam_fairseq.core.per_instance.factors import Dense, Form, wide
+from deltasam_fairseq.core.per_instance.factors import Dense, Form
 from deltasam_fairseq.core.per_instance.layout import Layout
 from deltasam_fairseq.core.per_instance.perturbation import Perturbation
 from deltasam_fairseq.core.per_instance.rules.base import Call, LayerRule, layer_rule
+from deltasam_fairseq.core.precision import wide
 
 
 class Elementwise(LayerRule):

@@ -6,13 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from deltasam_fairseq.core.per_instance.factors import Dense, Form, wide
-from deltasam_fairseq.core.per_instance.layout import Layout, as_list
+from deltasam_fairseq.core.per_instance.factors import Dense, Form
+from deltasam_fairseq.core.per_instance.layout import Layout
 from deltasam_fairseq.core.per_instance.perturbation import Perturbation
 from deltasam_fairseq.core.per_instance.rules.base import Call, LayerRule, layer_rule
+from deltasam_fairseq.core.precision import wide
 
 
 class Normalisation(LayerRule):
@@ -23,8 +25,8 @@ class Normalisation(LayerRule):
 
     def gradients(self, call: Call, delta: Tensor, layout: Layout) -> dict[str, Form]:  # noqa: D102
         own = len(call.options["shape"])
-        shift = wide(as_list(layout.split(delta), own))
-        normal = as_list(layout.split(self._normalised(call).detach()), own)
+        shift = wide(layout.listed(delta, own))
+        normal = layout.listed(self._normalised(call), own)
         return {"weight": Dense((shift * normal).sum(1)), "bias": Dense(shift.sum(1))}
 
     def perturbed(  # noqa: D102
@@ -34,25 +36,14 @@ class Normalisation(LayerRule):
         moved: Mapping[str, Perturbation],
         layout: Layout,
     ) -> Tensor:
-        parts = layout.split(self._normalised(call))
-        own = call.options["shape"]
-        ones = [1] * (parts.dim() - 1 - len(own))
-        scale, shift = (self._own(role, params, moved) for role in ("weight", "bias"))
-        if scale is not None:
-            parts = parts * scale.reshape(-1, *ones, *own)
-        if shift is not None:
-            parts = parts + shift.reshape(-1, *ones, *own)
-        return layout.join(parts)
-
-    @staticmethod
-    def _own(
-        role: str, params: Mapping[str, Tensor], moved: Mapping[str, Perturbation]
-    ) -> Tensor | None:
-        """Return the sentences' own parameters, shape ``(N or 1, ...)``."""
-        if role not in params:
-            return None
-        param = wide(params[role])[None]
-        return param + moved[role].dense() if role in moved else param
+        plain = replace(call, input=wide(call.input))
+        total = self.forward(plain, {role: wide(param) for role, param in params.items()})
+        if "bias" in moved:
+            total = total + layout.spread(moved["bias"].dense(), total.shape)
+        if "weight" in moved:
+            scale = layout.spread(moved["weight"].dense(), total.shape)
+            total = torch.addcmul(total, self._normalised(call), scale)
+        return total
 
     def _normalised(self, call: Call) -> Tensor:
         return self.forward(replace(call, input=wide(call.input)), {})

@@ -9,12 +9,12 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from deltasam_fairseq.core.per_instance.errors import Unsupported
-from deltasam_fairseq.core.per_instance.factors import Dense, Form, Outer, wide
-from deltasam_fairseq.core.per_instance.layout import Layout, as_list
+from deltasam_fairseq.core.per_instance.factors import Form, Outer, Summed
+from deltasam_fairseq.core.per_instance.layout import Layout
 from deltasam_fairseq.core.per_instance.perturbation import Perturbation
 from deltasam_fairseq.core.per_instance.rules.base import Call, LayerRule, layer_rule
-from deltasam_fairseq.core.per_instance.sentence_linear import sentence_linear
-from deltasam_fairseq.core.precision import is_full_precision
+from deltasam_fairseq.core.per_instance.sentence_linear import linear, sentence_linear
+from deltasam_fairseq.core.precision import is_full_precision, wide
 
 
 @layer_rule(F.linear)
@@ -36,15 +36,14 @@ class Linear(LayerRule):
         return Call(self, input, {"weight": weight} | ({} if bias is None else {"bias": bias}))
 
     def forward(self, call: Call, params: Mapping[str, Tensor]) -> Tensor:  # noqa: D102
-        return F.linear(call.input, params["weight"], params.get("bias"))
+        return linear(call.input, params["weight"], params.get("bias"))
 
     def rows(self, call: Call, dims: int) -> int:  # noqa: D102
         return dims - 1
 
-    def gradients(self, call: Call, delta: Tensor, layout: Layout) -> dict[str, Form]:  # noqa: D102
-        left = as_list(layout.split(delta), 1)
-        right = as_list(layout.split(call.input.detach()), 1)
-        return {"weight": Outer(left, right), "bias": Dense(wide(left).sum(1))}
+    def gradients(self, call: Call, delta: Tensor, layout: Layout) -> dict[str, Form | Summed]:  # noqa: D102
+        weight = Outer(layout.listed(delta, 1), layout.listed(call.input, 1))
+        return {"weight": weight, "bias": Summed(weight)}
 
     def perturbed(  # noqa: D102
         self,
@@ -54,6 +53,8 @@ class Linear(LayerRule):
         layout: Layout,
     ) -> Tensor:
         weight, bias = moved.get("weight"), moved.get("bias")
+        if weight is not None and bias is not None and bias.goes_with(weight):
+            weight, bias = weight.with_ones(), None
         shift = None if bias is None else bias.dense()
         x = wide(call.input)
         if weight is not None and (weight.merges or _computes_wide(call)):
