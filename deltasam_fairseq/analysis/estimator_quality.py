@@ -17,7 +17,7 @@ from deltasam_fairseq.analysis.estimator_quality_bench import Bench, Cell
 from deltasam_fairseq.analysis.estimator_quality_subject import Subject
 from deltasam_fairseq.analysis.estimator_quality_weights import Probes
 from deltasam_fairseq.core.noise import seed_for
-from deltasam_fairseq.core.per_instance import Engine
+from deltasam_fairseq.per_instance import Engine
 
 
 def measure(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deltasam_fairseq.analysis.estimator_quality_subject import Losses
-from deltasam_fairseq.core.space import WeightSpace
+from deltasam_fairseq.core.weight_space import WeightSpace
 from deltasam_fairseq.core.weights import instance_weights, slope
 
 PLAIN = "no perturbation"

@@ -2,7 +2,7 @@
 
 How the engine keeps the gradients of linear layers is a question of length: thin
 products of factors cost ``T^2 (a + b)``, formed matrices ``T a b``
-(``core/per_instance/strategy.py``). So every length is measured with thin
+(``per_instance/strategy.py``). So every length is measured with thin
 products always, with formed matrices always, and with the plan's own choice, in
 turns with SAM as in the step benchmark.
 """
@@ -22,8 +22,8 @@ from deltasam_fairseq.benchmarks.length_plan import LengthPlan
 from deltasam_fairseq.benchmarks.measurement import Times
 from deltasam_fairseq.benchmarks.timing import no_collection, timed
 from deltasam_fairseq.core import sam_step
-from deltasam_fairseq.core.per_instance import Engine, Plan, batched_per_instance_step
-from deltasam_fairseq.core.per_instance.factors import Form, Outer
+from deltasam_fairseq.per_instance import Engine, Plan, batched_per_instance_step
+from deltasam_fairseq.per_instance.factors import Form, Outer
 
 
 class FormedPlan(Plan):

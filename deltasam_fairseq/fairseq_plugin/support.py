@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from deltasam_fairseq.core.per_instance import Unsupported
 from deltasam_fairseq.fairseq_plugin.config import Sharpness
 from deltasam_fairseq.fairseq_plugin.criterions.base import SentenceCriterion
 from deltasam_fairseq.fairseq_plugin.criterions.readers import reader_for
 from deltasam_fairseq.fairseq_plugin.sharpness.per_instance import reader_if_batched
+from deltasam_fairseq.per_instance import Unsupported
 
 # Tasks that cannot be supported, with the reason.
 TASKS = {

@@ -40,7 +40,7 @@ from deltasam_fairseq.analysis.probe_precision_load import random_subject  # noq
 from deltasam_fairseq.cli.main import main  # noqa: E402
 from deltasam_fairseq.core import reference  # noqa: E402
 from deltasam_fairseq.core.estimators import ESTIMATORS  # noqa: E402
-from deltasam_fairseq.core.per_instance import Engine  # noqa: E402
+from deltasam_fairseq.per_instance import Engine  # noqa: E402
 from tests.support import fairseq_data  # noqa: E402
 from tests.support import fairseq_toys as toys  # noqa: E402
 from tests.support.compare import assert_close, assert_same_bits, copies  # noqa: E402

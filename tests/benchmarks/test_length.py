@@ -20,9 +20,9 @@ from deltasam_fairseq.benchmarks.measurement import CLOCKS, Times
 from deltasam_fairseq.benchmarks.record import surroundings
 from deltasam_fairseq.cli import bench
 from deltasam_fairseq.cli.bench_length import length_plan_of
-from deltasam_fairseq.core.per_instance import Engine, batched_per_instance_step
-from deltasam_fairseq.core.per_instance.factors import Outer, Rows
 from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.per_instance import Engine, batched_per_instance_step
+from deltasam_fairseq.per_instance.factors import Outer, Rows
 
 SMALL = (
     "length --json --width 8 --heads 2 --layers 1 --words 20 --lengths 2,8 --batch-tokens 17 "

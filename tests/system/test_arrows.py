@@ -27,6 +27,7 @@ RANK = {
     "registry": 0,
     "safe_pickles": 0,
     "core": 1,
+    "per_instance": 2,
     "objectives": 2,
     "evaluation": 2,
     "data": 2,
@@ -44,6 +45,8 @@ PLUGIN = f"{PACKAGE}.fairseq_plugin"
 # Rooms of the plugin, from the inside, that those further in do not import.
 OUTER = ("sharpness", "hook", "optimizer", "support", "checkpoints", "step_errors", "register")
 
+ALGORITHM = {f"{PACKAGE}.core", f"{PACKAGE}.per_instance"}
+
 # Beside the ranks. A name stands for everything below it.
 FORBIDDEN = {
     "errors": {"fairseq", "numpy", "torch"},
@@ -53,12 +56,13 @@ FORBIDDEN = {
     "markdown": {"fairseq", "numpy", "torch"},
     "figures": {"fairseq", "numpy", "torch", f"{PACKAGE}.core"},
     "core": {"fairseq", "matplotlib", "numpy", "rouge_score", "sacrebleu", "sentencepiece"},
+    "per_instance": {"fairseq", "matplotlib", "numpy"},
     "objectives": {"fairseq"},
-    "evaluation": {"fairseq", "torch", f"{PACKAGE}.core"},
-    "data": {"fairseq", "torch", f"{PACKAGE}.core"},
-    "recipes": {"fairseq", "torch", f"{PACKAGE}.core", f"{PACKAGE}.objectives"},
-    "conversion": {"fairseq", "transformers", f"{PACKAGE}.core"},
-    "decoding": {f"{PACKAGE}.core", f"{PACKAGE}.evaluation"},
+    "evaluation": {"fairseq", "torch", *ALGORITHM},
+    "data": {"fairseq", "torch", *ALGORITHM},
+    "recipes": {"fairseq", "torch", *ALGORITHM, f"{PACKAGE}.objectives"},
+    "conversion": {"fairseq", "transformers", *ALGORITHM},
+    "decoding": {*ALGORITHM, f"{PACKAGE}.evaluation"},
     # Rooms of the plugin, from the bottom: docs/architecture.md.
     "fairseq_plugin.passes": {PLUGIN},
     "fairseq_plugin.embedding_noise": {f"{PLUGIN}.{room}" for room in (*OUTER, "criterions")},
@@ -202,6 +206,7 @@ def test_the_rules_find_what_they_forbid(
         (PACKAGE, {"torch", "fairseq", "numpy"}),
         (f"{PACKAGE}.registry", {"torch", "fairseq", "numpy"}),
         (f"{PACKAGE}.core", {"fairseq"}),
+        (f"{PACKAGE}.per_instance", {"fairseq"}),
         (f"{PACKAGE}.evaluation", {"torch", "fairseq"}),
         (f"{PACKAGE}.data", {"torch", "fairseq"}),
         (f"{PACKAGE}.recipes", {"torch", "fairseq"}),

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from deltasam_fairseq.core.pass_state import PassState
 from deltasam_fairseq.core.precision import full_precision, is_full_precision, is_half
-from deltasam_fairseq.core.space import WeightSpace
+from deltasam_fairseq.core.weight_space import WeightSpace
 from deltasam_fairseq.fairseq_plugin.config import Sharpness
 from deltasam_fairseq.fairseq_plugin.sharpness.radius_rules import RADIUS_RULES, factors_of
 

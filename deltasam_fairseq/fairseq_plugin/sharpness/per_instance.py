@@ -25,7 +25,6 @@ from fairseq.optim.amp_optimizer import AMPOptimizer
 from torch import Tensor, nn
 
 from deltasam_fairseq.core.pass_state import PassState
-from deltasam_fairseq.core.per_instance import AmbiguousBatch, Engine, Unsupported
 from deltasam_fairseq.fairseq_plugin.criterions.readers import (
     Reader,
     Sample,
@@ -39,6 +38,7 @@ from deltasam_fairseq.fairseq_plugin.sharpness.samples import (
     split_by_sentence,
 )
 from deltasam_fairseq.fairseq_plugin.sharpness.step import MicroScope
+from deltasam_fairseq.per_instance import AmbiguousBatch, Engine, Unsupported
 from deltasam_fairseq.registry import UnknownName
 
 logger = logging.getLogger(__name__)
@@ -210,7 +210,7 @@ def batched_per_instance(
 
     Args:
         engine: The run's engine, made once of the unwrapped model and the run's
-            :class:`~deltasam_fairseq.core.space.WeightSpace`.
+            :class:`~deltasam_fairseq.core.weight_space.WeightSpace`.
         model: The model as the task calls it, perhaps wrapped for several workers.
         criterion: The criterion, unwrapped.
         reader: Its reader of per-sentence losses.

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from deltasam_fairseq.core.per_instance import Engine
 from deltasam_fairseq.core.perturb import Realised
 from deltasam_fairseq.fairseq_plugin.config import Sharpness
 from deltasam_fairseq.fairseq_plugin.sharpness.adding_up import AddingUp
 from deltasam_fairseq.fairseq_plugin.sharpness.covered import RunCovered
 from deltasam_fairseq.fairseq_plugin.sharpness.model_weights import ModelWeights
+from deltasam_fairseq.per_instance import Engine
 
 logger = logging.getLogger(__name__)
 
