@@ -23,9 +23,9 @@ from fairseq import checkpoint_utils, utils
 from torch import Tensor
 
 from deltasam_fairseq.analysis.adversarial_risk_engine import ENGINES, Pair, Scorer
-from deltasam_fairseq.core.per_instance import Unsupported
 from deltasam_fairseq.decoding.predict import checkpoint_arguments, checkpoint_parser
-from deltasam_fairseq.fairseq_plugin.sentence_losses import reader_for
+from deltasam_fairseq.fairseq_plugin.criterions.readers import reader_for
+from deltasam_fairseq.per_instance import Unsupported
 
 #: Begins the lines that are meant for whoever waits; the others are fairseq's.
 PREFIX = "adversarial risk: "

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from deltasam_fairseq.core.graph import differentiate
-from deltasam_fairseq.core.per_instance import Engine, Unsupported
-from deltasam_fairseq.core.per_instance.risk import adversarial_losses
-from deltasam_fairseq.core.space import WeightSpace
 from deltasam_fairseq.core.vectors import global_norm
-from deltasam_fairseq.fairseq_plugin.batched import own_projections
+from deltasam_fairseq.core.weight_space import WeightSpace
+from deltasam_fairseq.fairseq_plugin.sharpness.per_instance import own_projections
+from deltasam_fairseq.per_instance import Engine, Unsupported
+from deltasam_fairseq.per_instance.risk import adversarial_losses
 
 ENGINES = ("auto", "batched", "loop")
 

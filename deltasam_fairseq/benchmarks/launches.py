@@ -28,13 +28,13 @@ from deltasam_fairseq.benchmarks.step import embedded, quiet, size_of, update
 from deltasam_fairseq.benchmarks.synthetic import write
 from deltasam_fairseq.benchmarks.timing import no_collection, timed
 from deltasam_fairseq.benchmarks.trainers import batch_of, build_trainer, flags_of
-from deltasam_fairseq.core.per_instance import Engine
-from deltasam_fairseq.core.per_instance.first_pass import Recording
-from deltasam_fairseq.core.per_instance.picks import Tables
-from deltasam_fairseq.core.per_instance.second_pass import Perturbing
 from deltasam_fairseq.core.randomness import RandomState
 from deltasam_fairseq.core.vectors import unique
-from deltasam_fairseq.fairseq_plugin.batched import own_projections
+from deltasam_fairseq.fairseq_plugin.sharpness.per_instance import own_projections
+from deltasam_fairseq.per_instance import Engine
+from deltasam_fairseq.per_instance.first_pass import Recording
+from deltasam_fairseq.per_instance.perturbed_pass import Perturbing
+from deltasam_fairseq.per_instance.row_selection import Tables
 
 _CPU = torch.device("cpu")
 

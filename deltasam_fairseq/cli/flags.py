@@ -78,7 +78,7 @@ def inner_flag_rows() -> list[Row]:
     Returns:
         Flag, no default (it is the optimizer's own), and which optimizers have it.
     """
-    from deltasam_fairseq.fairseq_plugin.inner import inner_flags  # noqa: PLC0415
+    from deltasam_fairseq.fairseq_plugin.inner_optimizer import inner_flags  # noqa: PLC0415
 
     return [
         (f"--{flag.name.replace('_', '-')}", "", ", ".join(flag.optimizers))

@@ -4,10 +4,6 @@ from deltasam_fairseq.core.covered import Covered
 from deltasam_fairseq.core.estimators import ESTIMATORS
 from deltasam_fairseq.core.optimizer import DeltaSAM
 from deltasam_fairseq.core.passes import meet
-from deltasam_fairseq.core.per_instance import (
-    batched_per_instance_step,
-    per_sentence_gradient_norms,
-)
 from deltasam_fairseq.core.perturb import perturbed
 from deltasam_fairseq.core.steps import (
     StepReport,
@@ -23,12 +19,10 @@ __all__ = [
     "Covered",
     "DeltaSAM",
     "StepReport",
-    "batched_per_instance_step",
     "delta_sam_step",
     "instance_weights",
     "meet",
     "per_instance_step",
-    "per_sentence_gradient_norms",
     "perturbed",
     "plain_step",
     "sam_step",

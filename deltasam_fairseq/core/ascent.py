@@ -12,7 +12,7 @@ from torch import Tensor
 from deltasam_fairseq.core.estimators import Estimator, Weights, uniform, uniform_weights
 from deltasam_fairseq.core.passes import Passes
 from deltasam_fairseq.core.precision import NoAutocast, full_precision, is_full_precision, is_half
-from deltasam_fairseq.core.space import WeightSpace
+from deltasam_fairseq.core.weight_space import WeightSpace
 from deltasam_fairseq.core.weights import usable
 from deltasam_fairseq.core.workers import add_up
 

@@ -11,7 +11,7 @@ from torch import Tensor, distributed
 from deltasam_fairseq.core.ascent import is_usable
 from deltasam_fairseq.core.passes import Passes
 from deltasam_fairseq.core.randomness import RandomState
-from deltasam_fairseq.core.space import WeightSpace
+from deltasam_fairseq.core.weight_space import WeightSpace
 from deltasam_fairseq.core.workers import total
 
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from deltasam_fairseq.core.graph import differentiate
-from deltasam_fairseq.core.space import WeightSpace
 from deltasam_fairseq.core.vectors import global_norm
+from deltasam_fairseq.core.weight_space import WeightSpace
 from deltasam_fairseq.core.weights import instance_weights, slope
 from deltasam_fairseq.registry import Registry
 
@@ -54,7 +54,7 @@ class Estimator(Protocol):
                 ``(N,)``, at the current weights and with the batch's own
                 dropout, the same at every call.
             params: The parameters that the losses depend on, each once; a
-                :class:`~deltasam_fairseq.core.space.WeightSpace` where the
+                :class:`~deltasam_fairseq.core.weight_space.WeightSpace` where the
                 neighbourhood has a shape. They may be moved, and must be put back.
             rho: Radius of the neighbourhood, L2 norm in weight space.
             eta: Floor under the slope, nats.

@@ -19,7 +19,6 @@ from deltasam_fairseq.core.noise import seed_for
 from deltasam_fairseq.core.passes import Passes
 from deltasam_fairseq.core.precision import is_half
 from deltasam_fairseq.core.randomness import RandomState
-from deltasam_fairseq.core.space import WeightSpace
 from deltasam_fairseq.core.steps import (
     StepReport,
     delta_sam_step,
@@ -28,6 +27,7 @@ from deltasam_fairseq.core.steps import (
     sam_step,
 )
 from deltasam_fairseq.core.vectors import unique
+from deltasam_fairseq.core.weight_space import WeightSpace
 
 logger = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ from deltasam_fairseq.core.estimators import (
 )
 from deltasam_fairseq.core.graph import gradients_added
 from deltasam_fairseq.core.passes import Passes
-from deltasam_fairseq.core.space import WeightSpace
+from deltasam_fairseq.core.weight_space import WeightSpace
 from deltasam_fairseq.core.weights import effective_sentences
 
 
@@ -99,7 +99,7 @@ def sam_step(
 
     Args:
         params: The trainable parameters, each once, or their
-            :class:`~deltasam_fairseq.core.space.WeightSpace`.
+            :class:`~deltasam_fairseq.core.weight_space.WeightSpace`.
         losses_function: One forward pass of the batch, shape ``(N,)``, nats.
         rho: L2 norm of the perturbation, at least 0.
         reduction: ``mean`` or ``sum`` over sentences, of the descent.
@@ -148,7 +148,7 @@ def delta_sam_step(
 
     Args:
         params: The trainable parameters, each once, or their
-            :class:`~deltasam_fairseq.core.space.WeightSpace`.
+            :class:`~deltasam_fairseq.core.weight_space.WeightSpace`.
         losses_function: One forward pass of the batch, shape ``(N,)``, nats.
         rho: L2 norm of the perturbation and of the random probe, at least 0.
         eta: Floor under the slope of Eq. 5, nats, greater than 0.
@@ -228,7 +228,7 @@ def per_instance_step(
 
     Args:
         params: The trainable parameters, each once, or their
-            :class:`~deltasam_fairseq.core.space.WeightSpace`.
+            :class:`~deltasam_fairseq.core.weight_space.WeightSpace`.
         losses_function: One forward pass of the batch, shape ``(N,)``, nats.
         rho: L2 norm of each sentence's perturbation, at least 0.
         loss_of: Loss of sentence ``i`` alone, a tensor of one element. Its

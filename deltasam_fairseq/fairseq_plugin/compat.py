@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import inspect
 import sys
-from typing import Any
 
 import fairseq
 import torch
 from fairseq.data import Dictionary
 from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
-from fairseq.tasks import FairseqTask
 from fairseq.trainer import Trainer
 
 from deltasam_fairseq.safe_pickles import allow_fairseqs
@@ -21,6 +19,7 @@ from deltasam_fairseq.safe_pickles import allow_fairseqs
 #   LegacyDistributedDataParallel.accumulate_grads
 #   MultiheadAttention.skip_embed_dim_check
 #   TransformerEncoderLayerBase.can_use_fastpath
+#   TransformerEncoderBase.forward_embedding(src_tokens, token_embedding), .embed_tokens
 #   FP16Optimizer.fp16_params, .fp32_params; ``scaler`` of the precision wrappers
 #   checkpoint_utils.torch_persistent_save, .PathManager, .load_checkpoint_to_cpu, .save_checkpoint
 #   fairseq.distributed.utils.broadcast_object / ._TensorPlaceholder
@@ -51,20 +50,6 @@ def check_fairseq() -> None:
                 f"Trainer.{name} takes {arguments}; in fairseq {fairseq.__version__} it takes "
                 f"{found}. Install one of these versions"
             )
-
-
-def is_fairseqs_step(step: Any) -> bool:
-    """Tell whether a step does what ``FairseqTask.train_step`` does, and no more.
-
-    The step is asked, not the task's class: other plugins put steps of their own on the object.
-
-    Args:
-        step: ``task.train_step``, as it is before this plugin stands in for it.
-
-    Returns:
-        Whether it is that method.
-    """
-    return getattr(step, "__func__", None) is FairseqTask.train_step
 
 
 def avoid_encoder_kernel() -> None:

@@ -12,8 +12,8 @@ from omegaconf import II
 
 from deltasam_fairseq.core.checks import METHODS, not_negative, positive
 from deltasam_fairseq.core.estimators import ESTIMATORS
-from deltasam_fairseq.fairseq_plugin.inner import inner_flags
-from deltasam_fairseq.fairseq_plugin.radius_rules import RADIUS_RULES
+from deltasam_fairseq.fairseq_plugin.inner_optimizer import inner_flags
+from deltasam_fairseq.fairseq_plugin.sharpness.radius_rules import RADIUS_RULES
 
 SCOPES = ("update", "micro")
 PROBE_PRECISIONS = ("fp32", "model")

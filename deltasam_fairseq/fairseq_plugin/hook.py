@@ -13,21 +13,27 @@ from __future__ import annotations
 import functools
 import logging
 import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fairseq.trainer import Trainer
 
 from deltasam_fairseq.fairseq_plugin import checkpoints, step_errors
-from deltasam_fairseq.fairseq_plugin.begin import begin
 from deltasam_fairseq.fairseq_plugin.compat import (
     allow_own_checkpoints,
     avoid_encoder_kernel,
     check_fairseq,
     versions,
 )
-from deltasam_fairseq.fairseq_plugin.meters import forget_empty
 from deltasam_fairseq.fairseq_plugin.optimizer import sharpness_of
-from deltasam_fairseq.fairseq_plugin.run import Run
+from deltasam_fairseq.fairseq_plugin.passes import Step
+from deltasam_fairseq.fairseq_plugin.sharpness.meters import forget_empty
+from deltasam_fairseq.fairseq_plugin.sharpness.per_instance import (
+    BatchedInstances,
+    SentenceBySentence,
+)
+from deltasam_fairseq.fairseq_plugin.sharpness.run import Run
+from deltasam_fairseq.fairseq_plugin.sharpness.step import MicroScope, SharpStep, UpdateScope
 from deltasam_fairseq.fairseq_plugin.support import check_run
 
 logger = logging.getLogger(__name__)
@@ -66,9 +72,15 @@ def install() -> None:
             forget_empty()
         if run is None or not run.settings.perturbs(self.get_num_updates()):
             return step(self, samples, raise_oom)
-        update = begin(self, samples, run)
-        with update.in_place():
-            return step(self, update.samples, raise_oom)
+        made = self.task.train_step
+        if isinstance(made, SharpStep):
+            # With --amp the trainer tries a batch again from inside its own step.
+            made.restart()
+            return step(self, samples, raise_oom)
+        sharpness = sharpness_maker(self, samples, run)
+        made = sharpness(self.task.train_step)
+        with made.in_place():
+            return step(self, made.samples, raise_oom)
 
     train_step.deltasam = True  # type: ignore[attr-defined]
     Trainer._build_optimizer = _build_optimizer
@@ -76,6 +88,30 @@ def install() -> None:
     checkpoints.install()
     _save_what_is_covered()
     step_errors.install()
+
+
+def sharpness_maker(
+    trainer: Trainer, samples: Sequence[Any], run: Run
+) -> Callable[[Step], SharpStep]:
+    """Choose how an update is perturbed.
+
+    Args:
+        trainer: fairseq's trainer.
+        samples: The micro-batches of this worker's update.
+        run: The run's settings and weights; it perturbs this update.
+
+    Returns:
+        What makes the update's step of the task's own. Every sentence has its own
+        perturbation with ``per_instance``, so there the scope makes no difference.
+    """
+    settings = run.settings
+    kind: type[SharpStep]
+    if settings.method == "per_instance":
+        by_loop = settings.per_instance_engine == "loop"
+        kind = SentenceBySentence if by_loop else BatchedInstances
+    else:
+        kind = MicroScope if settings.scope == "micro" else UpdateScope
+    return functools.partial(kind, trainer=trainer, samples=samples, run=run)
 
 
 def _save_what_is_covered() -> None:

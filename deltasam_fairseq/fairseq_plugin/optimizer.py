@@ -17,7 +17,7 @@ from fairseq.optim import FairseqOptimizer, register_optimizer
 from omegaconf import DictConfig
 
 from deltasam_fairseq.fairseq_plugin.config import DeltaSAMConfig, Sharpness
-from deltasam_fairseq.fairseq_plugin.inner import build_inner
+from deltasam_fairseq.fairseq_plugin.inner_optimizer import build_inner
 
 _MARK = "deltasam_sharpness"
 

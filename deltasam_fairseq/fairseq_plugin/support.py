@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from deltasam_fairseq.core.per_instance import Unsupported
 from deltasam_fairseq.fairseq_plugin.config import Sharpness
-from deltasam_fairseq.fairseq_plugin.instances import reader_if_batched
-from deltasam_fairseq.fairseq_plugin.sentence_losses import reader_for
+from deltasam_fairseq.fairseq_plugin.criterions.base import SentenceCriterion
+from deltasam_fairseq.fairseq_plugin.criterions.readers import reader_for
+from deltasam_fairseq.fairseq_plugin.sharpness.per_instance import reader_if_batched
+from deltasam_fairseq.per_instance import Unsupported
 
 # Tasks that cannot be supported, with the reason.
 TASKS = {
@@ -62,7 +63,7 @@ def check_run(trainer: Any, settings: Sharpness) -> None:
     Raises:
         ValueError: If a setting, the task or the model is not supported. An
             unknown criterion raises what
-            :func:`~deltasam_fairseq.fairseq_plugin.sentence_losses.reader_for` says.
+            :func:`~deltasam_fairseq.fairseq_plugin.criterions.readers.reader_for` says.
     """
     _check_launch(trainer)
     if not settings.active:
@@ -90,8 +91,16 @@ def check_run(trainer: Any, settings: Sharpness) -> None:
                 "pass, so the passes of a step would not see the same weights. "
                 "--quant-noise-scalar works; or pass --sam-method none"
             )
+    criterion = trainer.get_criterion()
     if settings.method == "delta_sam":
-        reader_for(trainer.get_criterion())
+        reader_for(criterion)
+    own = isinstance(criterion, SentenceCriterion)
+    if settings.method == "per_instance" and own and criterion.dependence:
+        raise ValueError(
+            "--sam-method per_instance perturbs the weights for each sentence by itself, but the "
+            f"sentences of {type(criterion).__name__} are not independent: "
+            f"{criterion.dependence}. Use --sam-method delta_sam or sam"
+        )
     if (settings.method, settings.per_instance_engine) == ("per_instance", "batched"):
         _check_batched(trainer, settings)
 

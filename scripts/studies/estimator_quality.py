@@ -31,12 +31,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from deltasam_fairseq.core.estimators import ESTIMATORS, probe
 from deltasam_fairseq.core.graph import differentiate, gradients_aside, take_gradients
 from deltasam_fairseq.core.noise import seed_for
-from deltasam_fairseq.core.per_instance import Engine, Unsupported, batched_per_instance_step
-from deltasam_fairseq.core.space import WeightSpace
 from deltasam_fairseq.core.steps import per_instance_step
 from deltasam_fairseq.core.vectors import global_norm
+from deltasam_fairseq.core.weight_space import WeightSpace
 from deltasam_fairseq.core.weights import instance_weights, slope, usable
 from deltasam_fairseq.markdown import markdown_lines
+from deltasam_fairseq.per_instance import Engine, Unsupported, batched_per_instance_step
 from scripts.studies.shared import Record, number, run, say
 from scripts.studies.subject import (
     Subject,

@@ -28,11 +28,11 @@ from deltasam_fairseq.benchmarks.measurement import CLOCKS, Times
 from deltasam_fairseq.benchmarks.record import rounded_spread
 from deltasam_fairseq.benchmarks.timing import no_collection, timed
 from deltasam_fairseq.core import sam_step
-from deltasam_fairseq.core.per_instance import Engine, Plan, batched_per_instance_step
-from deltasam_fairseq.core.per_instance.factors import Form, Outer
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.figures import check_figure, new_figure
 from deltasam_fairseq.markdown import markdown_lines
+from deltasam_fairseq.per_instance import Engine, Plan, batched_per_instance_step
+from deltasam_fairseq.per_instance.factors import Form, Outer
 from scripts.studies.shared import Record, number, numbers, run, say
 
 RHO = 0.05

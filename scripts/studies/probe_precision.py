@@ -29,7 +29,7 @@ from deltasam_fairseq.core.noise import seed_for
 from deltasam_fairseq.core.perturb import Borrowed, Realised
 from deltasam_fairseq.core.precision import full_precision
 from deltasam_fairseq.core.randomness import RandomState
-from deltasam_fairseq.core.space import WeightSpace
+from deltasam_fairseq.core.weight_space import WeightSpace
 from deltasam_fairseq.core.weights import instance_weights, slope, usable
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.markdown import markdown_lines

@@ -25,9 +25,9 @@ from torch.overrides import TorchFunctionMode
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.evaluation.metrics import spearman
 from deltasam_fairseq.fairseq_plugin import register  # noqa: F401
-from deltasam_fairseq.fairseq_plugin.batched import own_projections
-from deltasam_fairseq.fairseq_plugin.bert.model import BertModel
-from deltasam_fairseq.fairseq_plugin.sentence_losses import reader_for
+from deltasam_fairseq.fairseq_plugin.criterions.readers import reader_for
+from deltasam_fairseq.fairseq_plugin.models.bert import BertModel
+from deltasam_fairseq.fairseq_plugin.sharpness.per_instance import own_projections
 from deltasam_fairseq.recipes.run_folder import RunFolder
 from scripts.studies.shared import number, numbers, say
 

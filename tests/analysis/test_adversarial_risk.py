@@ -20,7 +20,7 @@ from deltasam_fairseq.analysis.adversarial_risk_engine import (  # noqa: E402
     Scorer,
     adversarial_loss,
 )
-from deltasam_fairseq.core.per_instance import Unsupported  # noqa: E402
+from deltasam_fairseq.per_instance import Unsupported  # noqa: E402
 from deltasam_fairseq.plugin_path import plugin_dir  # noqa: E402
 from tests.support import fairseq_data  # noqa: E402
 from tests.support import fairseq_toys as toys  # noqa: E402

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from deltasam_fairseq.core import DeltaSAM, batched_per_instance_step, meet
+from deltasam_fairseq.core import DeltaSAM, meet
 from deltasam_fairseq.core.checks import METHODS
 from deltasam_fairseq.core.estimators import Estimator, Weights
-from deltasam_fairseq.core.per_instance import Engine
+from deltasam_fairseq.per_instance import Engine, batched_per_instance_step
 from tests.support.compare import assert_close
 from tests.support.workers import run_workers
 

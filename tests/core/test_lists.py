@@ -13,8 +13,8 @@ from deltasam_fairseq.benchmarks.counting import counted
 from deltasam_fairseq.benchmarks.memory import peak_bytes
 from deltasam_fairseq.core.noise import gaussian_direction
 from deltasam_fairseq.core.perturb import Borrowed
-from deltasam_fairseq.core.space import WeightSpace
 from deltasam_fairseq.core.vectors import global_norm, grouped
+from deltasam_fairseq.core.weight_space import WeightSpace
 from tests.support.compare import assert_same_bits, copies
 
 CPU = torch.device("cpu")

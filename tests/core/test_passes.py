@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, spectral_norm
 from torch.utils.checkpoint import checkpoint
 
-from deltasam_fairseq.core import DeltaSAM, batched_per_instance_step
+from deltasam_fairseq.core import DeltaSAM
 from deltasam_fairseq.core.pass_state import Buffers
 from deltasam_fairseq.core.passes import Passes
-from deltasam_fairseq.core.per_instance import Engine
+from deltasam_fairseq.per_instance import Engine, batched_per_instance_step
 from tests.core.stepping import CALLS, RHO, STEPS, Step, every_step, sgd
 from tests.support.compare import assert_close, assert_same_bits
 from tests.support.problems import Broken, Calls

@@ -114,7 +114,7 @@ def test_the_sign_of_the_direction_does_not_matter(
     def opposite(params, *, radius: float, seed: int) -> list[Tensor]:
         return [-r for r in gaussian_direction(params, radius=radius, seed=seed)]
 
-    monkeypatch.setattr("deltasam_fairseq.core.space.gaussian_direction", opposite)
+    monkeypatch.setattr("deltasam_fairseq.core.weight_space.gaussian_direction", opposite)
     assert_close(after(STEPS["delta_sam"], make()), expected, rtol=1e-9, atol=1e-12)
 
 

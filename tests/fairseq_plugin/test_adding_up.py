@@ -15,14 +15,14 @@ from fairseq.trainer import Trainer
 
 from deltasam_fairseq.core.pass_state import PassState
 from deltasam_fairseq.core.randomness import RandomState
-from deltasam_fairseq.fairseq_plugin import adding_up
-from deltasam_fairseq.fairseq_plugin.adding_up import AddingUp
-from deltasam_fairseq.fairseq_plugin.sentence_losses import (
+from deltasam_fairseq.fairseq_plugin.criterions.readers import (
     SENTENCE_LOSSES,
     SentenceLosses,
     sentence_losses_for,
     token_losses,
 )
+from deltasam_fairseq.fairseq_plugin.sharpness import adding_up
+from deltasam_fairseq.fairseq_plugin.sharpness.adding_up import AddingUp
 from tests.support import fairseq_toys as toys
 from tests.support.compare import assert_same_bits
 

@@ -20,9 +20,12 @@ from deltasam_fairseq.benchmarks.synthetic import write
 from deltasam_fairseq.benchmarks.trainers import batch_of, build_trainer, flags_of
 from deltasam_fairseq.benchmarks.workloads import WORKLOADS
 from deltasam_fairseq.core import per_instance_step, sam_step
-from deltasam_fairseq.core.per_instance import Engine, Unsupported
-from deltasam_fairseq.fairseq_plugin.batched import batched_per_instance, own_projections
-from deltasam_fairseq.fairseq_plugin.sentence_losses import reader_for
+from deltasam_fairseq.fairseq_plugin.criterions.readers import reader_for
+from deltasam_fairseq.fairseq_plugin.sharpness.per_instance import (
+    batched_per_instance,
+    own_projections,
+)
+from deltasam_fairseq.per_instance import Engine, Unsupported
 from tests.fairseq_plugin.test_sentence_losses import (
     LANGUAGE_MODEL,
     PROBLEMS,

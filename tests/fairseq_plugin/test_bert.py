@@ -12,7 +12,7 @@ from fairseq.distributed import utils as distributed
 from fairseq.logging import metrics
 
 from deltasam_fairseq.evaluation.glue import GlueTask, glue_scores
-from deltasam_fairseq.fairseq_plugin.bert.criterion import score
+from deltasam_fairseq.fairseq_plugin.criterions.sentence_prediction import score
 from tests.support import fairseq_toys as toys
 from tests.support.workers import run_workers
 

@@ -11,7 +11,7 @@ from fairseq.optim import OPTIMIZER_REGISTRY
 
 from deltasam_fairseq.core.estimators import ESTIMATORS
 from deltasam_fairseq.fairseq_plugin.config import DeltaSAMConfig, SharpnessConfig
-from deltasam_fairseq.fairseq_plugin.inner import inner_flags, inner_names
+from deltasam_fairseq.fairseq_plugin.inner_optimizer import inner_flags, inner_names
 from deltasam_fairseq.fairseq_plugin.optimizer import sharpness_of
 from deltasam_fairseq.registry import UnknownName
 from tests.support import fairseq_toys as toys

@@ -42,7 +42,7 @@ def test_other_optimizers_never_reach_a_step(
     def refuse(*_: object) -> None:
         pytest.fail("a plain optimizer reached the hook")
 
-    monkeypatch.setattr(hook, "begin", refuse)
+    monkeypatch.setattr(hook, "sharpness_maker", refuse)
     monkeypatch.setattr(hook, "check_run", refuse)
     for optimizer in ("adam", "nag"):
         trainer = toys.make_trainer(translation, *toys.TRANSLATION, "--optimizer", optimizer)

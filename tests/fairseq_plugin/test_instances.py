@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from deltasam_fairseq.core.per_instance import AmbiguousBatch, Engine, Unsupported
-from deltasam_fairseq.fairseq_plugin import hook, instances
+from deltasam_fairseq.fairseq_plugin import hook
+from deltasam_fairseq.fairseq_plugin.sharpness import per_instance as instances
+from deltasam_fairseq.per_instance import AmbiguousBatch, Engine, Unsupported
 from tests.support import fairseq_toys as toys
 from tests.support.compare import assert_close, assert_same_bits
 from tests.support.precision import MODES

@@ -12,9 +12,9 @@ from fairseq.trainer import Trainer
 
 from deltasam_fairseq.core import reference
 from deltasam_fairseq.core.noise import seed_for
-from deltasam_fairseq.core.space import ADAPTIVE_OFFSET
+from deltasam_fairseq.core.weight_space import ADAPTIVE_OFFSET
 from deltasam_fairseq.fairseq_plugin import hook
-from deltasam_fairseq.fairseq_plugin.radius_rules import RADIUS_RULES
+from deltasam_fairseq.fairseq_plugin.sharpness.radius_rules import RADIUS_RULES
 from deltasam_fairseq.registry import UnknownName
 from tests.support import fairseq_toys as toys
 from tests.support.compare import assert_close, assert_same_bits

@@ -9,9 +9,9 @@ import pytest
 import torch
 from fairseq.logging import metrics
 
-from deltasam_fairseq.fairseq_plugin import meters, run
-from deltasam_fairseq.fairseq_plugin.meters import AscentSums
-from deltasam_fairseq.fairseq_plugin.tally import Tally
+from deltasam_fairseq.fairseq_plugin.sharpness import meters, run
+from deltasam_fairseq.fairseq_plugin.sharpness.meters import AscentSums
+from deltasam_fairseq.fairseq_plugin.sharpness.weighing import Tally
 from tests.support import fairseq_toys as toys
 
 OWN = {"sam_loss", "sharpness", "sam_gnorm", "sam_fallback"}

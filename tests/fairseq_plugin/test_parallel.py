@@ -18,7 +18,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn.parallel import DistributedDataParallel
 
 from deltasam_fairseq.core.workers import add_up
-from deltasam_fairseq.fairseq_plugin import parallel
+from deltasam_fairseq.fairseq_plugin.sharpness import parallel
 from tests.support import fairseq_toys as toys
 from tests.support.matrix import WORKER_BOUNDS
 from tests.support.workers import run_workers

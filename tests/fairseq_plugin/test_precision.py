@@ -14,9 +14,10 @@ from fairseq.trainer import Trainer
 
 from deltasam_fairseq.core import precision
 from deltasam_fairseq.core.precision import is_full_precision
-from deltasam_fairseq.fairseq_plugin import hook, run
+from deltasam_fairseq.fairseq_plugin import hook
 from deltasam_fairseq.fairseq_plugin.config import Sharpness
-from deltasam_fairseq.fairseq_plugin.model_weights import ModelWeights, in_float
+from deltasam_fairseq.fairseq_plugin.sharpness import run
+from deltasam_fairseq.fairseq_plugin.sharpness.model_weights import ModelWeights, in_float
 from tests.support import fairseq_toys as toys
 from tests.support.precision import MODES, WITH_MASTERS, displacement
 

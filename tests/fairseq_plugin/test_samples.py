@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deltasam_fairseq.fairseq_plugin.samples import containers_copied, split_by_sentence
+from deltasam_fairseq.fairseq_plugin.sharpness.samples import containers_copied, split_by_sentence
 from tests.support import fairseq_toys as toys
 from tests.support import task_data
 from tests.support.task_runs import TASKS, Trains

@@ -19,8 +19,9 @@ from fairseq.criterions.sentence_ranking import SentenceRankingCriterion
 from fairseq.logging import metrics
 from fairseq.trainer import Trainer
 
-from deltasam_fairseq.fairseq_plugin import hook, sentence_losses
-from deltasam_fairseq.fairseq_plugin.sentence_losses import (
+from deltasam_fairseq.fairseq_plugin import hook
+from deltasam_fairseq.fairseq_plugin.criterions import readers as sentence_losses
+from deltasam_fairseq.fairseq_plugin.criterions.readers import (
     SENTENCE_LOSSES,
     SentenceLosses,
     reader_for,

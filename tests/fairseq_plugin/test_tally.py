@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from deltasam_fairseq.fairseq_plugin.tally import Tally
+from deltasam_fairseq.fairseq_plugin.sharpness.weighing import Tally
 
 
 def test_a_larger_unit_brings_earlier_gradients_along() -> None:

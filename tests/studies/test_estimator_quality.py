@@ -17,7 +17,7 @@ pytest.importorskip("fairseq")
 
 from deltasam_fairseq.core import reference  # noqa: E402
 from deltasam_fairseq.core.estimators import ESTIMATORS  # noqa: E402
-from deltasam_fairseq.core.per_instance import Engine  # noqa: E402
+from deltasam_fairseq.per_instance import Engine  # noqa: E402
 from scripts.studies import estimator_quality as study  # noqa: E402
 from scripts.studies.estimator_quality import Bench, Cell, Probes, cosine, difference  # noqa: E402
 from scripts.studies.subject import KeepFloat64, Subject, in_groups, run_subject  # noqa: E402

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from deltasam_fairseq.benchmarks.measurement import Times
-from deltasam_fairseq.core.per_instance import Engine, batched_per_instance_step
-from deltasam_fairseq.core.per_instance.factors import Outer, Rows
+from deltasam_fairseq.per_instance import Engine, batched_per_instance_step
+from deltasam_fairseq.per_instance.factors import Outer, Rows
 from scripts.studies import length
 from scripts.studies.length import STRATEGIES, Encoder, Problem
 

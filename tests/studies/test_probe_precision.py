@@ -14,7 +14,7 @@ pytest.importorskip("fairseq")
 
 from deltasam_fairseq.core.noise import seed_for  # noqa: E402
 from deltasam_fairseq.core.randomness import RandomState  # noqa: E402
-from deltasam_fairseq.core.space import WeightSpace  # noqa: E402
+from deltasam_fairseq.core.weight_space import WeightSpace  # noqa: E402
 from scripts.studies import probe_precision as study  # noqa: E402
 from scripts.studies.probe_precision import PRECISIONS, REFERENCE, Findings, Prober  # noqa: E402
 from scripts.studies.subject import Subject, random_subject  # noqa: E402

@@ -26,10 +26,8 @@ from fairseq.logging import metrics
 from fairseq.trainer import Trainer
 from fairseq_cli import train as fairseq_train
 
-from deltasam_fairseq.fairseq_plugin import (
-    register,  # noqa: F401
-    sentence_losses,
-)
+from deltasam_fairseq.fairseq_plugin import register  # noqa: F401
+from deltasam_fairseq.fairseq_plugin.criterions import readers
 
 if not hasattr(np, "compat"):
     # fairseq's language-model data sets use np.compat.long, which NumPy 2 dropped.
@@ -310,7 +308,7 @@ class PreciseCrossEntropy(FairseqCriterion):
         return True
 
 
-sentence_losses.sentence_losses_for(PreciseCrossEntropy)(sentence_losses.token_losses)
+readers.sentence_losses_for(PreciseCrossEntropy)(readers.token_losses)
 
 PRECISE = (
     "--task translation --source-lang src --target-lang tgt --arch transformer "

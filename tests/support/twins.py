@@ -9,7 +9,7 @@ import torch
 from fairseq.trainer import Trainer
 
 from deltasam_fairseq.core import reference
-from deltasam_fairseq.fairseq_plugin.sentence_losses import token_losses
+from deltasam_fairseq.fairseq_plugin.criterions.readers import token_losses
 from tests.support import fairseq_toys as toys
 
 

@@ -8,6 +8,7 @@ recipes can be listed on a machine that has neither torch nor fairseq.
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ RANK = {
     "registry": 0,
     "safe_pickles": 0,
     "core": 1,
+    "per_instance": 2,
     "objectives": 2,
     "evaluation": 2,
     "data": 2,
@@ -39,6 +41,12 @@ RANK = {
     "cli": 5,
 }
 
+PLUGIN = f"{PACKAGE}.fairseq_plugin"
+# Rooms of the plugin, from the inside, that those further in do not import.
+OUTER = ("sharpness", "hook", "optimizer", "support", "checkpoints", "step_errors", "register")
+
+ALGORITHM = {f"{PACKAGE}.core", f"{PACKAGE}.per_instance"}
+
 # Beside the ranks. A name stands for everything below it.
 FORBIDDEN = {
     "errors": {"fairseq", "numpy", "torch"},
@@ -48,12 +56,19 @@ FORBIDDEN = {
     "markdown": {"fairseq", "numpy", "torch"},
     "figures": {"fairseq", "numpy", "torch", f"{PACKAGE}.core"},
     "core": {"fairseq", "matplotlib", "numpy", "rouge_score", "sacrebleu", "sentencepiece"},
+    "per_instance": {"fairseq", "matplotlib", "numpy"},
     "objectives": {"fairseq"},
-    "evaluation": {"fairseq", "torch", f"{PACKAGE}.core"},
-    "data": {"fairseq", "torch", f"{PACKAGE}.core"},
-    "recipes": {"fairseq", "torch", f"{PACKAGE}.core", f"{PACKAGE}.objectives"},
-    "conversion": {"fairseq", "transformers", f"{PACKAGE}.core"},
-    "decoding": {f"{PACKAGE}.core", f"{PACKAGE}.evaluation"},
+    "evaluation": {"fairseq", "torch", *ALGORITHM},
+    "data": {"fairseq", "torch", *ALGORITHM},
+    "recipes": {"fairseq", "torch", *ALGORITHM, f"{PACKAGE}.objectives"},
+    "conversion": {"fairseq", "transformers", *ALGORITHM},
+    "decoding": {*ALGORITHM, f"{PACKAGE}.evaluation"},
+    # Rooms of the plugin, from the bottom: docs/architecture.md.
+    "fairseq_plugin.passes": {PLUGIN},
+    "fairseq_plugin.embedding_noise": {f"{PLUGIN}.{room}" for room in (*OUTER, "criterions")},
+    "fairseq_plugin.models": {PLUGIN},
+    "fairseq_plugin.criterions": {f"{PLUGIN}.{room}" for room in OUTER},
+    "fairseq_plugin.sharpness": {f"{PLUGIN}.{room}" for room in OUTER[1:]},
 }
 
 # Every third-party module that the package imports; each is a dependency or an
@@ -116,8 +131,10 @@ def violations(path: Path, module: str) -> list[str]:
             top = name.partition(".")[0]
             if top != PACKAGE and top not in THIRD_PARTY | sys.stdlib_module_names:
                 found.append(f"{where} is neither a dependency nor the standard library")
-            if any(is_below(name, forbidden) for forbidden in FORBIDDEN.get(layer, ())):
-                found.append(f"{where} does not belong into {layer}")
+            for room, forbidden in FORBIDDEN.items():
+                inside = is_below(module, f"{PACKAGE}.{room}")
+                if inside and any(is_below(name, other) for other in forbidden):
+                    found.append(f"{where} does not belong into {room}")
             other = layer_of(name) if top == PACKAGE else ""
             if other in RANK and other != layer and RANK[other] >= RANK.get(layer, -1):
                 found.append(f"{where} leads from {layer or PACKAGE} to {other}, not downwards")
@@ -159,6 +176,21 @@ def test_every_layer_has_a_rank() -> None:
         ("cli", "from . import main", "is relative"),
         ("cli", "from torch import *", "is a wildcard"),
         ("", "from deltasam_fairseq import core", "not downwards"),
+        (
+            "fairseq_plugin.criterions",
+            "from deltasam_fairseq.fairseq_plugin.sharpness.run import Run",
+            "does not belong into fairseq_plugin.criterions",
+        ),
+        (
+            "fairseq_plugin.sharpness",
+            "from deltasam_fairseq.fairseq_plugin import hook",
+            "does not belong into fairseq_plugin.sharpness",
+        ),
+        (
+            "fairseq_plugin.passes",
+            "from deltasam_fairseq.fairseq_plugin.config import Sharpness",
+            "does not belong into fairseq_plugin.passes",
+        ),
     ],
 )
 def test_the_rules_find_what_they_forbid(
@@ -176,6 +208,7 @@ def test_the_rules_find_what_they_forbid(
         (PACKAGE, {"torch", "fairseq", "numpy"}),
         (f"{PACKAGE}.registry", {"torch", "fairseq", "numpy"}),
         (f"{PACKAGE}.core", {"fairseq"}),
+        (f"{PACKAGE}.per_instance", {"fairseq"}),
         (f"{PACKAGE}.evaluation", {"torch", "fairseq"}),
         (f"{PACKAGE}.data", {"torch", "fairseq"}),
         (f"{PACKAGE}.recipes", {"torch", "fairseq"}),
@@ -198,3 +231,13 @@ def test_a_clean_interpreter_loads_no_more_than_it_should(module: str, absent: s
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []
+
+
+def test_the_page_about_it_names_what_there_is() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rooms = [ROOT / PACKAGE / room for room in ("", "fairseq_plugin", "fairseq_plugin/criterions")]
+    names = set(re.findall(r"`([a-z_/]+(?:\.py|/))`", page))
+    assert len(names) > 10
+    assert [name for name in names if not any((room / name).exists() for room in rooms)] == []
+    for layer in RANK.keys() - {"objectives", "plugin_dir", "plugin_path", "safe_pickles"}:
+        assert re.search(rf"\b{layer}\b", page), layer

@@ -88,7 +88,7 @@ def test_every_command_is_a_make_target_or_a_verb() -> None:
 
 
 def test_the_files_it_names_exist() -> None:
-    for name in set(re.findall(r"`((?:core|fairseq_plugin)/[a-z_]+\.py)`", README)):
+    for name in set(re.findall(r"`((?:core|fairseq_plugin)/[a-z_/]+\.py)`", README)):
         assert (ROOT / "deltasam_fairseq" / name).is_file(), name
     for name in set(re.findall(r"\]\(((?!https?:)[^)#]+)\)", README)):
         assert (ROOT / name).exists(), name

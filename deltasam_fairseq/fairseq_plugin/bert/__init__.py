@@ -1,1 +1,0 @@
-"""BERT for fairseq, and classification scored with the metrics of its task."""

@@ -1,0 +1,1 @@
+"""SAM, delta-SAM and per-instance perturbation as steps of fairseq's trainer; see ``step``."""

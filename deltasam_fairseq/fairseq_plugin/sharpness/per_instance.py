@@ -1,0 +1,365 @@
+"""Per-instance perturbation (Eq. 2) as a step that is made of a step.
+
+Sentence by sentence, as a SAM step of each, or all sentences of a micro-batch at once.
+The engine for the latter sees every use of a parameter, whoever makes it. Two of
+fairseq's are changed for the length of a pass. Attention hands the weights of
+its four projections to one function of PyTorch; it calls the projections
+themselves once it was told that heads may have been pruned, so that is what it
+is told. And layer normalisation is apex's fused one where apex is installed, a
+compiled function that nobody can look into; PyTorch's own takes its place.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from fairseq.modules import MultiheadAttention
+from fairseq.optim.amp_optimizer import AMPOptimizer
+from torch import Tensor, nn
+
+from deltasam_fairseq.core.pass_state import PassState
+from deltasam_fairseq.fairseq_plugin.criterions.readers import (
+    Reader,
+    Sample,
+    SentenceLosses,
+    reader_for,
+)
+from deltasam_fairseq.fairseq_plugin.passes import Result, Step, is_plain
+from deltasam_fairseq.fairseq_plugin.sharpness.meters import AscentSums, combined
+from deltasam_fairseq.fairseq_plugin.sharpness.samples import (
+    containers_copied,
+    split_by_sentence,
+)
+from deltasam_fairseq.fairseq_plugin.sharpness.step import MicroScope
+from deltasam_fairseq.per_instance import AmbiguousBatch, Engine, Unsupported
+from deltasam_fairseq.registry import UnknownName
+
+logger = logging.getLogger(__name__)
+
+
+class SentenceBySentence(MicroScope):
+    """One perturbation for each sentence, in passes over batches of one."""
+
+    def pieces(self, sample: Sample, given: Mapping[str, Any]) -> list[Sample]:
+        """Divide a micro-batch into its sentences, once they are known to add up to it.
+
+        Args:
+            sample: The micro-batch.
+            given: What else the step is called with.
+
+        Returns:
+            One sample per sentence.
+        """
+        plain = self.trainer.get_criterion()
+        pieces = split_by_sentence(sample, plain.padding_idx)
+
+        def step(batch: Sample, **changed: Any) -> Result:
+            batch = containers_copied(batch)
+            return self.step(sample=batch, ignore_grad=False, **{**given, **changed})
+
+        self.run.adding_up.check_pieces(step, self.trainer.get_model(), plain, sample, pieces)
+        return pieces
+
+
+class BatchedInstances(SentenceBySentence):
+    """Every sentence's own perturbation in two passes over the batch, where that is exact.
+
+    Where it is not for the model or task, ``--sam-per-instance-engine auto`` takes
+    the loop for the rest of the run and says so once, and ``batched`` stops. A
+    batch that does not tell whose rows are whose goes by the loop alone.
+    """
+
+    def at_once(self, sample: Sample, given: Mapping[str, Any]) -> Result | None:
+        """Run a micro-batch with the batched engine.
+
+        Args:
+            sample: The micro-batch.
+            given: What else the step is called with.
+
+        Returns:
+            As the step; ``None`` if the loop has to run it.
+
+        Raises:
+            Unsupported: If the engine is not exact, with ``--sam-per-instance-engine batched``.
+        """
+        if self.run.needs_loop:
+            return None
+        try:
+            result = self._batched(sample, **given)
+        except AmbiguousBatch as reason:
+            if not self.run.ambiguous_batches:
+                logger.warning(
+                    "a batch goes sentence by sentence, and so will others like it, of which "
+                    "nothing more is said: %s",
+                    reason,
+                )
+            self.run.ambiguous_batches += 1
+            return None
+        except Unsupported as reason:
+            if self.settings.per_instance_engine == "batched":
+                raise
+            self.run.needs_loop = True
+            logger.warning(
+                "the batched engine cannot run this model or task exactly, so per_instance goes "
+                "sentence by sentence: %s",
+                reason,
+            )
+            return None
+        output = combined(result.at_weights, result.moved, _sums(result))
+        return result.loss, result.sample_size, output
+
+    def _batched(
+        self, sample: Sample, model: Any, optimizer: Any, update_num: int, **_: Any
+    ) -> BatchedResult:
+        criterion = self.trainer.get_criterion()
+        reader = reader_if_batched(self.step, criterion)
+        plain = self.trainer.get_model()
+        if self.run.engine is None:
+            self.run.engine = Engine(plain, self.run.weights.space)
+        # What FairseqTask.train_step does around a forward pass; on a CPU its autocast,
+        # which is CUDA's, is nothing.
+        autocasts = isinstance(optimizer, AMPOptimizer) and self.trainer.cuda
+        within = partial(torch.autocast, "cuda") if autocasts else nullcontext
+        model.train()
+        model.set_num_updates(update_num)
+        result = batched_per_instance(
+            self.run.engine,
+            model,
+            criterion,
+            reader,
+            sample,
+            rho=self.settings.rho,
+            plain_model=plain,
+            loss_scale=self.run.weights.loss_scale,
+            backward=optimizer.backward,
+            within=within,
+        )
+        with within():
+            self.run.adding_up.check_reader(reader, criterion, plain, sample)
+        return result
+
+
+def reader_if_batched(step: Step, criterion: Any) -> Reader:
+    """Check what can be told of the batched engine before there is a batch.
+
+    Args:
+        step: What runs a pass, such as ``task.train_step`` of the task object.
+        criterion: The criterion, unwrapped.
+
+    Returns:
+        The criterion's reader of per-sentence losses.
+
+    Raises:
+        Unsupported: If the task's step is not fairseq's own, or the criterion's
+            sentences have no losses that are known.
+    """
+    if not is_plain(step):
+        name = getattr(step, "__qualname__", repr(step))
+        raise Unsupported(f"the task's train_step is not fairseq's own, but {name}")
+    try:
+        return reader_for(criterion)
+    except UnknownName as error:
+        raise Unsupported(str(error)) from error
+
+
+class BatchedResult(NamedTuple):
+    """What one micro-batch saw.
+
+    Args:
+        loss: ``sum_i l_i(w + eps_i)``, detached.
+        sample_size: The criterion's own.
+        at_weights: The criterion's logging output at ``w``.
+        moved: The same at ``w + eps_i``.
+        norms: ``|grad l_i(w)|``, shape ``(N,)``, float64, without the loss scale.
+        fallbacks: How many sentences were not perturbed: those whose gradient is
+            zero or not finite, or whose perturbed loss is not finite.
+        overflow: Whether the loss scale was too large; the gradient is then not
+            finite, for fairseq to skip the update.
+    """
+
+    loss: Tensor
+    sample_size: Any
+    at_weights: dict[str, Any]
+    moved: dict[str, Any]
+    norms: Tensor
+    fallbacks: int
+    overflow: bool
+
+
+def batched_per_instance(
+    engine: Engine,
+    model: Any,
+    criterion: Any,
+    reader: Reader,
+    sample: Sample,
+    *,
+    rho: float,
+    plain_model: nn.Module | None = None,
+    loss_scale: float = 1.0,
+    backward: Callable[[Tensor], Any] = torch.autograd.backward,
+    within: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> BatchedResult:
+    """Add ``sum_i grad l_i(w + eps_i)`` of a micro-batch to ``.grad``.
+
+    Args:
+        engine: The run's engine, made once of the unwrapped model and the run's
+            :class:`~deltasam_fairseq.core.weight_space.WeightSpace`.
+        model: The model as the task calls it, perhaps wrapped for several workers.
+        criterion: The criterion, unwrapped.
+        reader: Its reader of per-sentence losses.
+        sample: The micro-batch; it is not changed.
+        rho: L2 norm of each sentence's perturbation, at least 0.
+        plain_model: The unwrapped model, for the pass that gives no gradients to
+            parameters; ``model`` when left out.
+        loss_scale: What ``backward`` multiplies the loss with.
+        backward: fairseq's ``optimizer.backward``, or autograd's.
+        within: Makes the context of a forward pass, such as autocast.
+
+    Returns:
+        Losses, logging outputs and norms.
+
+    Refusals:
+        ``Unsupported`` if the model uses a parameter in a way that no layer rule
+        covers. Nothing has changed then: the caller can run the loop.
+
+    State:
+        Adds to ``.grad``; random generators and buffers end where one pass at w
+        would leave them, and both passes see the same dropout and LayerDrop.
+
+    Cost:
+        2 forward and 2 backward passes, the first of these without weight
+        gradients.
+
+    Collectives:
+        None but those of the second backward pass of a wrapped model.
+    """
+    root = model if plain_model is None else plain_model
+    start = PassState.capture(
+        engine.space, [m for m in (root, criterion) if isinstance(m, nn.Module)]
+    )
+    seen: list[SentenceLosses] = []
+
+    def losses_of(used: Any) -> Tensor:
+        start.replay()
+        with within():
+            seen.append(reader(criterion, used, containers_copied(sample)))
+        return seen[-1].losses
+
+    try:
+        with own_projections(root), own_norms(root):
+            ascent = engine.ascend(lambda: losses_of(root), rho=rho, loss_scale=loss_scale)
+            fine = torch.isfinite(ascent.losses)
+            overflow = loss_scale != 1 and bool((~torch.isfinite(ascent.norms) & fine).any())
+            at_weights = seen[-1].logging_output
+            left = start.buffers.now()
+            seen.clear()
+            with ascent.perturbed():
+                there = losses_of(model)
+            lost = ~torch.isfinite(there.detach()) & fine
+            if lost.any() and not overflow:
+                ascent.leave_alone(lost)
+                del there
+                seen.clear()
+                with ascent.perturbed():
+                    there = losses_of(model)
+    except BaseException:
+        start.replay()
+        raise
+    loss = there.sum()
+    backward(loss * math.inf if overflow else loss)
+    left.replay()
+    return BatchedResult(
+        loss=loss.detach(),
+        sample_size=seen[-1].sample_size,
+        at_weights=at_weights,
+        moved=seen[-1].logging_output,
+        norms=ascent.norms,
+        fallbacks=int((~ascent.usable).sum()),
+        overflow=overflow,
+    )
+
+
+@contextmanager
+def own_projections(model: nn.Module) -> Generator[None, None, None]:
+    """Let attention call its projections as the modules that they are.
+
+    The numbers are the same up to rounding, and so are the dropout's.
+
+    Args:
+        model: The model; its modules are as before after the block.
+
+    Yields:
+        Nothing.
+    """
+    changed = [
+        module
+        for module in model.modules()
+        if isinstance(module, MultiheadAttention)
+        and not module.skip_embed_dim_check
+        and not getattr(module, "use_xformers", False)
+    ]
+    for module in changed:
+        module.skip_embed_dim_check = True
+    try:
+        yield
+    finally:
+        for module in changed:
+            module.skip_embed_dim_check = False
+
+
+@contextmanager
+def own_norms(model: nn.Module) -> Generator[None, None, None]:
+    """Let apex's fused layer normalisation be computed by PyTorch's.
+
+    The numbers are the same up to rounding.
+
+    Args:
+        model: The model; its modules are as before after the block.
+
+    Yields:
+        Nothing.
+    """
+    changed = [module for module in model.modules() if _is_fused(module)]
+    for module in changed:
+        module.forward = partial(_layer_norm, module)
+    try:
+        yield
+    finally:
+        for module in changed:
+            del module.forward
+
+
+def _is_fused(module: nn.Module) -> bool:
+    return "forward" not in vars(module) and any(
+        kind.__module__.partition(".")[0] == "apex" and kind.__name__ == "FusedLayerNorm"
+        for kind in type(module).__mro__
+    )
+
+
+def _layer_norm(module: Any, x: Tensor) -> Tensor:
+    return F.layer_norm(x, module.normalized_shape, module.weight, module.bias, module.eps)
+
+
+def _sums(result: BatchedResult) -> AscentSums:
+    """Turn a micro-batch's result into what is logged."""
+    norms = result.norms.nan_to_num(0.0, 0.0, 0.0)
+    count = float(norms.numel())
+    total, largest = torch.stack([norms.sum(), norms.max()]).tolist()
+    size = float(result.sample_size) / count
+    return AscentSums(
+        perturbations=count,
+        sam_gnorm=total / size if size else 0.0,
+        sam_ess=count,
+        sam_fallback=float(result.fallbacks),
+        sentences=count,
+        sam_inorm=total,
+        batches=1.0,
+        sam_inorm_max=largest,
+    )

@@ -1,0 +1,237 @@
+"""The pass at w: uses are recorded, and their gradients given to sentences.
+
+Parameters keep ``requires_grad``, so that the graph shows every path to them,
+but only the gradients at the layers' outputs are asked for: autograd then
+computes no weight gradient.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
+
+from deltasam_fairseq.core.precision import wide
+from deltasam_fairseq.core.vectors import grouped, norms
+from deltasam_fairseq.per_instance.errors import AmbiguousBatch, Unsupported
+from deltasam_fairseq.per_instance.layout import Layout, Strided
+from deltasam_fairseq.per_instance.layout_memory import Recorded, Site, Sites
+from deltasam_fairseq.per_instance.record_uses import Watch, owned
+from deltasam_fairseq.per_instance.row_owners import COARSE, FINE, Probe, answer, factors
+from deltasam_fairseq.per_instance.row_selection import MAY_PICK, Tables, picks_rows
+from deltasam_fairseq.per_instance.rules.base import Call
+
+
+class Recording(Watch):
+    """A forward pass that keeps what each use of a parameter acted on.
+
+    Args:
+        names: Names of the covered parameters by ``id``.
+        tables: Constants of earlier batches that rows were looked up in.
+
+    Attributes:
+        picks: Whether rows were picked by what is in the batch, up to now.
+    """
+
+    def __init__(self, names: Mapping[int, str], tables: Tables) -> None:
+        super().__init__(names)
+        self.tables = tables
+        self.picks = False
+        self.records: list[Recorded] = []
+        self._uses: Counter[Site] = Counter()
+
+    def pass_by(  # noqa: D102 - the base class says it
+        self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> None:
+        # Asked every time: behind a pick, too, tables become known.
+        if func in MAY_PICK:
+            self.picks |= picks_rows(func, args, kwargs, self.tables)
+
+    def use(self, call: Call, *, spreads: int | None = None) -> tuple[Tensor, int]:  # noqa: D102
+        params = {role: self.stand_in(param) for role, param in call.params.items()}
+        output = owned(call.rule.forward(call, params))
+        names = tuple(self.names.get(id(p)) for p in call.params.values())
+        place: Site = (type(call.rule), names, output.dim())
+        number = len(self.records)
+        self._uses[place] += 1
+        call.input = call.input.detach()
+        call.options.pop("source", None)
+        self.records.append(
+            Recorded(
+                call,
+                site=(*place, self._uses[place]),
+                edge=get_gradient_edge(output),
+                input_shape=call.input.shape,
+                shape=output.shape,
+                stride=output.stride(),
+                dtype=output.dtype,
+                version=call.input._version,
+                picked=self.picks,
+            )
+        )
+        if spreads is not None:
+            self.records[spreads].spread.append(number)
+        return output, number
+
+    def describe(self, record: Recorded) -> str:
+        """Name a call by its parameters."""
+        params = [p for p in record.call.params.values() if self.covered(p)]
+        return " and ".join(map(self.name, params))
+
+
+class Attributed(NamedTuple):
+    """The gradient at one call's output, and whose it is.
+
+    Args:
+        delta: Of the sum of losses; ``None`` if they do not depend on it or if
+            other calls take its place.
+        layout: Where the sentences are; ``None`` if nothing tells and there is
+            no gradient.
+    """
+
+    delta: Tensor | None
+    layout: Layout | None
+
+
+def attributed(
+    losses: Tensor, watch: Recording, sites: Sites, *, loss_scale: float
+) -> list[Attributed] | None:
+    """Run the backward pass of the sum of losses, and find out whose rows are whose.
+
+    Args:
+        losses: Shape ``(N,)``, N > 0, with their graph, which is used up.
+        watch: Their forward pass.
+        sites: What is known from earlier batches; learns from this one.
+        loss_scale: Factor on the losses, to keep half-precision gradients in range.
+
+    Returns:
+        One for each record; ``None`` if the loss scale left nothing but infinities.
+
+    Raises:
+        Unsupported: If rows cannot be given to sentences.
+    """
+    records = watch.records
+    for record in records:
+        if record.call.input._version != record.version:
+            raise Unsupported(
+                f"the input of {watch.describe(record)} was overwritten in place afterwards"
+            )
+    count = losses.numel()
+    sites.begin()
+    known = [sites.settled(record, count) for record in records]
+    asked = [n for n, layout in enumerate(known) if layout is None and not records[n].spread]
+    deltas = _gradients(losses.sum() * loss_scale, records, keep=bool(asked))
+    probed: dict[int, Probe] = {}
+    coarse = any(record.dtype.itemsize < 4 for record in records)
+    if asked:
+        weights = factors(count, losses.detach())
+        again = _gradients((losses * weights).sum() * loss_scale, [records[n] for n in asked])
+        # Of all layers: those that are asked about may have gradients of rounding alone.
+        largest = _largest([g for g in (*again, *deltas) if g is not None], losses)
+        for number, gradient in zip(asked, again, strict=True):
+            delta = deltas[number]
+            if delta is not None and gradient is not None:
+                probed[number] = Probe(
+                    delta,
+                    gradient,
+                    weights,
+                    rows=records[number].rows,
+                    largest=largest,
+                    coarse=coarse,
+                )
+    _learn(watch, deltas, list(probed.values()), coarse=coarse)
+    found: list[Attributed] = []
+    for number, record in enumerate(records):
+        delta, layout = deltas[number], known[number]
+        if record.spread:
+            found.append(Attributed(None, None))
+        elif number in probed:
+            probe = probed.pop(number)
+            if _is_lost(probe, layouts := probe.layouts(), loss_scale):
+                return None
+            layout = _chosen(watch, number, layouts, sites, probe)
+            found.append(Attributed(None if layout is None else delta, layout))
+        else:
+            if delta is None and layout is None:
+                layout = _only_fitting(record, count)
+            found.append(Attributed(delta, layout))
+    return found
+
+
+def _gradients(
+    loss: Tensor, records: Sequence[Recorded], *, keep: bool = False
+) -> Sequence[Tensor | None]:
+    if not records or not loss.requires_grad:
+        return [None] * len(records)
+    return torch.autograd.grad(
+        loss, [record.edge for record in records], retain_graph=keep, allow_unused=True
+    )
+
+
+def _is_lost(probe: Probe, layouts: Sequence[Layout], loss_scale: float) -> bool:
+    return loss_scale != 1 and len(layouts) != 1 and not probe.finite
+
+
+def _chosen(
+    watch: Recording, number: int, layouts: Sequence[Layout], sites: Sites, probe: Probe
+) -> Layout | None:
+    record = watch.records[number]
+    where = f"rows of {watch.describe(record)}'s output, of shape {tuple(record.shape)}"
+    if not layouts:
+        product = watch.multiplied.get(number)
+        why = f" (they are used in {product})" if product else ""
+        raise Unsupported(f"{where}, have no single sentence whose loss depends on them{why}")
+    layout = sites.choose(record, layouts, decisive=probe.decisive)
+    if layout is None and not probe.empty:
+        raise AmbiguousBatch(f"the batch does not tell which {where}, belong to which sentence")
+    return layout
+
+
+def _only_fitting(record: Recorded, count: int) -> Layout | None:
+    """Find the sentences in an output that no loss depends on, as after LayerDrop."""
+    dims = [dim for dim, size in enumerate(record.shape[: record.rows]) if size == count]
+    return Strided(dims[0], count) if len(dims) == 1 else None
+
+
+def _largest(gradients: Sequence[Tensor], like: Tensor) -> Tensor:
+    """Return the largest norm that is finite, a float64 scalar; 0 if there is none."""
+    found = [torch.zeros(1, dtype=torch.float64, device=like.device)]
+    for (group,) in grouped([g.detach() for g in gradients]):
+        found.append(torch.stack(norms(group)).to(like.device))
+    every = torch.cat(found)
+    return torch.where(torch.isfinite(every), every, 0.0).max()
+
+
+def _learn(
+    watch: Recording, deltas: Sequence[Tensor | None], probes: Sequence[Probe], *, coarse: bool
+) -> None:
+    """Let probes learn, and make sure that shared rows are used in the recorded sums only."""
+    shared = [number for number, record in enumerate(watch.records) if record.spread]
+    outside = [_used_outside_sums(deltas, n, watch.records, coarse=coarse) for n in shared]
+    for number, is_outside in zip(shared, answer(probes, outside), strict=True):
+        if is_outside:
+            raise Unsupported(
+                f"{watch.describe(watch.records[number])}'s output is shared by sentences and "
+                "used outside sums"
+            )
+
+
+def _used_outside_sums(
+    deltas: Sequence[Tensor | None], number: int, records: Sequence[Recorded], *, coarse: bool
+) -> Tensor:
+    """Tell whether rows that are shared by sentences are used in other than those sums."""
+    whole = deltas[number]
+    if whole is None:
+        return torch.zeros((), dtype=torch.bool)
+    whole = wide(whole)
+    tolerance, floor = COARSE if coarse else FINE
+    used = [wide(part) for n in records[number].spread if (part := deltas[n]) is not None]
+    # Sentences may cancel in the sum over them, and leave what rounding made.
+    rounding = sum((part.norm() for part in used), whole.new_zeros(())) * floor
+    rest = whole - sum((part.sum_to_size(whole.shape) for part in used), whole * 0)
+    found: Tensor = rest.norm() > tolerance * whole.norm() + rounding
+    return found
