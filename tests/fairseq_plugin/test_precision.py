@@ -89,7 +89,7 @@ def test_the_model_computes_at_the_cast_of_the_perturbed_masters(
     before = [m.detach().clone() for m in space.masters]
     seen: list[list[torch.Tensor]] = []
     gradients: list[list[torch.Tensor]] = []
-    model, steepest = trainer.get_model(), space.steepest
+    model, steepest = trainer.get_model(), space.steepest_unread
     model.register_forward_pre_hook(lambda *_: seen.append([p.detach().clone() for p in space]))
 
     def recorded(found: Sequence[Any]) -> Any:
@@ -97,7 +97,7 @@ def test_the_model_computes_at_the_cast_of_the_perturbed_masters(
         gradients.append([torch.zeros(1) if g is None else g.float() for g in found])
         return steepest(found)
 
-    monkeypatch.setattr(space, "steepest", recorded)
+    monkeypatch.setattr(space, "steepest_unread", recorded)
     trainer.train_step(sample)
     at, there = seen
     (ascent,) = gradients
@@ -272,7 +272,7 @@ def test_weights_of_full_precision_probes_are_those_of_a_full_precision_run(
                 param.data = param.data.half().float()
         (log,) = toys.updates(trainer, [toys.batches(trainer)[:1]])
         found.append(log["sam_ess"])
-    assert found[0] == pytest.approx(found[1], rel=1e-4)
+    assert found[0] == pytest.approx(found[1], rel=5e-4)
 
 
 def test_probes_switch_tf32_off_and_other_passes_do_not(
