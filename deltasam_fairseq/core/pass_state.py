@@ -24,14 +24,13 @@ class Buffers:
     """The buffers of some modules, with their values at one moment.
 
     Args:
-        roots: Modules; their descendants' buffers are held as well.
+        modules: The modules, without their descendants.
     """
 
-    def __init__(self, roots: Iterable[nn.Module] = ()) -> None:
+    def __init__(self, modules: Iterable[nn.Module] = ()) -> None:
         self._held: dict[int, tuple[nn.Module, dict[str, Held]]] = {}
-        for root in roots:
-            for module in root.modules():
-                self.hold(module)
+        for module in modules:
+            self.hold(module)
 
     def __contains__(self, module: nn.Module) -> bool:
         """Tell whether a module's buffers are held."""
@@ -61,10 +60,7 @@ class Buffers:
 
     def now(self) -> Buffers:
         """Return the same modules' buffers with the values that they have now."""
-        later = Buffers()
-        for module, _ in self._held.values():
-            later.hold(module)
-        return later
+        return Buffers(self.modules)
 
     def changed(self) -> bool:
         """Tell whether a pass has changed a buffer since."""
@@ -120,17 +116,17 @@ class PassState:
     buffers: Buffers
 
     @classmethod
-    def capture(cls, tensors: Iterable[Tensor], roots: Iterable[nn.Module] = ()) -> PassState:
+    def capture(cls, tensors: Iterable[Tensor], modules: Iterable[nn.Module] = ()) -> PassState:
         """Read the generators and the buffers.
 
         Args:
             tensors: The model's tensors, whose devices' generators are read.
-            roots: The modules whose buffers are read.
+            modules: The modules whose buffers are read, without their descendants.
 
         Returns:
             A snapshot that later passes do not change.
         """
-        return cls(RandomState.capture(tensors), Buffers(roots))
+        return cls(RandomState.capture(tensors), Buffers(modules))
 
     def replay(self) -> None:
         """Put generators and buffers back to where they were."""

@@ -124,7 +124,7 @@ def test_the_command_of_a_plan_runs_it_again(plan: LaunchesPlan) -> None:
         ({"models": ("speech",)}, "--model: unknown name 'speech'"),
         ({"methods": ("none", "per_instance_loop")}, "--methods: unknown name"),
         ({"methods": ("sam",)}, "--methods must include none"),
-        ({"size": "huge"}, "--size: unknown name 'huge'; known: default, tiny, narrow"),
+        ({"size": "huge"}, "--size: unknown name 'huge'. Known: default, narrow, tiny"),
         ({"warm_up": 1}, "--warm-up must be at least 2, got 1"),
         ({"repeats": -1}, "--repeats must be at least 0, got -1"),
     ],

@@ -19,7 +19,7 @@ from deltasam_fairseq.errors import UserError
         ({"methods": ("none", "sma")}, "--methods: unknown name 'sma'; did you mean 'sam'? Kn"),
         ({"methods": ("sam", "delta_sam")}, "--methods must include none"),
         ({"methods": ("none", "sam", "sam")}, "--methods must name each of its values once"),
-        ({"size": "huge"}, "--size: unknown name 'huge'. Known: default, tiny"),
+        ({"size": "huge"}, "--size: unknown name 'huge'. Known: default, narrow, tiny"),
         ({"device": "tpu"}, "--device: unknown name 'tpu'; did you mean 'cpu'? Known: cpu, cuda"),
         ({"clock": "sun"}, "--clock: unknown name 'sun'. Known: elapsed, processor"),
         ({"device": "cuda", "clock": "processor"}, "the GPU does the work"),
@@ -32,7 +32,7 @@ from deltasam_fairseq.errors import UserError
         ({"tokens": -1}, "--tokens must be at least 0, got -1"),
         ({"update_freq": 0}, "--update-freq must be at least 1, got 0"),
         ({"seconds": -1}, "--seconds must be at least 0, got -1"),
-        ({"precision": "fp8"}, "--precision: unknown name 'fp8'; known: fp32, fp16, bf16"),
+        ({"precision": "fp8"}, "--precision: unknown name 'fp8'. Known: bf16, fp16, fp32"),
         ({"device": "cpu", "precision": "bf16"}, "--precision bf16: fairseq has it on GPUs alone"),
         ({"tokens": 1}, "--tokens 1: a sentence of translation has 2 to 1024 tokens"),
         (

@@ -38,7 +38,7 @@ def test_ratios_are_taken_within_rounds(measurement: Measurement) -> None:
 
 def test_tokens_per_second_and_waiting_go_by_the_median(measurement: Measurement) -> None:
     (model,) = record_of(PLAN, [measurement], AROUND)["models"]
-    assert model["clocks"]["elapsed"]["tokens_per_second"]["none"] == pytest.approx(17 / 3, 1e-5)
+    assert model["clocks"]["elapsed"]["tokens_per_second"]["none"] == pytest.approx(1700 / 3, 1e-5)
     assert "waiting" not in model["clocks"]["elapsed"]
     measurement.working = {"none": 1.2, "sam": 7.0}
     (model,) = record_of(PLAN, [measurement], AROUND)["models"]

@@ -110,7 +110,10 @@ def test_errors_for_the_user_are_one_line_and_status_2(
             "--method: invalid choice: 'samm'; did you mean 's",
         ),
         (["--versoin"], "required: VERB; did you mean '--version'?"),
-        (["prepare", "docstrings", "--ot=d"], "required: --out; did you mean '--out'?"),
+        (
+            ["prepare", "text", "--ot=d", "--train-source=a", "--train-target=b"],
+            "required: --out; did you mean '--out'?",
+        ),
         (
             ["score", "sts", "--prediction", "p", "--gold", "g"],
             "required: --predictions; did you mean '--predictions'?",

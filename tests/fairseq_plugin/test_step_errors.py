@@ -113,9 +113,10 @@ def test_what_stopped_training_is_the_news_where_crash_cannot_be_saved(
 
     # What fails in the passes and what fails after them is saved in two places of fairseq's.
     late = isinstance(error, FloatingPointError)
-    monkeypatch.setattr(
-        *((trainer, "clip_grad_norm") if late else (type(trainer.criterion), "forward")), fail
-    )
+    if late:
+        monkeypatch.setattr(trainer, "clip_grad_norm", fail)
+    else:
+        monkeypatch.setattr(type(trainer.criterion), "forward", fail)
     monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("waits for what will not change"))
     with pytest.raises(type(error), match=str(error)) as caught:
         toys.updates(trainer, [batch])
@@ -131,7 +132,9 @@ def test_anything_may_fail_in_saving_crash(
     trainer = toys.make_trainer(translation, *toys.TRANSLATION, "--save-dir", str(tmp_path))
     batch = toys.batches(trainer)[:1]
     monkeypatch.setattr(trainer.task, "state_dict", lambda: {"state": lambda: None})
-    monkeypatch.setattr(type(trainer.criterion), "forward", lambda *_, **__: dict[str, int]()["missing"])
+    monkeypatch.setattr(
+        type(trainer.criterion), "forward", lambda *_, **__: dict[str, int]()["missing"]
+    )
     with pytest.raises(KeyError, match="missing"):
         toys.updates(trainer, [batch])
     assert not list(tmp_path.iterdir())

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from fairseq.modules import SinusoidalPositionalEmbedding
 from torch import Tensor, nn
 
 from deltasam_fairseq.core.pass_state import PassState
@@ -82,8 +83,7 @@ class ModelWeights:
 
     def state(self) -> PassState:
         """Read the generators and buffers that a pass of the model starts from."""
-        roots = [module for module in self._modules if isinstance(module, nn.Module)]
-        return PassState.capture(self.space, roots)
+        return state_of(self.space, *self._modules)
 
     def others(self) -> list[Tensor]:
         """List the parameters that train and are not the optimizer's."""
@@ -136,6 +136,28 @@ class ModelWeights:
                     for name, tensor in list(held.items()):
                         if tensor is not None:
                             yield held, name, tensor
+
+
+def state_of(space: WeightSpace, *roots: Any) -> PassState:
+    """Read the generators and buffers that a pass starts from.
+
+    Args:
+        space: The parameters, whose devices' generators are read.
+        *roots: The model and the criterion, which may be no module.
+
+    Returns:
+        The state. Tables of sinusoids are no part of it: they are large, and constant.
+    """
+    return PassState.capture(
+        space,
+        (
+            module
+            for root in roots
+            if isinstance(root, nn.Module)
+            for module in root.modules()
+            if not isinstance(module, SinusoidalPositionalEmbedding)
+        ),
+    )
 
 
 def in_float(sample: Any) -> Any:

@@ -24,7 +24,6 @@ from fairseq.modules import MultiheadAttention
 from fairseq.optim.amp_optimizer import AMPOptimizer
 from torch import Tensor, nn
 
-from deltasam_fairseq.core.pass_state import PassState
 from deltasam_fairseq.fairseq_plugin.criterions.readers import (
     Reader,
     Sample,
@@ -33,6 +32,7 @@ from deltasam_fairseq.fairseq_plugin.criterions.readers import (
 )
 from deltasam_fairseq.fairseq_plugin.passes import Result, Step, is_plain
 from deltasam_fairseq.fairseq_plugin.sharpness.meters import AscentSums, combined
+from deltasam_fairseq.fairseq_plugin.sharpness.model_weights import state_of
 from deltasam_fairseq.fairseq_plugin.sharpness.samples import (
     containers_copied,
     split_by_sentence,
@@ -241,9 +241,7 @@ def batched_per_instance(
         None but those of the second backward pass of a wrapped model.
     """
     root = model if plain_model is None else plain_model
-    start = PassState.capture(
-        engine.space, [m for m in (root, criterion) if isinstance(m, nn.Module)]
-    )
+    start = state_of(engine.space, root, criterion)
     seen: list[SentenceLosses] = []
 
     def losses_of(used: Any) -> Tensor:
