@@ -35,7 +35,7 @@ HERE = Path(__file__).resolve().parent
 INSTALL, TESTS = 90.0, 120.0  # seconds at most
 METHODS = ("none", "sam", "delta_sam", "per_instance")
 CELLS = ("none", "sam", "delta_sam", "random", "per_instance")
-TEST_FOLDERS = ("tests/core", "tests/fairseq_plugin", "tests/benchmarks")
+TEST_FOLDERS = ("tests/core", "tests/per_instance", "tests/fairseq_plugin", "tests/benchmarks")
 # As tests/cli/test_glue_end_to_end.py makes them: a BERT of two layers and 24 pairs.
 TOY = """
 from pathlib import Path

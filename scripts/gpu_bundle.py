@@ -153,8 +153,9 @@ def prepare(*arguments: str | Path) -> None:
 
 
 def pack(archive: Path, tree: Path) -> None:
-    """Pack data and model, and the tests beside them; of the data what training reads."""
-    shutil.copytree(ROOT / "tests", tree / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    """Pack data and model, the tests and what these import; of the data what training reads."""
+    for name in ("tests", "scripts/studies"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy2(ROOT / "pyproject.toml", tree / "pyproject.toml")
     git = ["git", "-C", str(ROOT)]
     described = subprocess.run([*git, "describe", "--always", "--dirty", "--abbrev=40"],

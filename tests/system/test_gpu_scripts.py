@@ -195,3 +195,21 @@ def test_without_a_gpu_it_says_so_at_once(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "no GPU that torch can use; --rehearse does without" in done.stdout
     assert "no GPU that torch can use" in (tmp_path / "summary.md").read_text()
+
+
+def test_the_bundle_has_all_that_the_tests_of_a_device_import(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    bundle.pack(tmp_path / "tree.tar.xz", tree)
+    # Tests of documents are not packed, and the command goes on without them.
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "gpu"]
+    command += ["-p", "no:cacheprovider", "--continue-on-collection-errors", *gpu.TEST_FOLDERS]
+    done = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=False)
+    collected = {line.partition("::")[0] for line in done.stdout.splitlines() if "::" in line}
+    marked = {
+        str(path.relative_to(SCRIPTS.parent))
+        for path in (SCRIPTS.parent / "tests").rglob("test_*.py")
+        if path != Path(__file__) and "device: torch.device" in path.read_text()
+    }
+    assert marked
+    assert sorted(marked - collected) == []
