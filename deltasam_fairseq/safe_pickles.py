@@ -13,6 +13,7 @@ path under NumPy 1 and by another under NumPy 2; both load under both.
 from __future__ import annotations
 
 import argparse
+import codecs
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -138,4 +139,5 @@ _NUMPY: list[Any] = [
     _in_place_of("numpy.ndarray", type("ndarray", (Array,), {})),
     *(Dtype, Array),
     bytes,  # the content of an array without entries
+    codecs.encode,  # that of others; torch allows it by itself from 2.5 on
 ]

@@ -20,6 +20,11 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+try:
+    from torch.compiler import is_compiling
+except ImportError:  # before torch 2.3
+    from torch._dynamo import is_compiling
+
 from deltasam_fairseq.core.graph import gradients_aside, leaves, take_gradients
 from deltasam_fairseq.core.pass_state import Buffers, PassState
 from deltasam_fairseq.core.randomness import RandomState
@@ -53,14 +58,13 @@ def meet(module: nn.Module) -> None:
 
 def _meet_and_call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     # The compiler traces this as a part of the model: it may read nothing that changes.
-    if not _is_compiling():
+    # Before torch 2.5 it also runs modules on tensors without values, which is to be left alone.
+    if not is_compiling() and torch._guards.TracingContext.try_get() is None:
         for passes in _running.get():
             passes.include(module, whole=_is_compiled(module))
     return _call(module, *args, **kwargs)
 
 
-# torch.compiler has it since 2.3.
-_is_compiling = getattr(torch.compiler, "is_compiling", torch._dynamo.is_compiling)
 _call = nn.Module.__call__
 _entered = 0
 _lock = Lock()
