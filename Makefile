@@ -37,7 +37,7 @@ cnndm-small: environment ## CNN/DailyMail's commands on 1,000 pairs and a small 
 	DELTASAM_BIN="$(abspath $(BIN))" METHOD=$(METHOD) scripts/cnndm.sh small
 
 test: environment ## the test suite, without the tests marked slow, faults or gpu
-	$(PYTEST) -n $(WORKERS) --dist loadfile $(FAST)
+	$(PYTEST) -n $(WORKERS) $(FAST)
 
 check: environment ## format, lint, types, import arrows, doctests and README blocks
 	$(BIN)/ruff format --check
@@ -51,13 +51,13 @@ gpu-rehearse: environment ## scripts/gpu.sh on a CPU, with tiny sizes: 2 minutes
 	  --out build/gpu-rehearsal
 
 all: check ## everything there is: check, and all tests, slow ones included
-	$(PYTEST) -n $(WORKERS) --dist loadfile
+	$(PYTEST) -n $(WORKERS)
 
 test-upstream: ## the test suite with fairseq 0.12.2, on Python 3.10
 	@test -n "$(PYTHON310)" || { \
 	  echo "No Python 3.10 found: make PYTHON310=/path/to/python3.10 test-upstream" >&2; exit 1; }
 	@$(PYTHON310) scripts/environment.py --upstream $(if $(TORCH),--torch $(TORCH)) $(UPSTREAM_VENV)
-	$(UPSTREAM_VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(FAST)
+	$(UPSTREAM_VENV)/bin/python -m pytest -n $(WORKERS) $(FAST)
 
 environment: ## the virtual environment alone (.venv), built if it is not up to date
 	@$(PYTHON) scripts/environment.py $(if $(TORCH),--torch $(TORCH)) $(VENV)
