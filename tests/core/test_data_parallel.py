@@ -26,6 +26,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     **{f"{m}-sum": {"method": m, "share": "uneven", "reduction": "sum"} for m in METHODS},
     "per_instance-alone": {"method": "per_instance", "share": "uneven", "alone": True},
     "sam-infinite": {"method": "sam", "share": "uneven", "infinite": True},
+    "sam-infinite on one worker": {"method": "sam", "share": "uneven", "infinite": "last"},
     "delta_sam-unusable": {"method": "delta_sam", "share": "uneven", "weights": torch.zeros_like},
     "delta_sam-weightless": {"method": "delta_sam", "share": "one", "weights": torch.clone},
     **{
@@ -54,14 +55,16 @@ class Model(nn.Module):
         self.head = nn.Linear(4, 1).double()
         self.calls: Tensor
         self.register_buffer("calls", torch.zeros((), dtype=torch.float64))
-        self.infinite = "infinite" in setting
+        self.infinite = setting.get("infinite", False)
         self.start = self.head.bias.detach().clone()
 
     def forward(self, x: Tensor) -> Tensor:
         self.calls.add_(1)
         losses = self.head(self.encoder(x).tanh())[:, 0].square() * x[:, 0].square()
         if self.infinite and not torch.equal(self.head.bias, self.start):
-            losses = losses / 0  # wherever the weights are moved
+            # Wherever the weights are moved; of the last sentence alone, x is 0.
+            lost = x[:, 0] == 0 if self.infinite == "last" else x[:, 0] == x[:, 0]
+            losses = torch.where(lost, losses / 0, losses)
         return losses
 
 

@@ -11,7 +11,7 @@ from fairseq.logging import metrics
 
 from deltasam_fairseq.fairseq_plugin.sharpness import meters, run
 from deltasam_fairseq.fairseq_plugin.sharpness.meters import AscentSums
-from deltasam_fairseq.fairseq_plugin.sharpness.weighing import Tally
+from deltasam_fairseq.fairseq_plugin.sharpness.weighing import Seen, Tally
 from tests.support import fairseq_toys as toys
 
 OWN = {"sam_loss", "sharpness", "sam_gnorm", "sam_fallback"}
@@ -67,7 +67,7 @@ def test_the_ascent_norm_of_sam_is_fairseqs_own_gradient_norm(translation: Path)
 
 def test_the_effective_number_of_sentences() -> None:
     tally = Tally(sample_size=10.0)
-    tally.count(torch.tensor([2.0, 2.0, 0.0], dtype=torch.float64), torch.tensor(1.0))
+    tally.add(Seen.of(torch.tensor([2.0, 2.0, 0.0], dtype=torch.float64), torch.tensor(1.0)))
     sums = tally.sums(norm=6.0, fallbacks=0)
     assert sums.sam_ess == pytest.approx(2.0)
     assert sums.sam_floored == pytest.approx(1 / 3)

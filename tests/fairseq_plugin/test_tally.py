@@ -14,7 +14,7 @@ def test_a_larger_unit_brings_earlier_gradients_along() -> None:
     tally = Tally()
     total = torch.zeros(2)
     for mean in (0.5, 4.0, 1.0, 8.0):
-        tally.raise_unit(torch.full((3,), mean, dtype=torch.float64), [param])
+        tally.raise_to(mean, [param])
         batch = torch.tensor([1.0, -2.0])
         share = batch * (mean / tally.scale)
         param.grad = share if param.grad is None else param.grad + share
@@ -27,6 +27,6 @@ def test_a_larger_unit_brings_earlier_gradients_along() -> None:
 @pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
 def test_weights_that_are_no_measure_change_nothing(value: float) -> None:
     tally = Tally()
-    tally.raise_unit(torch.tensor([value], dtype=torch.float64), [])
+    tally.raise_to(value, [])
     assert tally.unit is None
     assert tally.scale == 1.0

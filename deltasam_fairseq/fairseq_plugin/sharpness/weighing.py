@@ -228,12 +228,8 @@ class Tally:
         """List the sums in the order of the constructor, without the unit."""
         return [self.sentences, self.weights, self.squares, self.floored, self.sample_size]
 
-    def count(self, weights: Tensor, floored: Tensor) -> None:
-        """Count one batch's weights in."""
-        self.add(Seen.of(weights, floored))
-
     def add(self, seen: Seen) -> None:
-        """Count one batch's weights in that were read already."""
+        """Count one batch's weights in."""
         self.sentences += seen.sentences
         self.weights += seen.weights
         self.squares += seen.squares
@@ -248,22 +244,13 @@ class Tally:
         """The unit, or 1 as long as there is none."""
         return self.unit or 1.0
 
-    def raise_unit(self, weights: Tensor, params: Sequence[Tensor]) -> None:
+    def raise_to(self, mean: float, params: Sequence[Tensor]) -> None:
         """Let the unit be at least the mean of a batch's weights.
 
         Args:
-            weights: Shape ``(N,)``; unusable ones change nothing.
+            mean: Their mean; one that is unusable changes nothing.
             params: The parameters; the gradients that they have so far are
                 brought to the new unit.
-        """
-        self.raise_to(weights.mean().item(), params)
-
-    def raise_to(self, mean: float, params: Sequence[Tensor]) -> None:
-        """Do the same for weights whose mean was read already.
-
-        Args:
-            mean: Their mean.
-            params: The parameters.
         """
         if not math.isfinite(mean) or mean <= (self.unit or 0.0):
             return
