@@ -54,7 +54,7 @@ def measure_risk(
     out, log = folder / "adversarial_risk.json", folder / "adversarial_risk.log"
     without_gpu = on_cpu(run) if cpu is None else cpu
     command = [
-        *(sys.executable, "-m", "deltasam_fairseq.analysis.adversarial_risk", str(data.binary)),
+        *(sys.executable, "-m", "deltasam_fairseq.inference", "risk", str(data.binary)),
         *("--path", str(run.best_checkpoint), "--split", split, "--rho", repr(rho)),
         *("--user-dir", str(plugin_dir()), "--out", str(out), *(("--cpu",) if without_gpu else ())),
         *("--engine", engine, "--batch-size", str(batch_size)),

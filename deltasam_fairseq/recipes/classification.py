@@ -78,7 +78,7 @@ def classify(
     folder.mkdir(parents=True, exist_ok=True)
     raw, log = folder / "logits.json", folder / "predict.log"
     command = [
-        *(sys.executable, "-m", "deltasam_fairseq.decoding.predict", str(data.binary)),
+        *(sys.executable, "-m", "deltasam_fairseq.inference", "predict", str(data.binary)),
         *("--path", str(checkpoint), "--split", split, "--out", str(raw)),
         *("--user-dir", str(plugin_dir()), *(("--cpu",) if cpu else ())),
     ]

@@ -138,7 +138,7 @@ def generate_command(
     }
     task = {name: recipe.flags[name] for name in _TASK if name in recipe.flags}
     arguments = merge_flags({**task, **recipe.generation, **own, **(flags or {})}, overrides)
-    program = [sys.executable, "-m", "deltasam_fairseq.decoding"]
+    program = [sys.executable, "-m", "deltasam_fairseq.inference", "generate"]
     return [*program, str(data), "--user-dir", str(plugin_dir()), *arguments]
 
 

@@ -45,7 +45,7 @@ def test_fairseq_knows_every_flag(
     if not recipe.generation:
         return
     generate = generate_command(recipe, data=Path("d"), checkpoint=Path("c"), split="test")
-    args = options.parse_args_and_arch(options.get_generation_parser(), generate[3:])
+    args = options.parse_args_and_arch(options.get_generation_parser(), generate[4:])
     assert args.beam == recipe.generation["beam"]
 
 

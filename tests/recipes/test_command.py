@@ -109,7 +109,8 @@ def test_generate_command_in_full() -> None:
         RECIPE, data=Path("d"), checkpoint=Path("c.pt"), split="test", overrides=("--beam", "1")
     )
     assert command == [
-        *(sys.executable, "-m", "deltasam_fairseq.decoding", "d", "--user-dir", str(plugin_dir())),
+        *(sys.executable, "-m", "deltasam_fairseq.inference", "generate", "d"),
+        *("--user-dir", str(plugin_dir())),
         *("--task", "translation", "--source-lang", "source", "--target-lang", "target"),
         *("--beam", "1", "--path", "c.pt", "--gen-subset", "test"),
         *("--required-batch-size-multiple", "1"),

@@ -1,8 +1,9 @@
 """Which part of the package may import which.
 
-An import points from a layer to a lower one, never to its own rank or upwards,
-and some layers keep third-party packages out: the core is PyTorch alone, and
-recipes can be listed on a machine that has neither torch nor fairseq.
+An import points from a layer to a lower one, never to its own rank or upwards, and so
+does a module that is started or imported by its name. Some layers keep third-party
+packages out: the core is PyTorch alone, and recipes can be listed on a machine that has
+neither torch nor fairseq.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ RANK = {
     "objectives": 2,
     "evaluation": 2,
     "data": 2,
-    "recipes": 3,
     "conversion": 3,
-    "decoding": 3,
     "fairseq_plugin": 3,
-    "analysis": 4,
-    "benchmarks": 4,
+    "inference": 4,
     "plugin_dir": 4,
-    "cli": 5,
+    "recipes": 5,
+    "analysis": 6,
+    "benchmarks": 6,
+    "cli": 7,
 }
 
 PLUGIN = f"{PACKAGE}.fairseq_plugin"
@@ -60,9 +61,13 @@ FORBIDDEN = {
     "objectives": {"fairseq"},
     "evaluation": {"fairseq", "torch", *ALGORITHM},
     "data": {"fairseq", "torch", *ALGORITHM},
-    "recipes": {"fairseq", "torch", *ALGORITHM, f"{PACKAGE}.objectives"},
+    # Recipes start inference and training in processes of their own.
+    "recipes": {
+        *("fairseq", "torch", *ALGORITHM, PLUGIN),
+        *(f"{PACKAGE}.{room}" for room in ("conversion", "inference", "objectives")),
+    },
     "conversion": {"fairseq", "transformers", *ALGORITHM},
-    "decoding": {*ALGORITHM, f"{PACKAGE}.evaluation"},
+    "inference": {f"{PACKAGE}.conversion", f"{PACKAGE}.evaluation"},
     # Rooms of the plugin, from the bottom: docs/architecture.md.
     "fairseq_plugin.passes": {PLUGIN},
     "fairseq_plugin.embedding_noise": {f"{PLUGIN}.{room}" for room in (*OUTER, "criterions")},
@@ -112,6 +117,20 @@ def imports(path: Path) -> Iterator[tuple[ast.stmt, list[str]]]:
             yield node, [f"{node.module}.{alias.name}" for alias in node.names]
 
 
+def named_modules(path: Path) -> Iterator[tuple[ast.Constant, str]]:
+    """Yield each string that names a module of the package: alone, or behind ``-m``.
+
+    That is how ``python -m`` and ``import_module`` take it. Docstrings are no code.
+    """
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            name = rf"{PACKAGE}(?:\.\w+)+"
+            found = re.findall(rf"^{name}$|(?<=-m ){name}", node.value)
+            yield from ((node, module) for module in found if id(node) not in docstrings)
+
+
 def is_below(module: str, name: str) -> bool:
     return module == name or module.startswith(f"{name}.")
 
@@ -135,10 +154,20 @@ def violations(path: Path, module: str) -> list[str]:
                 inside = is_below(module, f"{PACKAGE}.{room}")
                 if inside and any(is_below(name, other) for other in forbidden):
                     found.append(f"{where} does not belong into {room}")
-            other = layer_of(name) if top == PACKAGE else ""
-            if other in RANK and other != layer and RANK[other] >= RANK.get(layer, -1):
-                found.append(f"{where} leads from {layer or PACKAGE} to {other}, not downwards")
+            if top == PACKAGE and not is_downwards(layer, name):
+                found.append(f"{where} leads from {layer or PACKAGE} to {name}, not downwards")
+    found += [
+        f"{path.name}:{node.lineno}: {name!r} leads from {layer or PACKAGE}, not downwards"
+        for node, name in named_modules(path)
+        if not is_downwards(layer, name)
+    ]
     return found
+
+
+def is_downwards(layer: str, name: str) -> bool:
+    """Tell whether a module of the package is in the layer itself or in a lower one."""
+    other = layer_of(name)
+    return other not in RANK or other == layer or RANK[other] < RANK.get(layer, -1)
 
 
 def module_name(path: Path) -> str:
@@ -163,11 +192,16 @@ def test_every_layer_has_a_rank() -> None:
         ("core", "from fairseq import utils", "does not belong into core"),
         ("core", "import deltasam_fairseq.fairseq_plugin.register", "not downwards"),
         ("core", "from deltasam_fairseq import objectives", "not downwards"),
-        ("recipes", "from deltasam_fairseq.fairseq_plugin import config", "not downwards"),
+        ("recipes", "from deltasam_fairseq.analysis import curve", "not downwards"),
+        ("recipes", "run(['-m', 'deltasam_fairseq.analysis.curve'])", "not downwards"),
+        ("inference", "run('python -m deltasam_fairseq.cli')", "not downwards"),
+        ("data", "import_module('deltasam_fairseq.evaluation.bleu')", "not downwards"),
+        ("recipes", "from deltasam_fairseq.fairseq_plugin import config", "does not belong"),
+        ("recipes", "from deltasam_fairseq.inference import predict", "does not belong"),
         ("evaluation", "from deltasam_fairseq.data import text", "not downwards"),
         ("conversion", "import fairseq", "does not belong into conversion"),
         ("conversion", "from deltasam_fairseq.recipes import base", "not downwards"),
-        ("decoding", "from deltasam_fairseq.fairseq_plugin import config", "not downwards"),
+        ("fairseq_plugin", "from deltasam_fairseq.inference import risk", "not downwards"),
         ("evaluation", "from deltasam_fairseq.core.noise import draw", "does not belong"),
         ("recipes", "def f():\n    import torch", "does not belong into recipes"),
         ("analysis", "import pandas", "neither a dependency nor the standard library"),

@@ -17,8 +17,8 @@ from fairseq.models.transformer import TransformerDecoderBase, TransformerEncode
 from fairseq_cli import generate, train  # noqa: E402
 
 from deltasam_fairseq.conversion.prepare_bart import BartRequest, prepare_bart  # noqa: E402
-from deltasam_fairseq.decoding import register  # noqa: E402, F401
-from deltasam_fairseq.fairseq_plugin import register as plugin  # noqa: E402, F401
+from deltasam_fairseq.fairseq_plugin import register  # noqa: E402, F401
+from deltasam_fairseq.inference.generate import mend_ngram_blocking  # noqa: E402
 from deltasam_fairseq.recipes.catalogue import RECIPES  # noqa: E402
 from deltasam_fairseq.recipes.command import generate_command, train_command  # noqa: E402
 from deltasam_fairseq.recipes.generation import DECODE_BOS  # noqa: E402
@@ -100,7 +100,8 @@ def run_decoding(data: Path, checkpoint: Path, bos: str, *flags: str) -> None:
         flags=DECODE_BOS[bos],
         overrides=[*LANGUAGES, "--max-len-b", "8", "--min-len", "3", *flags],
     )
-    args = options.parse_args_and_arch(options.get_generation_parser(), command[3:])
+    args = options.parse_args_and_arch(options.get_generation_parser(), command[4:])
+    mend_ngram_blocking()
     generate.main(args)
 
 

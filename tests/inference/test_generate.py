@@ -9,8 +9,11 @@ pytest.importorskip("fairseq")
 
 from fairseq.ngram_repeat_block import NGramRepeatBlock  # noqa: E402
 
-from deltasam_fairseq.decoding import register  # noqa: E402, F401
-from deltasam_fairseq.decoding.ngrams import block_repeats  # noqa: E402
+from deltasam_fairseq.inference.generate import (  # noqa: E402
+    OneLineGpt2Bpe,
+    block_repeats,
+    mend_ngram_blocking,
+)
 
 pytestmark = pytest.mark.fairseq
 
@@ -46,6 +49,12 @@ def test_exactly_the_repeating_tokens_are_blocked(rows: list[list[int]], size: i
         assert blocked == banned_slowly(row, size)
 
 
+@pytest.fixture
+def mended() -> None:
+    mend_ngram_blocking()
+
+
+@pytest.mark.usefixtures("mended")
 def test_fairseq_calls_it_with_its_buffer() -> None:
     # Beginning token 2, then 5 6 5; behind it, padding that has not been generated.
     tokens = torch.tensor([[2, 5, 6, 5, 1, 1, 1]])
@@ -54,6 +63,7 @@ def test_fairseq_calls_it_with_its_buffer() -> None:
     assert lprobs.isinf().nonzero().tolist() == [[0, 6]]
 
 
+@pytest.mark.usefixtures("mended")
 def test_the_end_is_never_blocked() -> None:
     tokens = torch.tensor([[2, 5, 1, 1]])
     block = NGramRepeatBlock(1, use_extension=False)
@@ -62,8 +72,6 @@ def test_the_end_is_never_blocked() -> None:
 
 
 def test_text_of_an_untrained_model_is_one_line() -> None:
-    from deltasam_fairseq.decoding.gpt2_lines import OneLineGpt2Bpe
-
     bpe = OneLineGpt2Bpe.__new__(OneLineGpt2Bpe)
     letters = {1: "a", 2: "\n", 3: " b"}
     bpe.bpe = SimpleNamespace(decode=lambda numbers: "".join(letters[n] for n in numbers))

@@ -14,12 +14,9 @@ from torch import Tensor
 
 pytest.importorskip("fairseq")
 
-from deltasam_fairseq.analysis import adversarial_risk  # noqa: E402
-from deltasam_fairseq.analysis.adversarial_risk import batches_by_length, measure  # noqa: E402
-from deltasam_fairseq.analysis.adversarial_risk_engine import (  # noqa: E402
-    Scorer,
-    adversarial_loss,
-)
+from deltasam_fairseq.inference import risk  # noqa: E402
+from deltasam_fairseq.inference.checkpoint import batches, load_checkpoint  # noqa: E402
+from deltasam_fairseq.inference.risk import Scorer, adversarial_loss, measure  # noqa: E402
 from deltasam_fairseq.per_instance import Unsupported  # noqa: E402
 from deltasam_fairseq.plugin_path import plugin_dir  # noqa: E402
 from tests.support import fairseq_data  # noqa: E402
@@ -72,7 +69,7 @@ def test_both_engines_give_the_same(
     count = len(problem.losses()())
     found = {}
     for engine in ("batched", "loop", "auto"):
-        scorer = Scorer(problem.model, rho=0.1, engine=engine, say=pytest.fail)
+        scorer = Scorer(problem.model, rho=0.1, engine=engine, log=pytest.fail)
         found[engine] = scorer.score(problem.losses(), alone(problem, count))
         assert scorer.used == ("loop" if engine == "loop" else "batched")
     assert found["auto"] == found["batched"]
@@ -89,7 +86,7 @@ def test_auto_says_once_why_it_takes_the_loop_and_batched_stops() -> None:
         return (problem.losses()() + (weight * weight).sum())[sentence]
 
     said: list[str] = []
-    scorer = Scorer(problem.model, rho=0.1, engine="auto", say=said.append)
+    scorer = Scorer(problem.model, rho=0.1, engine="auto", log=said.append)
     single = [partial(square, slice(n, n + 1)) for n in range(3)]
     first = scorer.score(partial(square, slice(None)), single)
     assert scorer.score(partial(square, slice(None)), single) == first
@@ -100,7 +97,7 @@ def test_auto_says_once_why_it_takes_the_loop_and_batched_stops() -> None:
     assert scorer.scored == {"batched": 0, "loop": 6}
     assert scorer.reasons
     with pytest.raises(Unsupported, match="0.weight is used in torch"):
-        Scorer(problem.model, rho=0.1, engine="batched", say=said.append).score(
+        Scorer(problem.model, rho=0.1, engine="batched", log=said.append).score(
             partial(square, slice(None)), single
         )
 
@@ -130,8 +127,9 @@ class KeepsAll:
 
 
 def test_the_longest_sentences_come_first_and_the_last_batch_is_what_is_left() -> None:
-    found = list(batches_by_length(KeepsAll(), Lengths(3, 9, 1, 7, 5), None, 2))
-    assert found == [[1, 3], [4, 0], [2]]
+    data = Lengths(3, 9, 1, 7, 5)
+    assert list(batches(KeepsAll(), data, None, 2, longest_first=True)) == [[1, 3], [4, 0], [2]]
+    assert list(batches(KeepsAll(), data, None, 2)) == [[0, 1], [2, 3], [4]]
 
 
 @pytest.fixture(scope="module")
@@ -154,12 +152,15 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Pat
 @pytest.mark.parametrize("name", ["prediction", "translation"])
 def test_a_checkpoint_by_both_engines(checkpoints: dict[str, tuple[Path, Path]], name: str) -> None:
     data, checkpoint = checkpoints[name]
-    cpu = torch.device("cpu")
     by = {}
     count = {"prediction": 48, "translation": 64}[name]  # 7 to a batch leave 6 and 1
     for engine, size in (("batched", 7), ("batched", 48), ("loop", 7)):
         record, single = measure(
-            *(data, checkpoint, "train"), rho=0.05, device=cpu, engine=engine, batch_size=size
+            load_checkpoint(data, checkpoint, torch.device("cpu")),
+            "train",
+            rho=0.05,
+            engine=engine,
+            batch_size=size,
         )
         assert record["n"] == count
         assert record["engine"] == engine
@@ -177,7 +178,7 @@ def test_the_command_writes_the_record_and_the_sentences(
 ) -> None:
     data, checkpoint = checkpoints["prediction"]
     out = tmp_path / "adversarial_risk.json"
-    adversarial_risk.main(
+    risk.main(
         [
             *(str(data), "--path", str(checkpoint), "--split", "train", "--rho", "0.05", "--cpu"),
             *("--out", str(out), "--user-dir", str(plugin_dir())),
@@ -185,7 +186,7 @@ def test_the_command_writes_the_record_and_the_sentences(
     )
     record = json.loads(out.read_text())
     assert (record["engine"], record["n"], record["rho"]) == ("batched", 48, 0.05)
-    single = json.loads((tmp_path / adversarial_risk.SENTENCES).read_text())
+    single = json.loads((tmp_path / risk.SENTENCES).read_text())
     assert len(single["losses"]) == len(single["risks"]) == 48
     assert "refused" not in record
     capsys.readouterr()

@@ -1,1 +1,0 @@
-"""``fairseq-generate`` with what summarization needs of it; run as ``python -m``."""
