@@ -49,11 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure, and print one line.
-
-    Args:
-        args: Of :func:`add_arguments`.
-    """
+    """Measure, and print one line."""
     folder = RunFolder(args.run_dir)
     data = PreparedSentences.load(args.data or Path(folder.record()["data"]))
     data.require_split(args.split)

@@ -43,13 +43,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Score with one metric.
-
-    Args:
-        args: Of :func:`add_arguments`.
-
-    Returns:
-        Zero.
-    """
+    """Score with one metric and return zero."""
     args.score(args)
     return 0

@@ -26,9 +26,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Summarize, and print.
 
-    Args:
-        args: Of :func:`add_arguments`.
-
     Raises:
         UserError: If a file is named twice: a seed must not count twice.
     """

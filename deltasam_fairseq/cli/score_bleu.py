@@ -32,11 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Score, and print.
-
-    Args:
-        args: Of :func:`add_arguments`.
-    """
+    """Score, and print."""
     report = bleu_scores(
         read_lines(args.hypotheses),
         [read_lines(path) for path in args.references],

@@ -25,11 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Score, and print.
-
-    Args:
-        args: Of :func:`add_arguments`.
-    """
+    """Score, and print."""
     report = glue_scores(args.task, read_lines(args.predictions), read_lines(args.labels))
     if args.json:
         print(json.dumps(report.as_json()))

@@ -105,11 +105,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Score, and print.
-
-    Args:
-        args: Of :func:`add_arguments`.
-    """
+    """Score, and print."""
     report = _score(args, args.hypotheses)
     warning = report.warning("--split")
     result = report.as_json()
@@ -136,15 +132,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def as_text(report: RougeReport, result: dict[str, Any]) -> str:
-    """Write scores as a small table.
-
-    Args:
-        report: The means.
-        result: What the JSON object holds, intervals and differences among it.
-
-    Returns:
-        Several lines.
-    """
+    """Return a small table of the means, and of the intervals and differences in ``result``."""
     lines = [f"{'':10} {'precision':>9} {'recall':>9} {'F':>9}"]
     lines += [
         f"{name:10} {score.precision:9.2f} {score.recall:9.2f} {score.fmeasure:9.2f}"

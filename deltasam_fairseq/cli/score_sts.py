@@ -30,9 +30,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Score, and print.
 
-    Args:
-        args: Of :func:`add_arguments`.
-
     Raises:
         UserError: If the lists are not equally long, or name a file of gold scores twice.
     """

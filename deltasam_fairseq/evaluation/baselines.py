@@ -8,14 +8,7 @@ from statistics import median
 
 
 def lead(sources: Sequence[str], *, words: int) -> list[str]:
-    """Summarize each text by its first words.
-
-    Args:
-        sources: The texts.
-        words: How many words; the median length of the training targets is the usual choice.
-
-    Returns:
-        One summary per text.
+    """Return the first words of each text; their usual number is :func:`median_words`.
 
     Example:
         >>> lead(["to be or not to be"], words=2)
@@ -25,14 +18,9 @@ def lead(sources: Sequence[str], *, words: int) -> list[str]:
 
 
 def most_frequent(targets: Sequence[str], *, count: int) -> list[str]:
-    """Summarize every text by the most frequent training target.
+    """Return the most frequent training target ``count`` times.
 
-    Args:
-        targets: Training targets.
-        count: Number of texts.
-
-    Returns:
-        The same summary ``count`` times; of equally frequent ones the first in the training data.
+    Of equally frequent targets it is the first in the training data.
 
     Example:
         >>> most_frequent(["Add.", "Sort.", "Sort."], count=2)

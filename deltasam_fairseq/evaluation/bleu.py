@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.evaluation.lines import check_lengths, check_references
 from deltasam_fairseq.registry import nearest
 
 #: sacreBLEU's tokenizers for BLEU that need no further download.
@@ -28,12 +29,7 @@ class CorpusScore:
 
 @dataclass(frozen=True)
 class BleuReport:
-    """The three scores.
-
-    Args:
-        scores: ``bleu``, ``chrf`` and ``ter``.
-        n: Number of hypotheses.
-    """
+    """``bleu``, ``chrf`` and ``ter`` of ``n`` hypotheses."""
 
     scores: dict[str, CorpusScore]
     n: int
@@ -52,8 +48,7 @@ def bleu_scores(
 ) -> BleuReport:
     """Score a corpus.
 
-    An empty hypothesis lowers the score like any other bad one. A line that is blank in
-    all streams of references, or streams of unequal lengths, are errors for the user.
+    An empty hypothesis lowers the score like any other bad one.
 
     Args:
         hypotheses: Detokenized translations.
@@ -67,7 +62,8 @@ def bleu_scores(
         BLEU, chrF and TER.
 
     Raises:
-        UserError: If there is nothing to score or something cannot be scored.
+        UserError: If the tokenizer is unknown, there is nothing to score, streams have unequal
+            lengths, or a line is blank in all of them.
 
     Example:
         >>> report = bleu_scores(["the cat sat on the mat"], [["the cat sat on a mat"]])
@@ -76,17 +72,11 @@ def bleu_scores(
     """
     if tokenizer not in TOKENIZERS:
         raise UserError(f"unknown tokenizer {tokenizer!r}{nearest(tokenizer, TOKENIZERS)}")
-    for number, stream in enumerate(references, start=1):
-        if len(stream) != len(hypotheses):
-            raise UserError(
-                f"{len(hypotheses)} hypotheses but {len(stream)} lines in reference file {number}; "
-                "line n of one must belong to line n of the other"
-            )
-    if not hypotheses or not references:
+    if not references:
         raise UserError("there is nothing to score: no hypotheses or no references")
-    for number, texts in enumerate(zip(*references, strict=True), start=1):
-        if not any(text.strip() for text in texts):
-            raise UserError(f"line {number}: the reference is empty; remove it and its hypothesis")
+    for number, stream in enumerate(references, start=1):
+        check_lengths(hypotheses, stream, "hypotheses", f"lines in reference file {number}")
+    check_references(zip(*references, strict=True))
     from sacrebleu.metrics.bleu import BLEU  # noqa: PLC0415 - slow to import
     from sacrebleu.metrics.chrf import CHRF  # noqa: PLC0415
     from sacrebleu.metrics.ter import TER  # noqa: PLC0415

@@ -51,23 +51,13 @@ class Engine:
 
 
 class Tokenizer155:
-    """Words as ROUGE-1.5.5 has them; fits rouge-score's tokenizer hook.
-
-    Args:
-        stemmer: Reduces a word, or none.
-    """
+    """Words as ROUGE-1.5.5 has them; fits rouge-score's tokenizer hook."""
 
     def __init__(self, stemmer: Stemmer155 | None) -> None:
         self._stem = lru_cache(maxsize=2**16)(stemmer.stem) if stemmer else None
 
     def tokenize(self, text: str) -> list[str]:
-        """Return the words of a text.
-
-        Args:
-            text: Any text.
-
-        Returns:
-            Runs of ASCII letters and digits, in lower case and reduced.
+        """Return the runs of ASCII letters and digits of a text, in lower case and reduced.
 
         Example:
             >>> Tokenizer155(None).tokenize("The U.K.'s Café-bar, 3.5 m")
@@ -78,14 +68,7 @@ class Tokenizer155:
 
 
 def rouge_score_engine(*, stemmer: bool) -> Engine:
-    """Return rouge-score as it is.
-
-    Args:
-        stemmer: Whether words are reduced by NLTK's variant of Porter's stemmer.
-
-    Returns:
-        The engine.
-    """
+    """Return rouge-score as it is, whose stemmer is NLTK's variant of Porter's."""
     from rouge_score import rouge_scorer  # noqa: PLC0415 - brings nltk: slow to import
 
     scorer = rouge_scorer.RougeScorer(VARIANTS, use_stemmer=stemmer)
@@ -106,7 +89,7 @@ def rouge_155_engine(*, stemmer: bool, exceptions: Path | None = WORDNET_2_0) ->
             what the copy of ROUGE-1.5.5 in files2rouge has.
 
     Returns:
-        The engine.
+        The engine; its signature has the number of exceptions and a hash of them.
     """
     from rouge_score import rouge_scorer  # noqa: PLC0415 - brings nltk: slow to import
 
@@ -136,15 +119,7 @@ def _digest(words: Mapping[str, str]) -> str:
 
 
 def make_engine(like: str, *, stemmer: bool, exceptions: Path | None) -> Engine:
-    """Return the engine that agrees with a program.
-
-    Args:
-        like: One of :data:`PROGRAMS`.
-        stemmer: Whether words are reduced.
-        exceptions: As for :func:`rouge_155_engine`; rouge-score has no lists to replace.
-
-    Returns:
-        The engine.
+    """Return the engine that agrees with a program of :data:`PROGRAMS`.
 
     Raises:
         UserError: If the name is unknown, or rouge-score is given lists.

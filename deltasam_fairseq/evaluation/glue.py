@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import isfinite
+from dataclasses import dataclass, replace
 from typing import Any
 
 from deltasam_fairseq import __version__
+from deltasam_fairseq.data.glue import GLUE
 from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.evaluation.lines import check_lengths, read_numbers
 from deltasam_fairseq.evaluation.metrics import CLASS_METRICS, NUMBER_METRICS
 from deltasam_fairseq.registry import nearest
 
@@ -30,36 +31,15 @@ class GlueTask:
     classes: tuple[str, ...] = ()
 
 
-_NLI = ("entailment", "neutral", "contradiction")
-_ENTAILMENT = ("not_entailment", "entailment")
-_TWO = ("0", "1")
-
-TASKS = {
-    task.name.lower(): task
-    for task in (
-        GlueTask("CoLA", ("matthews", "accuracy"), _TWO),
-        GlueTask("SST-2", ("accuracy",), _TWO),
-        GlueTask("MRPC", ("accuracy", "f1"), _TWO),
-        GlueTask("QQP", ("accuracy", "f1"), _TWO),
-        GlueTask("STS-B", ("pearson", "spearman")),
-        GlueTask("MNLI", ("accuracy",), _NLI),
-        GlueTask("MNLI-mm", ("accuracy",), _NLI),
-        GlueTask("QNLI", ("accuracy",), _ENTAILMENT),
-        GlueTask("RTE", ("accuracy",), _ENTAILMENT),
-        GlueTask("WNLI", ("accuracy",), _TWO),
-    )
-}
+#: The tasks of the paper, then the two of GLUE that it does not train on.
+TASKS = {name: GlueTask(task.name, task.metrics, task.classes) for name, task in GLUE.items()}
+TASKS["mnli-mm"] = replace(TASKS["mnli"], name="MNLI-mm")
+TASKS["wnli"] = GlueTask("WNLI", ("accuracy",), ("0", "1"))
 
 
 @dataclass(frozen=True)
 class GlueReport:
-    """Scores of one task.
-
-    Args:
-        task: The task.
-        scores: By metric, in percent.
-        n: Number of examples.
-    """
+    """Scores of one task by metric, in percent, and the number of examples."""
 
     task: GlueTask
     scores: dict[str, float]
@@ -115,61 +95,17 @@ def glue_scores(
     if found is None:
         raise UserError(f"unknown GLUE task {task!r}{nearest(str(task).lower(), TASKS)}")
     check_lengths(predictions, labels, "predictions", "labels")
-    if not found.classes:
-        numbers = read_numbers(predictions, "prediction"), read_numbers(labels, "label")
-        if constant is not None and len(set(numbers[0])) == 1 < len(set(numbers[1])):
-            return GlueReport(found, dict.fromkeys(found.metrics, 100 * constant), len(labels))
-        scores = {name: 100 * NUMBER_METRICS[name](*numbers) for name in found.metrics}
-        return GlueReport(found, scores, len(labels))
-    _check_classes(predictions, labels, found)
-    scores = {name: 100 * CLASS_METRICS[name](predictions, labels) for name in found.metrics}
-    return GlueReport(found, scores, len(labels))
-
-
-def check_lengths(first: Sequence[str], second: Sequence[str], name: str, other: str) -> None:
-    """Refuse files whose lines do not belong together.
-
-    Args:
-        first: Lines of one file.
-        second: Lines of the other.
-        name: What the first holds, in the plural.
-        other: What the second holds.
-
-    Raises:
-        UserError: If the numbers differ or are zero.
-    """
-    if len(first) != len(second):
-        raise UserError(
-            f"{len(first)} {name} but {len(second)} {other}; "
-            "line n of one must belong to line n of the other"
-        )
-    if not first:
-        raise UserError(f"there is nothing to score: no {name} and no {other}")
-
-
-def read_numbers(lines: Sequence[str], what: str) -> list[float]:
-    """Read one number per line.
-
-    Args:
-        lines: As in the file.
-        what: What a line holds, in the singular; for the message.
-
-    Returns:
-        The numbers.
-
-    Raises:
-        UserError: If a line holds something else than one finite number.
-    """
-    numbers = []
-    for row, line in enumerate(lines, start=1):
-        try:
-            number = float(line)
-        except ValueError:
-            number = float("nan")
-        if not isfinite(number):
-            raise UserError(f"line {row}: the {what} is {line!r}, not a finite number")
-        numbers.append(number)
-    return numbers
+    if found.classes:
+        _check_classes(predictions, labels, found)
+        scores = {name: CLASS_METRICS[name](predictions, labels) for name in found.metrics}
+    else:
+        numbers, gold = read_numbers(predictions, "prediction"), read_numbers(labels, "label")
+        if constant is not None and len(set(numbers)) == 1 < len(set(gold)):
+            scores = dict.fromkeys(found.metrics, constant)
+        else:
+            scores = {name: NUMBER_METRICS[name](numbers, gold) for name in found.metrics}
+    percent = {name: 100 * score for name, score in scores.items()}
+    return GlueReport(found, percent, len(labels))
 
 
 def _check_classes(predictions: Sequence[str], labels: Sequence[str], task: GlueTask) -> None:

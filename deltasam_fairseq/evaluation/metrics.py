@@ -1,8 +1,7 @@
 """Agreement of predictions with labels, in plain Python; all scores are fractions.
 
-Where a metric is 0 divided by 0 it has a value here: F1 and Matthews'
-coefficient are 0, as in scikit-learn. A correlation with a constant has none, and
-is an error for the user: a model that gives every pair the same score has not
+Where F1 or Matthews' coefficient is 0 divided by 0 it is 0, as in scikit-learn. A correlation
+with a constant is an error for the user: a model that gives every pair the same score has not
 learnt, and a table should not say 0.
 """
 
@@ -17,14 +16,7 @@ from deltasam_fairseq.errors import UserError
 
 
 def accuracy(predictions: Sequence[str], labels: Sequence[str]) -> float:
-    """Return the share of equal entries.
-
-    Args:
-        predictions: Predicted classes, at least one.
-        labels: True classes.
-
-    Returns:
-        Between 0 and 1.
+    """Return the share of equal entries, of one or more.
 
     Example:
         >>> accuracy(["a", "b"], ["a", "c"])
@@ -35,15 +27,7 @@ def accuracy(predictions: Sequence[str], labels: Sequence[str]) -> float:
 
 
 def f1(predictions: Sequence[str], labels: Sequence[str], *, positive: str = "1") -> float:
-    """Return the F-measure of one class.
-
-    Args:
-        predictions: Predicted classes.
-        labels: True classes.
-        positive: The class.
-
-    Returns:
-        Between 0 and 1; 0 if the class is neither predicted nor there.
+    """Return the F-measure of the positive class; 0 if it is neither predicted nor there.
 
     Example:
         >>> f1(["1", "1", "0"], ["1", "0", "0"])
@@ -55,15 +39,9 @@ def f1(predictions: Sequence[str], labels: Sequence[str], *, positive: str = "1"
 
 
 def matthews(predictions: Sequence[str], labels: Sequence[str], *, positive: str = "1") -> float:
-    """Return Matthews' correlation coefficient of two classes.
+    """Return Matthews' correlation coefficient of the positive class and all others.
 
-    Args:
-        predictions: Predicted classes.
-        labels: True classes.
-        positive: One of the two classes; all else is the other.
-
-    Returns:
-        Between -1 and 1; 0 if one class alone is predicted or alone is there.
+    It is 0 if one class alone is predicted or alone is there.
 
     Example:
         >>> matthews(["1", "1", "0", "0"], ["1", "0", "0", "0"])
@@ -77,6 +55,7 @@ def matthews(predictions: Sequence[str], labels: Sequence[str], *, positive: str
 def _confusion(
     predictions: Sequence[str], labels: Sequence[str], positive: str
 ) -> tuple[int, int, int, int]:
+    """Count true positives, false positives, false negatives and true negatives."""
     pairs = [(p == positive, t == positive) for p, t in zip(predictions, labels, strict=True)]
     return (
         pairs.count((True, True)),
@@ -87,15 +66,9 @@ def _confusion(
 
 
 def pearson(predictions: Sequence[float], gold: Sequence[float]) -> float:
-    """Return the linear correlation coefficient.
+    """Return the linear correlation coefficient of finite numbers.
 
-    Args:
-        predictions: Finite numbers.
-        gold: As many.
-
-    Returns:
-        Between -1 and 1. If one side is constant, the coefficient is 0 divided by 0: an error
-        for the user, which names the constant.
+    If one side is constant, that is an error for the user, which names the constant.
 
     Example:
         >>> round(pearson([1.0, 2.0, 4.0], [1.0, 2.0, 3.0]), 4)
@@ -122,12 +95,7 @@ def _standardized(values: Sequence[float], name: str) -> list[float]:
 def spearman(predictions: Sequence[float], gold: Sequence[float]) -> float:
     """Return the rank correlation coefficient; equal values share the mean of their ranks.
 
-    Args:
-        predictions: Finite numbers.
-        gold: As many.
-
-    Returns:
-        Between -1 and 1. Constants are errors, as for :func:`pearson`.
+    Constants are errors, as for :func:`pearson`.
 
     Example:
         >>> spearman([1.0, 2.0, 40.0], [1.0, 2.0, 3.0])

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from deltasam_fairseq import __version__
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.evaluation.engines import MEASURES, PROGRAMS, VARIANTS, make_engine
+from deltasam_fairseq.evaluation.lines import check_lengths, check_references
 from deltasam_fairseq.evaluation.resampling import (
     Resampling,
     bootstrap_interval,
@@ -110,14 +111,7 @@ class RougeReport:
         return [_named(row) for row in self.rows]
 
     def intervals(self, resampling: Resampling) -> dict[str, dict[str, tuple[float, float]]]:
-        """Return 95 % bootstrap confidence intervals of the means, in percent.
-
-        Args:
-            resampling: Number of resamples, and seed.
-
-        Returns:
-            Lower and upper end, by variant and measure.
-        """
+        """Return both ends of 95 % bootstrap confidence intervals of the means, in percent."""
         return _named(bootstrap_interval(self.rows, resampling))
 
     def compare(
@@ -126,7 +120,7 @@ class RougeReport:
         """Test whether this system differs from another on the same references.
 
         Args:
-            other: The other system's report, made with the same settings.
+            other: The other system's report.
             resampling: Number of random swappings, and seed.
 
         Returns:
@@ -171,9 +165,8 @@ def rouge_scores(
 ) -> RougeReport:
     """Score texts against one reference each.
 
-    Different numbers of texts, none at all, or an empty reference are errors
-    for the user. A text without an ASCII letter or digit has no words for
-    ROUGE: its pair scores zero, as in the original program.
+    A text without an ASCII letter or digit has no words for ROUGE: its pair scores
+    zero, as in the original program.
 
     Args:
         hypotheses: Generated texts. An empty one scores zero.
@@ -188,12 +181,17 @@ def rouge_scores(
     Returns:
         Precision, recall and F-measure, averaged over the pairs.
 
+    Refusals:
+        ``UserError`` if there are different numbers of texts or none, a reference is blank, or a
+        name is unknown.
+
     Example:
         >>> report = rouge_scores(["the cat sat"], ["the cat ran away"])
         >>> round(report.scores["rouge1"].precision, 2), report.scores["rouge1"].recall
         (66.67, 50.0)
     """
-    _check(hypotheses, references)
+    check_lengths(hypotheses, references, "hypotheses", "references")
+    check_references((reference,) for reference in references)
     engine = make_engine(like, stemmer=stemmer, exceptions=exceptions)
 
     def ready(text: str) -> str:
@@ -210,19 +208,6 @@ def rouge_scores(
     signature = _signature(like, engine.signature, settings)
     unsplit = tuple(side for side, lines in texts.items() if run_together(lines))
     return RougeReport(scores, len(rows), signature, rows, unsplit)
-
-
-def _check(hypotheses: Sequence[str], references: Sequence[str]) -> None:
-    if len(hypotheses) != len(references):
-        raise UserError(
-            f"{len(hypotheses)} hypotheses but {len(references)} references; "
-            "line n of one must belong to line n of the other"
-        )
-    if not references:
-        raise UserError("there is nothing to score: no hypotheses and no references")
-    for number, reference in enumerate(references, start=1):
-        if not reference.strip():
-            raise UserError(f"line {number}: the reference is empty; remove it and its hypothesis")
 
 
 def _signature(like: str, stemming: Mapping[str, str], settings: Mapping[str, str]) -> str:

@@ -11,7 +11,7 @@ from deltasam_fairseq.registry import nearest
 _SENTENCE_END = re.compile(r"(?<=[.!?])[ \t]+(?=\S)")
 #: A full stop, question or exclamation mark that is a word of its own, and what closes behind it.
 _PTB_SENTENCE_END = re.compile(r"(?<!\S)([.?!](?: (?:''|'|\"|-RRB-|-rrb-|\)))*)[ \t]+(?=\S)")
-#: A sentence's end with more behind it. It need not find all, but nothing else: a word of three
+#: A sentence's end within a line. It may miss some, but finds nothing else: a word of three
 #: letters or more that is no title (Gov., Sept.) and no initials (U.S.), and its mark; or a mark
 #: that is a word of its own; and what closes behind it.
 _END_WITHIN_LINE = re.compile(
@@ -98,13 +98,9 @@ def split_and_tokenize(text: str, *, split: str, tokenization: str) -> str:
 
 
 def run_together(texts: Iterable[str]) -> bool:
-    """Tell whether many texts have several sentences in one line, which ROUGE-Lsum takes for one.
+    """Return whether many texts have several sentences in one line: ROUGE-Lsum takes them for one.
 
-    Args:
-        texts: One sentence per line, as far as a splitter found them.
-
-    Returns:
-        Whether that is so in a quarter of them or more, empty ones left out.
+    Many are a quarter of those that are not empty.
 
     Example:
         >>> run_together(["Gov. A. Smith met U.S. officials."])

@@ -77,8 +77,7 @@ def read_exceptions(folder: Path) -> dict[str, str]:
     "better" becomes "well", "is" becomes "be".
 
     Args:
-        folder: Holds ``adj.exc``, ``adv.exc``, ``noun.exc`` and ``verb.exc``; the folder
-            ``dict`` of an installed WordNet, for example.
+        folder: The folder ``dict`` of an installed WordNet, for example.
 
     Returns:
         Base forms by irregular form; of several base forms the first.
@@ -123,13 +122,7 @@ class Stemmer155:
 
 @lru_cache(maxsize=2**16)
 def porter(word: str) -> str:
-    """Apply the rules alone.
-
-    Args:
-        word: Of lower-case letters and digits, at least three of them.
-
-    Returns:
-        Its stem.
+    """Return the stem of a word of three or more lower-case letters and digits, by the rules alone.
 
     Example:
         >>> [porter(word) for word in ("relational", "hopping", "yes", "commitment")]

@@ -14,7 +14,7 @@ from typing import Any
 
 from deltasam_fairseq import __version__
 from deltasam_fairseq.errors import UserError
-from deltasam_fairseq.evaluation.glue import check_lengths, read_numbers
+from deltasam_fairseq.evaluation.lines import check_lengths, read_numbers
 from deltasam_fairseq.evaluation.metrics import pearson, spearman
 
 
@@ -68,7 +68,7 @@ def sts_scores(files: Mapping[str, tuple[Sequence[str], Sequence[str]]]) -> StsR
             left out, as STS15 and STS16 have it.
 
     Returns:
-        The scores.
+        The report.
 
     Raises:
         UserError: If lines do not belong together, are no numbers, or are constant; the

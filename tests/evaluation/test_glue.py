@@ -2,7 +2,8 @@ import pytest
 
 from deltasam_fairseq import __version__
 from deltasam_fairseq.errors import UserError
-from deltasam_fairseq.evaluation.glue import TASKS, glue_scores, read_numbers
+from deltasam_fairseq.evaluation.glue import TASKS, glue_scores
+from deltasam_fairseq.evaluation.lines import read_numbers
 from deltasam_fairseq.evaluation.metrics import CLASS_METRICS, NUMBER_METRICS
 
 
@@ -11,6 +12,13 @@ def test_the_first_metric_is_the_papers() -> None:
     others = {name: metric for name, metric in first.items() if metric != "accuracy"}
     assert others == {"CoLA": "matthews", "STS-B": "pearson"}
     assert len(first) == 10
+
+
+def test_the_positive_class_of_f1_and_matthews_is_there() -> None:
+    tasks = [task for task in TASKS.values() if {"f1", "matthews"} & {*task.metrics}]
+    assert {task.name: task.classes for task in tasks} == dict.fromkeys(
+        ("CoLA", "MRPC", "QQP"), ("0", "1")
+    )
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
