@@ -1,4 +1,4 @@
-"""Reading and writing BART checkpoints of fairseq, without fairseq."""
+"""Reading and writing checkpoints of fairseq, BART's above all, without fairseq."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deltasam_fairseq.conversion.weights import POSITION_OFFSET, BartWeights, assemble
+from deltasam_fairseq.conversion.shapes import POSITION_OFFSET
+from deltasam_fairseq.conversion.weights import BartWeights, assemble
 from deltasam_fairseq.data.bart import ARCHITECTURES, SIZES
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.safe_pickles import allow_fairseqs
@@ -77,12 +78,7 @@ def read_checkpoint(path: Path) -> BartWeights:
 
 
 def write_checkpoint(weights: BartWeights, path: Path) -> None:
-    """Write a checkpoint that ``fairseq-train --restore-file`` and fairseq's hub take.
-
-    Args:
-        weights: What to write.
-        path: The file, all of it or none.
-    """
+    """Write a checkpoint that ``fairseq-train --restore-file`` and fairseq's hub take."""
     settings = {flag.replace("-", "_"): value for flag, value in weights.sizes.items()}
     settings["decoder_embed_dim"] = settings["encoder_embed_dim"]
     args = argparse.Namespace(
@@ -100,13 +96,13 @@ def write_checkpoint(weights: BartWeights, path: Path) -> None:
 def save(
     args: argparse.Namespace, state: Mapping[str, Tensor], path: Path, *, criterion: str
 ) -> None:
-    """Write a file that fairseq takes for a checkpoint of its own.
+    """Write a file that fairseq takes for a checkpoint of its own, all of it or none.
 
     Args:
         args: How the model is built.
         state: Its weights.
-        path: The file, all of it or none.
-        criterion: Class of the criterion that it pretends to have been trained with.
+        path: The file.
+        criterion: Class of the criterion that fairseq's history of optimizers names.
     """
     content = {
         "args": args,
@@ -128,13 +124,7 @@ def save(
 
 
 def load(path: Path) -> Any:
-    """Read a checkpoint of fairseq without running code that it may hold.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Its content.
+    """Return the content of a checkpoint of fairseq; code that it may hold is not run.
 
     Raises:
         UserError: If it cannot be read, or holds objects that no checkpoint needs.

@@ -27,13 +27,7 @@ _NORMS = {".gamma": ".weight", ".beta": ".bias"}
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read how a model is built.
-
-    Args:
-        folder: Of Hugging Face.
-
-    Returns:
-        The content of ``config.json``.
+    """Return ``config.json``, which says how a model is built.
 
     Raises:
         UserError: If it is missing or no JSON.
@@ -41,21 +35,32 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         return read_json(folder / CONFIG)
     except (FileNotFoundError, NotADirectoryError):
+        if (folder / "model.pt").is_file():
+            raise UserError(
+                f"{folder} is the folder of a fairseq model; give {folder / 'model.pt'}"
+            ) from None
         raise UserError(
             f"{folder} has no {CONFIG}; a Hugging Face folder holds {CONFIG} and weights"
         ) from None
 
 
-def entry(config: Mapping[str, Any], name: str, folder: Path) -> int:
+def require_entries(
+    config: Mapping[str, Any], values: Mapping[str, object], model: str, folder: Path
+) -> None:
+    """Check that entries of a configuration, where it has them, have the values of a model.
+
+    Raises:
+        UserError: If one has another value; the message names it and the model.
+    """
+    for name, value in values.items():
+        if config.get(name, value) != value:
+            raise UserError(
+                f"{folder / CONFIG}: {name} is {config[name]!r}; fairseq's {model} needs {value!r}"
+            )
+
+
+def size_of(config: Mapping[str, Any], name: str, folder: Path) -> int:
     """Return a size out of a configuration.
-
-    Args:
-        config: Of :func:`read_config`.
-        name: Of the entry.
-        folder: For the message.
-
-    Returns:
-        The number.
 
     Raises:
         UserError: If it is no number of one or more.
@@ -67,18 +72,10 @@ def entry(config: Mapping[str, Any], name: str, folder: Path) -> int:
 
 
 def part(content: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
-    """Return an object that is a part of another.
-
-    Args:
-        content: Of a JSON file.
-        name: Of the part.
-        path: The file, for the message.
-
-    Returns:
-        The part; empty where it is null or not there.
+    """Return an object that is a part of a JSON file; empty where it is null or not there.
 
     Raises:
-        UserError: If it is something else.
+        UserError: If it is something else; the message names the file.
     """
     value = content.get(name)
     if value is not None and not isinstance(value, dict):
@@ -87,13 +84,7 @@ def part(content: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Find the files of a model's weights.
-
-    Args:
-        folder: Of Hugging Face.
-
-    Returns:
-        One file, or all that an index names.
+    """Return the file of a model's weights, or all files that an index names.
 
     Raises:
         UserError: If there is none, one that the index names is missing, or Git left a pointer.
@@ -120,14 +111,9 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def load_weights(folder: Path) -> dict[str, Tensor]:
-    """Read the weights of a model, of one file or of several.
+    """Return the weights of a model, of one file or of several, by the names in the files.
 
-    Args:
-        folder: Of Hugging Face.
-
-    Returns:
-        Weights by the names in the files. What is missing, broken or not installed is said
-        in a :class:`UserError`.
+    What is missing, broken or not installed ends in a :class:`UserError`.
     """
     state: dict[str, Tensor] = {}
     for path in weight_files(folder):
@@ -174,14 +160,9 @@ def plain_names(
 
 
 def vocabulary(folder: Path) -> tuple[Path, dict[str, int]] | None:
-    """Read which row each token of a tokenizer has.
+    """Return the row of each token, and the file that says it; none if no file does.
 
-    Args:
-        folder: Of Hugging Face.
-
-    Returns:
-        The file that says it, ``vocab.json`` or ``tokenizer.json``, and what it says; none
-        without either.
+    The file is ``vocab.json`` or ``tokenizer.json``.
 
     Raises:
         UserError: If a row is no number.
@@ -203,7 +184,7 @@ def require_same_order(folder: Path, dictionary: Path, encoder_json: Path) -> bo
     """Check that a tokenizer numbers its tokens as a dictionary of fairseq does.
 
     Args:
-        folder: Of Hugging Face; its ``vocab.json`` or ``tokenizer.json`` maps tokens to rows.
+        folder: Of Hugging Face.
         dictionary: fairseq's ``dict.txt``; the first word of each line is a number
             of ``encoder.json``, and stands for row 4 and so on.
         encoder_json: Maps tokens to such numbers.

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from deltasam_fairseq.conversion.folder import (
     CONFIG,
-    entry,
     load_weights,
     plain_names,
     read_config,
+    require_entries,
+    size_of,
 )
 from deltasam_fairseq.conversion.weights import EMBEDDING, BartWeights, assemble
 from deltasam_fairseq.errors import UserError
@@ -54,7 +54,7 @@ def read_huggingface(folder: Path) -> BartWeights:
     their places; heads are left out.
 
     Args:
-        folder: Holds ``config.json`` and weights, of which class of BART's they may be.
+        folder: Holds ``config.json`` and the weights of any class of BART models.
 
     Returns:
         Its weights.
@@ -63,7 +63,8 @@ def read_huggingface(folder: Path) -> BartWeights:
         UserError: If a file is missing, if safetensors is not installed, or if
             the model is not one that fairseq's BART can hold.
     """
-    config = _config(folder)
+    config = read_config(folder)
+    require_entries(config, _FIXED, "BART", folder)
     state = plain_names(
         load_weights(folder),
         anchor="encoder.embed_positions.weight",
@@ -75,7 +76,7 @@ def read_huggingface(folder: Path) -> BartWeights:
     found = {n: v for n, v in state.items() if n not in _SHARED and not _UNUSED.match(n)}
     if embedding is not None:
         found[EMBEDDING] = embedding
-    sizes = {flag: entry(config, name, folder) for flag, name in _SIZES.items()}
+    sizes = {flag: size_of(config, name, folder) for flag, name in _SIZES.items()}
     activation = config.get("activation_function", "gelu")
     if activation not in _ACTIVATIONS:
         raise UserError(
@@ -83,29 +84,15 @@ def read_huggingface(folder: Path) -> BartWeights:
             f"{', '.join(_ACTIVATIONS)}"
         )
     weights = assemble({**sizes, "activation-fn": _ACTIVATIONS[activation]}, found, str(folder))
-    if weights.rows != entry(config, "vocab_size", folder):
+    if weights.rows != size_of(config, "vocab_size", folder):
         raise UserError(
             f"{folder}: vocab_size is {config['vocab_size']}, but the weights embed {weights.rows}"
         )
     return weights
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    config = read_config(folder)
-    for name, value in _FIXED.items():
-        if config.get(name, value) != value:
-            raise UserError(
-                f"{folder / CONFIG}: {name} is {config[name]!r}; fairseq's BART needs {value!r}"
-            )
-    return config
-
-
 def _shared(state: dict[str, Tensor], folder: Path) -> Tensor | None:
-    """Return the embedding, under whichever of its names it is stored.
-
-    Raises:
-        UserError: If it is stored several times and not the same.
-    """
+    """Return the embedding, under whichever of its names it is stored; copies must be equal."""
     names = [name for name in _SHARED if name in state]
     for name in names[1:]:
         if not torch.equal(state[name], state[names[0]]):
@@ -117,11 +104,7 @@ def _shared(state: dict[str, Tensor], folder: Path) -> Tensor | None:
 
 
 def _require_no_bias(bias: Tensor | None, folder: Path) -> None:
-    """Refuse a bias of the output, which fairseq's BART has no place for.
-
-    Raises:
-        UserError: If it is not zero.
-    """
+    """Refuse a bias of the output that is not zero: fairseq's BART has none."""
     if bias is not None and torch.count_nonzero(bias):
         largest = bias.abs().max().item()
         raise UserError(

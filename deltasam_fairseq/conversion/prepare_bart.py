@@ -11,7 +11,6 @@ from typing import Any
 
 from deltasam_fairseq.conversion.checkpoint import read_checkpoint, write_checkpoint
 from deltasam_fairseq.conversion.folder import (
-    CONFIG,
     read_config,
     require_same_order,
     weight_files,
@@ -98,8 +97,6 @@ def _origin(request: BartRequest) -> dict[str, Any]:
             f"{source}: no such file; give model.pt of fairseq's bart.large, or a Hugging Face "
             "folder with config.json and its weights"
         )
-    if source.is_dir() and not (source / CONFIG).is_file() and (source / "model.pt").is_file():
-        raise UserError(f"{source} is the folder of a fairseq model; give {source / 'model.pt'}")
     kind, files = "fairseq", [source]
     if source.is_dir():
         read_config(source)

@@ -14,16 +14,18 @@ import torch
 from torch import Tensor
 
 from deltasam_fairseq.conversion.checkpoint import load, save
-from deltasam_fairseq.conversion.encoder_names import HEAD, rename
-from deltasam_fairseq.conversion.encoder_shapes import EMBEDDING, POOLER, complete
+from deltasam_fairseq.conversion.encoder_names import EMBEDDING, ENCODER, HEAD, rename
+from deltasam_fairseq.conversion.encoder_shapes import complete
 from deltasam_fairseq.conversion.folder import (
     CONFIG,
-    entry,
     load_weights,
     read_config,
+    require_entries,
     require_same_order,
+    size_of,
 )
 from deltasam_fairseq.conversion.heads import PlacedHead, place_head
+from deltasam_fairseq.conversion.shapes import POSITION_OFFSET
 from deltasam_fairseq.conversion.wordpiece import VOCABULARY, read_wordpiece
 from deltasam_fairseq.data.bart import SPECIAL_SYMBOLS
 from deltasam_fairseq.data.encoder import (
@@ -40,37 +42,21 @@ from deltasam_fairseq.data.tokens import write_lines
 from deltasam_fairseq.data.vocabulary import GPT2_FILES, write_bert_dictionary
 from deltasam_fairseq.errors import UserError
 
-_CONFIG_SIZES = dict(
-    zip(
-        SIZES,
-        (
-            *("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads"),
-            "max_position_embeddings",
-        ),
-        strict=True,
-    )
-)
+#: Names of fairseq's flags and of the entries of config.json.
+_CONFIG_SIZES = {
+    "encoder-layers": "num_hidden_layers",
+    "encoder-embed-dim": "hidden_size",
+    "encoder-ffn-embed-dim": "intermediate_size",
+    "encoder-attention-heads": "num_attention_heads",
+    "max-positions": "max_position_embeddings",
+}
 #: What config.json must say, if it says anything.
+_COMMON = {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False}
 _FIXED: Mapping[str, Mapping[str, object]] = {
-    BERT: {
-        "hidden_act": "gelu",
-        "layer_norm_eps": 1e-12,
-        "type_vocab_size": 2,
-        "position_embedding_type": "absolute",
-        "is_decoder": False,
-    },
-    ROBERTA: {
-        "hidden_act": "gelu",
-        "layer_norm_eps": 1e-5,
-        "type_vocab_size": 1,
-        "position_embedding_type": "absolute",
-        "is_decoder": False,
-        "pad_token_id": 1,
-    },
+    BERT: {**_COMMON, "layer_norm_eps": 1e-12, "type_vocab_size": 2},
+    ROBERTA: {**_COMMON, "layer_norm_eps": 1e-5, "type_vocab_size": 1, "pad_token_id": 1},
 }
 Say = Callable[[str], None]
-_ROBERTA_OFFSET = 2
-_VERSION = "encoder.sentence_encoder.version"
 
 
 @dataclass(frozen=True)
@@ -145,20 +131,14 @@ def _difference(facts: Mapping[str, Any], request: EncoderRequest) -> str:
 
 def _from_huggingface(out: Path, request: EncoderRequest, say: Say) -> dict[str, Any]:
     folder = request.source
-    if not (folder / CONFIG).is_file() and (folder / "model.pt").is_file():
-        raise UserError(f"{folder} is the folder of a fairseq model; give {folder / 'model.pt'}")
     config = read_config(folder)
     family = str(config.get("model_type"))
     if family not in _FIXED:
         raise UserError(f"{folder / CONFIG}: model_type is {family!r}, not bert or roberta")
-    for name, value in _FIXED[family].items():
-        if config.get(name, value) != value:
-            raise UserError(
-                f"{folder / CONFIG}: {name} is {config[name]!r}; fairseq's {family} needs {value!r}"
-            )
+    require_entries(config, _FIXED[family], family, folder)
     found = rename(load_weights(folder), family, str(folder))
     head = place_head(found, config, family, new=request.new_head)
-    sizes = {flag: entry(config, name, folder) for flag, name in _CONFIG_SIZES.items()}
+    sizes = {flag: size_of(config, name, folder) for flag, name in _CONFIG_SIZES.items()}
     facts: dict[str, Any] = {"family": family, "sizes": sizes, "head": head._asdict()}
     if family == BERT:
         files = read_wordpiece(folder, request.lowercase)
@@ -168,11 +148,11 @@ def _from_huggingface(out: Path, request: EncoderRequest, say: Say) -> dict[str,
         order = write_bert_dictionary(out / VOCABULARY, out / "dict.txt")
         _require_rows(found, len(order), folder)
         found[EMBEDDING] = found[EMBEDDING][order]
-        facts["pooler"] = any(name in found for name in POOLER)
+        facts["pooler"] = any(name.startswith("pooler.") for name in found)
         if not facts["pooler"]:
             say("the checkpoint has no pooler; every run draws a new one, as it does its head")
     else:
-        sizes["max-positions"] -= _ROBERTA_OFFSET
+        sizes["max-positions"] -= POSITION_OFFSET
         words = _gpt2_vocabulary(request, out)
         if not require_same_order(folder, out / "dict.txt", out / "gpt2" / "encoder.json"):
             say("the order of the vocabulary was not compared: there is no vocab.json")
@@ -248,6 +228,6 @@ def _write(out: Path, state: dict[str, Tensor], family: str, sizes: Mapping[str,
         criterion="sentence_prediction",
         **{flag.replace("-", "_"): value for flag, value in sizes.items()},
     )
-    # What fairseq's encoder registers beside its weights.
-    whole = {**state, _VERSION: torch.tensor([3.0])}
+    # fairseq's encoder registers its version beside its weights.
+    whole = {**state, f"{ENCODER}.version": torch.tensor([3.0])}
     save(args, whole, out / "model.pt", criterion="SentencePredictionCriterion")

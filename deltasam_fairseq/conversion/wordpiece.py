@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from deltasam_fairseq.conversion.folder import TOKENIZER, part, vocabulary
 from deltasam_fairseq.data.files import read_utf8
@@ -43,6 +43,17 @@ _OPTIONS = {True: "--lower-case", False: "--cased"}
 _SAYS = {True: "lower case", False: "cased"}
 
 
+_Files = Sequence[tuple[str, Mapping[str, Any]]]
+
+
+class _Vote(NamedTuple):
+    """Who says what about a setting."""
+
+    source: str
+    statement: str
+    value: bool
+
+
 @dataclass(frozen=True)
 class WordPieceFiles:
     """What the files of a tokenizer say.
@@ -71,7 +82,7 @@ def read_wordpiece(folder: Path, lowercase: bool | None = None) -> WordPieceFile
 
     Returns:
         What they say. A missing vocabulary, files that contradict each other and settings
-        that are not BERT's way to cut text end in a :class:`UserError`.
+        under which text is cut in another way than BERT's end in a :class:`UserError`.
     """
     config, whole = _json(folder / _CONFIG), _json(folder / TOKENIZER)
     tokens = _tokens(folder)
@@ -81,10 +92,12 @@ def read_wordpiece(folder: Path, lowercase: bool | None = None) -> WordPieceFile
     votes = [*_votes(folder, files, ("do_lower_case", "lowercase"))]
     # Words without a capital do not speak against a file that says cased: those of
     # languages without capitals have none either (bert-base-chinese).
-    cased = {value for _, _, value in votes} == {False}
-    votes += [vote for vote in _vote_of_words(tokens) if not (cased and vote[2])]
+    cased = {vote.value for vote in votes} == {False}
+    words = _vote_of_words(tokens)
+    if words and not (cased and words.value):
+        votes.append(words)
     if lowercase is None:
-        lowercase, origin = _agreed(folder, votes), ", ".join(name for name, _, _ in votes)
+        lowercase, origin = _agreed(folder, votes), ", ".join(vote.source for vote in votes)
     else:
         origin = _OPTIONS[lowercase]
     accents = _one(folder, files, ("strip_accents", "strip_accents"), lowercase)
@@ -185,55 +198,48 @@ def _text(token: Any) -> Any:
 
 
 def _votes(
-    folder: Path, files: Sequence[tuple[str, Mapping[str, Any]]], names: tuple[str, str]
-) -> Iterator[tuple[str, str, bool]]:
-    """Yield file, statement and value of a setting, where a file has one."""
+    folder: Path, files: _Files, names: tuple[str, str], *, null: bool | None = None
+) -> Iterator[_Vote]:
+    """Yield what each file says about a setting; ``null`` is what null in a file stands for."""
     for (file, content), name in zip(files, names, strict=True):
         value = content.get(name)
+        if value is None and name in content:
+            value = null
         if isinstance(value, bool):
-            yield file, f"{file} has {name} {str(value).lower()}", value
+            yield _Vote(file, f"{file} has {name} {str(value).lower()}", value)
         elif value is not None:
             raise UserError(f"{folder / file}: {name} is {value!r}, not true or false")
 
 
-def _vote_of_words(tokens: list[str]) -> Iterator[tuple[str, str, bool]]:
-    """Yield what words of letters alone tell: one capital, and the model is a cased one."""
+def _vote_of_words(tokens: list[str]) -> _Vote | None:
+    """Return what words of letters alone tell: one capital, and the model is a cased one."""
     words = [token for token in tokens if token.isalpha()]
     capital = next((word for word in words if word != word.lower()), None)
     if capital:
-        yield "the vocabulary", f"the vocabulary has words with capitals ({capital!r})", False
-    elif any(word != word.upper() for word in words):
-        yield "the vocabulary", "the vocabulary has no word with a capital", True
+        statement = f"the vocabulary has words with capitals ({capital!r})"
+        return _Vote("the vocabulary", statement, value=False)
+    if any(word != word.upper() for word in words):
+        return _Vote("the vocabulary", "the vocabulary has no word with a capital", value=True)
+    return None
 
 
-def _agreed(folder: Path, votes: list[tuple[str, str, bool]]) -> bool:
-    answers = {value for _, _, value in votes}
+def _agreed(folder: Path, votes: list[_Vote]) -> bool:
+    answers = {vote.value for vote in votes}
     if len(answers) == 1:
         return answers.pop()
-    said = "; ".join(f"{statement}: {_SAYS[value]}" for _, statement, value in votes)
+    said = "; ".join(f"{vote.statement}: {_SAYS[vote.value]}" for vote in votes)
     raise UserError(
         f"{folder}: is it a cased model or an uncased one? {said or 'No file says it'}. "
         f"Pass {_OPTIONS[True]} or {_OPTIONS[False]}"
     )
 
 
-def _one(
-    folder: Path,
-    files: Sequence[tuple[str, Mapping[str, Any]]],
-    names: tuple[str, str],
-    default: bool,
-) -> bool:
-    """Return a setting; a file that has null says the default."""
-    known = [
-        (file, {**content, name: default if content[name] is None else content[name]})
-        if name in content
-        else (file, content)
-        for (file, content), name in zip(files, names, strict=True)
-    ]
-    votes = list(_votes(folder, known, names))
-    if len({value for _, _, value in votes}) > 1:
+def _one(folder: Path, files: _Files, names: tuple[str, str], default: bool) -> bool:
+    """Return a setting that the files agree on; null in a file stands for the default."""
+    votes = list(_votes(folder, files, names, null=default))
+    if len({vote.value for vote in votes}) > 1:
         raise UserError(
-            f"{folder}: {' but '.join(statement for _, statement, _ in votes)}; change the one "
+            f"{folder}: {' but '.join(vote.statement for vote in votes)}; change the one "
             "that the model was not trained with"
         )
-    return votes[0][2] if votes else default
+    return votes[0].value if votes else default
