@@ -16,7 +16,7 @@ from deltasam_fairseq.conversion.folder import (
     require_entries,
     size_of,
 )
-from deltasam_fairseq.conversion.weights import EMBEDDING, BartWeights, assemble
+from deltasam_fairseq.conversion.weights import EMBEDDING, BartWeights, assemble, share_embedding
 from deltasam_fairseq.errors import UserError
 
 #: Names of fairseq's flags and of the entries of config.json.
@@ -72,10 +72,8 @@ def read_huggingface(folder: Path) -> BartWeights:
         source=str(folder),
     )
     _require_no_bias(state.pop("final_logits_bias", None), folder)
-    embedding = _shared(state, folder)
-    found = {n: v for n, v in state.items() if n not in _SHARED and not _UNUSED.match(n)}
-    if embedding is not None:
-        found[EMBEDDING] = embedding
+    state = {name: value for name, value in state.items() if not _UNUSED.match(name)}
+    found = share_embedding(state, _SHARED, str(folder))
     sizes = {flag: size_of(config, name, folder) for flag, name in _SIZES.items()}
     activation = config.get("activation_function", "gelu")
     if activation not in _ACTIVATIONS:
@@ -89,18 +87,6 @@ def read_huggingface(folder: Path) -> BartWeights:
             f"{folder}: vocab_size is {config['vocab_size']}, but the weights embed {weights.rows}"
         )
     return weights
-
-
-def _shared(state: dict[str, Tensor], folder: Path) -> Tensor | None:
-    """Return the embedding, under whichever of its names it is stored; copies must be equal."""
-    names = [name for name in _SHARED if name in state]
-    for name in names[1:]:
-        if not torch.equal(state[name], state[names[0]]):
-            raise UserError(
-                f"{folder}: {name} is not the matrix {names[0]}; this model does not share its "
-                "embeddings as BART does"
-            )
-    return state[names[0]] if names else None
 
 
 def _require_no_bias(bias: Tensor | None, folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,18 +75,38 @@ def assemble(sizes: Mapping[str, Any], found: Mapping[str, Tensor], source: str)
     """
     if EMBEDDING not in found:
         raise UserError(f"{source} has no {EMBEDDING}; is it a BART checkpoint?")
-    embedding = found[EMBEDDING]
-    for name in TIED[1:]:
-        if name in found and not torch.equal(found[name], embedding):
-            raise UserError(
-                f"{source}: {name} is not the matrix {EMBEDDING}; this model does not share its "
-                "embeddings as BART does (--share-all-embeddings)"
-            )
-    untied = {name: value for name, value in found.items() if name not in TIED[1:]}
-    shapes = expected_shapes(sizes, embedding.size(0))
-    require_shapes(untied, shapes, source, surplus="has, beyond BART, {}")
-    state = {name: untied[name].float().contiguous() for name in shapes}
+    found = share_embedding(found, TIED, source)
+    shapes = expected_shapes(sizes, found[EMBEDDING].size(0))
+    require_shapes(found, shapes, source, surplus="has, beyond BART, {}")
+    state = {name: found[name].float().contiguous() for name in shapes}
     return BartWeights(sizes, state | dict.fromkeys(TIED, state[EMBEDDING]))
+
+
+def share_embedding(
+    found: Mapping[str, Tensor], names: Sequence[str], source: str
+) -> dict[str, Tensor]:
+    """Store the embedding once, as ``EMBEDDING``.
+
+    Args:
+        found: Weights; the embedding is stored under one of the names, or under several.
+        names: The names.
+        source: Where the weights are from, for messages.
+
+    Returns:
+        The weights; without an embedding, if there is none.
+
+    Raises:
+        UserError: If the matrices under these names are not all the same.
+    """
+    first, *others = [name for name in names if name in found] or [EMBEDDING]
+    for name in others:
+        if not torch.equal(found[name], found[first]):
+            raise UserError(
+                f"{source}: {name} is not the matrix {first}; this model does not share its "
+                "embeddings as BART does"
+            )
+    rest = {name: value for name, value in found.items() if name not in names}
+    return rest | ({EMBEDDING: found[first]} if first in found else {})
 
 
 def random_weights(sizes: Mapping[str, Any], rows: int, *, seed: int) -> BartWeights:

@@ -10,6 +10,7 @@ parameter without a gradient would need ``--find-unused-parameters``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from fairseq.models.transformer import TransformerEncoder
 from fairseq.modules import LayerNorm
 from fairseq.modules.transformer_sentence_encoder import init_bert_params
 from torch import Tensor, nn
+
+from deltasam_fairseq.data.encoder import ARCHITECTURES
 
 _EPSILON = 1e-12
 _HEADS = "classification_heads."
@@ -185,21 +188,18 @@ class BertModel(RobertaModel):
         return {f"pooler.{key}": value for key, value in self.pooler.state_dict().items()}
 
 
-def _sized(layers: int, width: int, heads: int) -> Any:
+def _sized(sizes: Mapping[str, int]) -> Any:
     def architecture(args: Any) -> None:
-        args.encoder_layers = getattr(args, "encoder_layers", layers)
-        args.encoder_embed_dim = getattr(args, "encoder_embed_dim", width)
-        args.encoder_ffn_embed_dim = getattr(args, "encoder_ffn_embed_dim", 4 * width)
-        args.encoder_attention_heads = getattr(args, "encoder_attention_heads", heads)
+        for flag, value in sizes.items():
+            name = flag.replace("-", "_")
+            if name != "max_positions":  # the task's, if no flag says it
+                setattr(args, name, getattr(args, name, value))
         args.pooler_dropout = getattr(args, "pooler_dropout", 0.1)
         base_architecture(args)
 
     return architecture
 
 
-for _name, _size in {
-    "deltasam_bert_base": (12, 768, 12),
-    "deltasam_bert_large": (24, 1024, 16),
-    "deltasam_bert_minilm_l6": (6, 384, 12),
-}.items():
-    register_model_architecture("deltasam_bert", _name)(_sized(*_size))
+for _name, _sizes in ARCHITECTURES.items():
+    if _name.startswith("deltasam_bert_"):
+        register_model_architecture("deltasam_bert", _name)(_sized(_sizes))
