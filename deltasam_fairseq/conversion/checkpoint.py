@@ -40,23 +40,14 @@ _FOREIGN = re.compile(r"GLOBAL (\S+) was not an allowed global")
 
 
 def read_checkpoint(path: Path) -> BartWeights:
-    """Read a BART checkpoint that fairseq wrote, of any version.
+    """Return the weights of a BART that fairseq wrote, of any version.
 
     Classification heads and the state of the optimizer are left out.
 
-    Args:
-        path: ``model.pt`` of ``bart.large`` for example.
-
-    Returns:
-        Its weights.
-
     Raises:
-        UserError: If it cannot be read, or is not a BART model.
+        UserError: If the file cannot be read, or is not a BART model.
     """
-    content = load(path)
-    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
-        raise UserError(f"{path} is not a checkpoint of fairseq: it has no 'model'")
-    settings = _settings(content, path)
+    content, settings = load_model(path, "BART")
     for name, value in _BART.items():
         if settings.get(name, value) != value:
             raise UserError(f"{path}: {name} is {settings[name]!r}; a BART model has {value!r}")
@@ -123,6 +114,36 @@ def save(
     new.replace(path)
 
 
+def load_model(path: Path, family: str, advice: str = "") -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read a checkpoint of a family of models that fairseq wrote, of any version.
+
+    Args:
+        path: The file.
+        family: Its name in lower case begins that of the architecture.
+        advice: The end of the message about another architecture.
+
+    Returns:
+        The content, and how the model was built.
+
+    Raises:
+        UserError: If it cannot be read, or is not a checkpoint of such a model.
+    """
+    content = load(path)
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise UserError(f"{path} is not a checkpoint of fairseq: it has no 'model'")
+    settings = content.get("args")
+    if settings is None:
+        settings = (content.get("cfg") or {}).get("model")
+    if isinstance(settings, argparse.Namespace):
+        settings = vars(settings)
+    if not isinstance(settings, dict):
+        raise UserError(f"{path} does not say how its model was built: no 'args' and no 'cfg'")
+    name = str(settings.get("arch") or settings.get("_name"))
+    if not name.startswith(family.lower()):
+        raise UserError(f"{path} holds a model of the architecture {name}, not {family}{advice}")
+    return content, settings
+
+
 def load(path: Path) -> Any:
     """Return the content of a checkpoint of fairseq; code that it may hold is not run.
 
@@ -149,17 +170,3 @@ def load(path: Path) -> Any:
             f"{path} cannot be read as a checkpoint ({reason}); it may be a part of a file: "
             "download it again, or unpack the archive first"
         ) from None
-
-
-def _settings(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    settings = content.get("args")
-    if settings is None:
-        settings = (content.get("cfg") or {}).get("model")
-    if isinstance(settings, argparse.Namespace):
-        settings = vars(settings)
-    if not isinstance(settings, dict):
-        raise UserError(f"{path} does not say how its model was built: no 'args' and no 'cfg'")
-    name = str(settings.get("arch") or settings.get("_name"))
-    if not name.startswith("bart"):
-        raise UserError(f"{path} holds a model of the architecture {name}, not BART")
-    return settings

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deltasam_fairseq.conversion.checkpoint import load, save
+from deltasam_fairseq.conversion.checkpoint import load_model, save
 from deltasam_fairseq.conversion.encoder_names import EMBEDDING, ENCODER, HEAD, rename
 from deltasam_fairseq.conversion.encoder_shapes import complete
 from deltasam_fairseq.conversion.folder import (
@@ -164,21 +164,15 @@ def _from_huggingface(out: Path, request: EncoderRequest, say: Say) -> dict[str,
 
 def _from_fairseq(out: Path, request: EncoderRequest, say: Say) -> dict[str, Any]:
     del say
-    content = load(request.source)
-    args = content.get("args") if isinstance(content, dict) else None
-    arch = str(getattr(args, "arch", ""))
-    if not arch.startswith("roberta"):
-        raise UserError(
-            f"{request.source} holds a model of the architecture {arch or 'of unknown name'}, not "
-            "RoBERTa; a BERT is read from a folder of Hugging Face"
-        )
-    default = ARCHITECTURES.get(arch, ARCHITECTURES["roberta_base"])
-    sizes = {flag: getattr(args, flag.replace("-", "_"), default[flag]) for flag in SIZES}
-    rows = next(
-        value.size(0)
-        for name, value in content["model"].items()
-        if name.endswith("sentence_encoder.embed_tokens.weight")
+    content, settings = load_model(
+        request.source, "RoBERTa", "; a BERT is read from a folder of Hugging Face"
     )
+    default = ARCHITECTURES.get(str(settings.get("arch")), ARCHITECTURES["roberta_base"])
+    sizes = {flag: settings.get(flag.replace("-", "_"), default[flag]) for flag in SIZES}
+    tables = (
+        v for n, v in content["model"].items() if n.endswith("sentence_encoder.embed_tokens.weight")
+    )
+    rows = len(next(tables, ()))
     words = _gpt2_vocabulary(request, out)
     if rows not in (words + SPECIAL_SYMBOLS, words + SPECIAL_SYMBOLS + 1):
         raise UserError(

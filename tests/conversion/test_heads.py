@@ -199,7 +199,13 @@ def test_a_head_of_another_task_does_not_start_in_silence(
         check_start(command, encoder, data)
 
 
-def test_the_head_of_a_roberta_of_fairseq_names_no_classes(tmp_path: Path) -> None:
+ROBERTA = argparse.Namespace(arch="roberta_base")
+
+
+@pytest.mark.parametrize("built", [{"args": ROBERTA}, {"args": None, "cfg": {"model": ROBERTA}}])
+def test_the_head_of_a_roberta_of_fairseq_names_no_classes(
+    built: dict[str, Any], tmp_path: Path
+) -> None:
     """Its rows are in the order in which classes were frequent in the data of its training."""
     gpt2 = tmp_path / "gpt2"
     gpt2.mkdir()
@@ -211,8 +217,7 @@ def test_the_head_of_a_roberta_of_fairseq_names_no_classes(tmp_path: Path) -> No
     unnamed, none = "left out: nothing in the checkpoint names its rows", "the checkpoint has none"
     for state, note in ((head(3), unnamed), ({}, none)):
         model = {**embedding, **others, **state}
-        content = {"args": argparse.Namespace(arch="roberta_base"), "model": model, "extra": 1}
-        torch.save(content, tmp_path / "model.pt")
+        torch.save({**built, "model": model, "extra": 1}, tmp_path / "model.pt")
         request = EncoderRequest(tmp_path / "model.pt", gpt2)
         encoder = prepare_encoder(tmp_path / "out", request, force=True, say=lambda line: None)
         assert encoder.facts["head"]["note"] == note
@@ -221,3 +226,6 @@ def test_the_head_of_a_roberta_of_fairseq_names_no_classes(tmp_path: Path) -> No
         assert found["extra"] == 1
     with pytest.raises(UserError, match="--cased are for a BERT"):
         prepare_encoder(tmp_path / "b", EncoderRequest(tmp_path / "model.pt", gpt2, lowercase=True))
+    torch.save({**built, "model": others}, tmp_path / "model.pt")
+    with pytest.raises(UserError, match=r"embeds 0 symbols, but .*dict\.txt has 2 words"):
+        prepare_encoder(tmp_path / "b", EncoderRequest(tmp_path / "model.pt", gpt2))

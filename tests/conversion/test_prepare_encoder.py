@@ -127,6 +127,11 @@ def test_a_checkpoint_of_fairseq_must_be_a_roberta(tmp_path: Path) -> None:
         prepare_encoder(
             tmp_path / "again", EncoderRequest(encoder.checkpoint), say=lambda line: None
         )
+    torch.save({"weights": {}}, tmp_path / "other.pt")
+    with pytest.raises(UserError, match=r"other\.pt is not a checkpoint of fairseq: it has no"):
+        prepare_encoder(
+            tmp_path / "other", EncoderRequest(tmp_path / "other.pt"), say=lambda line: None
+        )
     with pytest.raises(UserError, match=r"is the folder of a fairseq model; give .*model\.pt"):
         prepare_encoder(tmp_path / "third", EncoderRequest(encoder.path), say=lambda line: None)
 
