@@ -1,1 +1,1 @@
-"""From the BART checkpoints that people have to one that fairseq can fine-tune."""
+"""From the BARTs, BERTs and RoBERTas that people have to checkpoints that fairseq fine-tunes."""

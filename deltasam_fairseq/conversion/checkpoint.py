@@ -1,4 +1,4 @@
-"""Reading and writing checkpoints of fairseq, BART's above all, without fairseq."""
+"""Reading and writing checkpoints of fairseq, without fairseq."""
 
 from __future__ import annotations
 
@@ -12,76 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deltasam_fairseq.conversion.shapes import POSITION_OFFSET
-from deltasam_fairseq.conversion.weights import BartWeights, assemble
-from deltasam_fairseq.data.bart import ARCHITECTURES, SIZES
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.safe_pickles import allow_fairseqs
 
-_HEADS = "classification_heads."
-# What versions of fairseq keep in the state beside the weights: buffers, and in
-# 0.12.2 copies of each encoder layer for a fast path, which loading makes anew.
-_NO_WEIGHTS = re.compile(
-    r"(encoder|decoder)\.version$|.*\._float_tensor$"
-    r"|encoder\.layers\.\d+\.(in_proj|out_proj|fc1|fc2)_(weight|bias)$"
-)
-#: Settings under which a transformer of fairseq is a BART, and their values.
-_BART: Mapping[str, object] = {
-    "no_scale_embedding": True,
-    "layernorm_embedding": True,
-    "encoder_normalize_before": False,
-    "decoder_normalize_before": False,
-    "encoder_learned_pos": True,
-    "decoder_learned_pos": True,
-    "share_all_embeddings": True,
-    "share_decoder_input_output_embed": True,
-}
 _FOREIGN = re.compile(r"GLOBAL (\S+) was not an allowed global")
-
-
-def read_checkpoint(path: Path) -> BartWeights:
-    """Return the weights of a BART that fairseq wrote, of any version.
-
-    Classification heads and the state of the optimizer are left out.
-
-    Raises:
-        UserError: If the file cannot be read, or is not a BART model.
-    """
-    content, settings = load_model(path, "BART")
-    for name, value in _BART.items():
-        if settings.get(name, value) != value:
-            raise UserError(f"{path}: {name} is {settings[name]!r}; a BART model has {value!r}")
-    state = {
-        name: value
-        for name, value in content["model"].items()
-        if not name.startswith(_HEADS) and not _NO_WEIGHTS.match(name)
-    }
-    sizes = {}
-    for flag in SIZES:
-        default = ARCHITECTURES["bart_large"][flag]
-        sizes[flag] = settings.get(flag.replace("-", "_"), default)
-    # Checkpoints of before fairseq 0.9 name one number of positions for both sides.
-    for side, flag in (("encoder", "max-source-positions"), ("decoder", "max-target-positions")):
-        table = state.get(f"{side}.embed_positions.weight")
-        if table is not None:
-            sizes[flag] = table.size(0) - POSITION_OFFSET
-    return assemble(sizes, state, str(path))
-
-
-def write_checkpoint(weights: BartWeights, path: Path) -> None:
-    """Write a checkpoint that ``fairseq-train --restore-file`` and fairseq's hub take."""
-    settings = {flag.replace("-", "_"): value for flag, value in weights.sizes.items()}
-    settings["decoder_embed_dim"] = settings["encoder_embed_dim"]
-    args = argparse.Namespace(
-        arch="bart_large",
-        task="translation",
-        source_lang="source",
-        target_lang="target",
-        criterion="label_smoothed_cross_entropy",
-        **_BART,
-        **settings,
-    )
-    save(args, weights.state, path, criterion="LabelSmoothedCrossEntropyCriterion")
 
 
 def save(

@@ -184,7 +184,7 @@ def require_same_order(folder: Path, dictionary: Path, encoder_json: Path) -> bo
     """Check that a tokenizer numbers its tokens as a dictionary of fairseq does.
 
     Args:
-        folder: Of Hugging Face.
+        folder: The tokenizer's.
         dictionary: fairseq's ``dict.txt``; the first word of each line is a number
             of ``encoder.json``, and stands for row 4 and so on.
         encoder_json: Maps tokens to such numbers.

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from deltasam_fairseq.conversion.encoder_names import HEAD
+from deltasam_fairseq.conversion.encoder_weights import HEAD
 from deltasam_fairseq.data.encoder import BERT
 from deltasam_fairseq.data.glue import GLUE
 
@@ -49,10 +49,11 @@ def place_head(
     """Order the rows of a head as GLUE orders the classes that its labels name.
 
     Args:
-        found: Weights by fairseq's names; changed in place. A head that cannot be placed goes.
+        found: Weights by fairseq's names; changed in place. A head that cannot be placed is
+            taken out.
         config: Content of ``config.json``.
         family: ``BERT`` or ``ROBERTA``.
-        new: Whether the head goes in any case.
+        new: Whether the head is taken out in any case.
 
     Returns:
         What became of it.

@@ -9,14 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deltasam_fairseq.conversion.checkpoint import read_checkpoint, write_checkpoint
+from deltasam_fairseq.conversion.bart_sources import (
+    read_checkpoint,
+    read_huggingface,
+    write_checkpoint,
+)
+from deltasam_fairseq.conversion.bart_weights import BartWeights, random_weights
 from deltasam_fairseq.conversion.folder import (
     read_config,
     require_same_order,
     weight_files,
 )
-from deltasam_fairseq.conversion.huggingface import read_huggingface
-from deltasam_fairseq.conversion.weights import BartWeights, random_weights
 from deltasam_fairseq.data.bart import (
     ARCHITECTURES,
     BART_MARKER,

@@ -14,8 +14,13 @@ import torch
 from torch import Tensor
 
 from deltasam_fairseq.conversion.checkpoint import load_model, save
-from deltasam_fairseq.conversion.encoder_names import EMBEDDING, ENCODER, HEAD, rename
-from deltasam_fairseq.conversion.encoder_shapes import complete
+from deltasam_fairseq.conversion.encoder_weights import (
+    EMBEDDING,
+    ENCODER,
+    HEAD,
+    complete,
+    rename,
+)
 from deltasam_fairseq.conversion.folder import (
     CONFIG,
     load_weights,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from deltasam_fairseq.conversion.encoder_names import rename
+from deltasam_fairseq.conversion.encoder_weights import rename
 from deltasam_fairseq.conversion.folder import (
     load_weights,
     plain_names,

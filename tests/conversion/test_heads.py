@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from deltasam_fairseq.cli.main import main
-from deltasam_fairseq.conversion.encoder_names import HEAD
+from deltasam_fairseq.conversion.encoder_weights import HEAD
 from deltasam_fairseq.conversion.heads import place_head
 from deltasam_fairseq.conversion.prepare_encoder import EncoderRequest, prepare_encoder
 from deltasam_fairseq.data.encoder import PreparedEncoder

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu, layer_norm, linear
 
-from deltasam_fairseq.conversion.weights import random_weights
+from deltasam_fairseq.conversion.bart_weights import random_weights
 from deltasam_fairseq.data.bart import SIZES
 
 WORDS = 40

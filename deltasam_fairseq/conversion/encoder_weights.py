@@ -1,15 +1,22 @@
-"""Names of BERT's and RoBERTa's weights in Hugging Face's files, and in fairseq's."""
+"""BERT's and RoBERTa's weights: renamed from Hugging Face's to fairseq's, and checked."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from deltasam_fairseq.conversion.folder import plain_names
-from deltasam_fairseq.conversion.shapes import POSITION_OFFSET
+from deltasam_fairseq.conversion.shapes import (
+    POSITION_OFFSET,
+    Shapes,
+    layer,
+    pair,
+    require_shapes,
+)
 from deltasam_fairseq.data.encoder import BERT
 from deltasam_fairseq.errors import UserError
 
@@ -17,6 +24,7 @@ HEAD = "classification_heads.sentence_classification_head"
 ENCODER = "encoder.sentence_encoder"
 EMBEDDING = f"{ENCODER}.embed_tokens.weight"
 POSITIONS = f"{ENCODER}.embed_positions.weight"
+_LM_HEAD = "encoder.lm_head"
 
 _LAYER = re.compile(r"encoder\.layer\.(\d+)\.(.+)\.(weight|bias)$")
 _IN_LAYER = {
@@ -66,16 +74,11 @@ _UNUSED = re.compile(
 
 
 def rename(state: Mapping[str, Tensor], family: str, source: str) -> dict[str, Tensor]:
-    """Rename weights to fairseq's names.
-
-    Args:
-        state: Of Hugging Face, from any class of the family.
-        family: ``BERT`` or ``ROBERTA``.
-        source: Where it is from, for messages.
+    """Rename weights of any class of Hugging Face's to fairseq's names.
 
     Returns:
-        Weights by fairseq's names, in float32; positions have their offset, and the only
-        segment of a RoBERTa is part of them, as fairseq's RoBERTa has no segments.
+        The weights in float32; positions have their offset, and the only segment of a
+        RoBERTa is part of them, as fairseq's RoBERTa has no segments.
 
     Raises:
         UserError: If there is a weight that has no place.
@@ -106,3 +109,61 @@ def rename(state: Mapping[str, Tensor], family: str, source: str) -> dict[str, T
     elif positions is not None and segments is not None:
         found[POSITIONS] = positions + segments.float()[0]
     return found
+
+
+def complete(
+    found: Mapping[str, Tensor], sizes: Mapping[str, Any], family: str, source: str
+) -> dict[str, Tensor]:
+    """Check the weights of an encoder and add those that no task uses.
+
+    Args:
+        found: By fairseq's names.
+        sizes: By the names of :data:`~deltasam_fairseq.data.encoder.SIZES`.
+        family: ``BERT`` or ``ROBERTA``.
+        source: Where they are from, for messages.
+
+    Returns:
+        The weights as fairseq's model expects them. RoBERTa's head for masked words is
+        zero where the file has none: classification leaves it alone. A BERT that was saved
+        for masked words has no pooler; then there is no head on it either.
+
+    Raises:
+        UserError: If heads do not divide the width, or weights are not those of the sizes.
+    """
+    if EMBEDDING not in found:
+        raise UserError(f"{source} embeds no words; is it a {family}?")
+    rows, width = found[EMBEDDING].shape
+    if width % sizes["encoder-attention-heads"]:
+        raise UserError(
+            f"{source}: a width of {width} does not divide into "
+            f"{sizes['encoder-attention-heads']} attention heads"
+        )
+    state, shapes = dict(found), _shapes(sizes, rows)
+    if family == BERT:
+        shapes[f"{ENCODER}.embed_segments.weight"] = (2, width)
+        if any(name.startswith((HEAD, "pooler.")) for name in state):
+            shapes |= pair("pooler", width, width)
+    else:
+        lm_head = pair(f"{_LM_HEAD}.dense", width, width) | pair(f"{_LM_HEAD}.layer_norm", width)
+        lm_head[f"{_LM_HEAD}.bias"] = (rows,)
+        state |= {name: torch.zeros(size) for name, size in lm_head.items() if name not in state}
+        state[f"{_LM_HEAD}.weight"] = state[EMBEDDING]
+        shapes |= {**lm_head, f"{_LM_HEAD}.weight": (rows, width)}
+    classes = len(state.get(f"{HEAD}.out_proj.bias", ()))
+    head = pair(f"{HEAD}.dense", width, width) | pair(f"{HEAD}.out_proj", classes, width)
+    shapes |= {name: shape for name, shape in head.items() if name in state}
+    require_shapes(state, shapes, source, surplus="has {}, which config.json leaves no place for")
+    return state
+
+
+def _shapes(sizes: Mapping[str, Any], rows: int) -> Shapes:
+    """Return the shapes that BERT and RoBERTa have in common."""
+    width, inner = sizes["encoder-embed-dim"], sizes["encoder-ffn-embed-dim"]
+    shapes: Shapes = {
+        EMBEDDING: (rows, width),
+        POSITIONS: (sizes["max-positions"] + POSITION_OFFSET, width),
+    }
+    shapes |= pair(f"{ENCODER}.layernorm_embedding", width)
+    for number in range(sizes["encoder-layers"]):
+        shapes |= layer(f"{ENCODER}.layers.{number}", width, inner)
+    return shapes

@@ -60,15 +60,12 @@ def expected_shapes(sizes: Mapping[str, Any], rows: int) -> Shapes:
 
 
 def assemble(sizes: Mapping[str, Any], found: Mapping[str, Tensor], source: str) -> BartWeights:
-    """Check that a state is that of a BART model, and tie its embeddings.
+    """Return the weights of a BART in float32, checked and with tied embeddings.
 
     Args:
         sizes: As in :class:`BartWeights`.
         found: Weights by fairseq's names.
         source: Where they are from, for messages.
-
-    Returns:
-        The weights, in float32.
 
     Raises:
         UserError: If embeddings that BART shares differ, or the weights are not BART's.
@@ -110,15 +107,9 @@ def share_embedding(
 
 
 def random_weights(sizes: Mapping[str, Any], rows: int, *, seed: int) -> BartWeights:
-    """Draw the weights of an untrained BART model, as BERT's are initialised.
+    """Return the weights of an untrained BART with ``rows`` symbols, drawn as BERT's are.
 
-    Args:
-        sizes: As in :class:`BartWeights`.
-        rows: Number of symbols to embed.
-        seed: Of the draw.
-
-    Returns:
-        Matrices from N(0, 0.02²), zero biases, and layer norms that are the identity.
+    Matrices are drawn from N(0, 0.02²), biases are zero, and layer norms are the identity.
     """
     generator = torch.Generator().manual_seed(seed)
     state = {}

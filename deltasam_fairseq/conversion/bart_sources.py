@@ -1,13 +1,22 @@
-"""Reading a BART folder of Hugging Face."""
+"""BARTs in the files of fairseq and of Hugging Face."""
 
 from __future__ import annotations
 
+import argparse
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from deltasam_fairseq.conversion.bart_weights import (
+    EMBEDDING,
+    BartWeights,
+    assemble,
+    share_embedding,
+)
+from deltasam_fairseq.conversion.checkpoint import load_model, save
 from deltasam_fairseq.conversion.folder import (
     CONFIG,
     load_weights,
@@ -16,9 +25,28 @@ from deltasam_fairseq.conversion.folder import (
     require_entries,
     size_of,
 )
-from deltasam_fairseq.conversion.weights import EMBEDDING, BartWeights, assemble, share_embedding
+from deltasam_fairseq.conversion.shapes import POSITION_OFFSET
+from deltasam_fairseq.data.bart import ARCHITECTURES, SIZES
 from deltasam_fairseq.errors import UserError
 
+_HEADS = "classification_heads."
+# What versions of fairseq keep in the state beside the weights: buffers, and in
+# 0.12.2 copies of each encoder layer for a fast path, which loading makes anew.
+_NO_WEIGHTS = re.compile(
+    r"(encoder|decoder)\.version$|.*\._float_tensor$"
+    r"|encoder\.layers\.\d+\.(in_proj|out_proj|fc1|fc2)_(weight|bias)$"
+)
+#: Settings under which a transformer of fairseq is a BART, and their values.
+_BART: Mapping[str, object] = {
+    "no_scale_embedding": True,
+    "layernorm_embedding": True,
+    "encoder_normalize_before": False,
+    "decoder_normalize_before": False,
+    "encoder_learned_pos": True,
+    "decoder_learned_pos": True,
+    "share_all_embeddings": True,
+    "share_decoder_input_output_embed": True,
+}
 #: Names of fairseq's flags and of the entries of config.json.
 _SIZES = {
     "encoder-layers": "encoder_layers",
@@ -47,17 +75,56 @@ _SHARED = ("shared.weight", EMBEDDING, "decoder.embed_tokens.weight", "lm_head.w
 _UNUSED = re.compile(r"classification_head\.|qa_outputs\.|(encoder|decoder)\.version$")
 
 
+def read_checkpoint(path: Path) -> BartWeights:
+    """Return the weights of a BART that fairseq wrote, of any version.
+
+    Classification heads and the state of the optimizer are left out.
+
+    Raises:
+        UserError: If the file cannot be read, or is not a BART model.
+    """
+    content, settings = load_model(path, "BART")
+    for name, value in _BART.items():
+        if settings.get(name, value) != value:
+            raise UserError(f"{path}: {name} is {settings[name]!r}; a BART model has {value!r}")
+    state = {
+        name: value
+        for name, value in content["model"].items()
+        if not name.startswith(_HEADS) and not _NO_WEIGHTS.match(name)
+    }
+    sizes = {}
+    for flag in SIZES:
+        default = ARCHITECTURES["bart_large"][flag]
+        sizes[flag] = settings.get(flag.replace("-", "_"), default)
+    # Checkpoints of before fairseq 0.9 name one number of positions for both sides.
+    for side, flag in (("encoder", "max-source-positions"), ("decoder", "max-target-positions")):
+        table = state.get(f"{side}.embed_positions.weight")
+        if table is not None:
+            sizes[flag] = table.size(0) - POSITION_OFFSET
+    return assemble(sizes, state, str(path))
+
+
+def write_checkpoint(weights: BartWeights, path: Path) -> None:
+    """Write a checkpoint that ``fairseq-train --restore-file`` and fairseq's hub take."""
+    settings = {flag.replace("-", "_"): value for flag, value in weights.sizes.items()}
+    settings["decoder_embed_dim"] = settings["encoder_embed_dim"]
+    args = argparse.Namespace(
+        arch="bart_large",
+        task="translation",
+        source_lang="source",
+        target_lang="target",
+        criterion="label_smoothed_cross_entropy",
+        **_BART,
+        **settings,
+    )
+    save(args, weights.state, path, criterion="LabelSmoothedCrossEntropyCriterion")
+
+
 def read_huggingface(folder: Path) -> BartWeights:
-    """Read a BART model that ``save_pretrained`` wrote.
+    """Return the weights of a BART of any class that ``save_pretrained`` wrote.
 
     The ids of its tokenizer are the numbers of fairseq's dictionary, so rows keep
     their places; heads are left out.
-
-    Args:
-        folder: Holds ``config.json`` and the weights of any class of BART models.
-
-    Returns:
-        Its weights.
 
     Raises:
         UserError: If a file is missing, if safetensors is not installed, or if
