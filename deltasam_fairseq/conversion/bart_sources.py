@@ -6,9 +6,9 @@ import argparse
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from deltasam_fairseq.conversion.bart_weights import (
     EMBEDDING,
@@ -17,14 +17,7 @@ from deltasam_fairseq.conversion.bart_weights import (
     share_embedding,
 )
 from deltasam_fairseq.conversion.checkpoint import load_model, save
-from deltasam_fairseq.conversion.folder import (
-    CONFIG,
-    load_weights,
-    plain_names,
-    read_config,
-    require_entries,
-    size_of,
-)
+from deltasam_fairseq.conversion.folder import CONFIG, HuggingFaceFolder, plain_names
 from deltasam_fairseq.conversion.shapes import POSITION_OFFSET
 from deltasam_fairseq.data.bart import ARCHITECTURES, SIZES
 from deltasam_fairseq.errors import UserError
@@ -120,7 +113,7 @@ def write_checkpoint(weights: BartWeights, path: Path) -> None:
     save(args, weights.state, path, criterion="LabelSmoothedCrossEntropyCriterion")
 
 
-def read_huggingface(folder: Path) -> BartWeights:
+def read_huggingface(path: Path) -> BartWeights:
     """Return the weights of a BART of any class that ``save_pretrained`` wrote.
 
     The ids of its tokenizer are the numbers of fairseq's dictionary, so rows keep
@@ -130,37 +123,30 @@ def read_huggingface(folder: Path) -> BartWeights:
         UserError: If a file is missing, if safetensors is not installed, or if
             the model is not one that fairseq's BART can hold.
     """
-    config = read_config(folder)
-    require_entries(config, _FIXED, "BART", folder)
-    state = plain_names(
-        load_weights(folder),
-        anchor="encoder.embed_positions.weight",
-        base="model",
-        source=str(folder),
-    )
-    _require_no_bias(state.pop("final_logits_bias", None), folder)
+    folder, source = HuggingFaceFolder.open(path), str(path)
+    folder.require(_FIXED, "BART")
+    anchor = "encoder.embed_positions.weight"
+    state = plain_names(folder.weights(), anchor=anchor, base="model", source=source)
+    bias = state.pop("final_logits_bias", torch.zeros(1))
+    if torch.count_nonzero(bias):
+        raise UserError(
+            f"{path}: final_logits_bias is not zero (up to {bias.abs().max().item():.3g}); "
+            "fairseq's BART has no bias at its output, so the converted model would give other "
+            "logits"
+        )
     state = {name: value for name, value in state.items() if not _UNUSED.match(name)}
-    found = share_embedding(state, _SHARED, str(folder))
-    sizes = {flag: size_of(config, name, folder) for flag, name in _SIZES.items()}
-    activation = config.get("activation_function", "gelu")
+    activation = folder.config.get("activation_function", "gelu")
     if activation not in _ACTIVATIONS:
         raise UserError(
-            f"{folder / CONFIG}: activation_function {activation!r} is not among "
+            f"{path / CONFIG}: activation_function {activation!r} is not among "
             f"{', '.join(_ACTIVATIONS)}"
         )
-    weights = assemble({**sizes, "activation-fn": _ACTIVATIONS[activation]}, found, str(folder))
-    if weights.rows != size_of(config, "vocab_size", folder):
+    sizes: dict[str, Any] = {flag: folder.size(name) for flag, name in _SIZES.items()}
+    sizes["activation-fn"] = _ACTIVATIONS[activation]
+    weights = assemble(sizes, share_embedding(state, _SHARED, source), source)
+    if weights.rows != folder.size("vocab_size"):
         raise UserError(
-            f"{folder}: vocab_size is {config['vocab_size']}, but the weights embed {weights.rows}"
+            f"{path}: vocab_size is {folder.size('vocab_size')}, but the weights embed "
+            f"{weights.rows}"
         )
     return weights
-
-
-def _require_no_bias(bias: Tensor | None, folder: Path) -> None:
-    """Refuse a bias of the output that is not zero: fairseq's BART has none."""
-    if bias is not None and torch.count_nonzero(bias):
-        largest = bias.abs().max().item()
-        raise UserError(
-            f"{folder}: final_logits_bias is not zero (up to {largest:.3g}); fairseq's BART has no "
-            "bias at its output, so the converted model would give other logits"
-        )

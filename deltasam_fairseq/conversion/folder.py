@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,99 +27,102 @@ _POINTER = b"version https://git-lfs"
 _NORMS = {".gamma": ".weight", ".beta": ".bias"}
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return ``config.json``, which says how a model is built.
+@dataclass(frozen=True)
+class HuggingFaceFolder:
+    """A folder that ``save_pretrained`` wrote.
 
-    Raises:
-        UserError: If it is missing or no JSON.
+    Args:
+        path: The folder.
+        config: Content of ``config.json``, which says how the model is built.
     """
-    try:
-        return read_json(folder / CONFIG)
-    except (FileNotFoundError, NotADirectoryError):
-        if (folder / "model.pt").is_file():
-            raise UserError(
-                f"{folder} is the folder of a fairseq model; give {folder / 'model.pt'}"
-            ) from None
-        raise UserError(
-            f"{folder} has no {CONFIG}; a Hugging Face folder holds {CONFIG} and weights"
-        ) from None
 
+    path: Path
+    config: dict[str, Any]
 
-def require_entries(
-    config: Mapping[str, Any], values: Mapping[str, object], model: str, folder: Path
-) -> None:
-    """Check that entries of a configuration, where it has them, have the values of a model.
+    @classmethod
+    def open(cls, path: Path) -> HuggingFaceFolder:
+        """Read ``config.json``.
 
-    Raises:
-        UserError: If one has another value; the message names it and the model.
-    """
-    for name, value in values.items():
-        if config.get(name, value) != value:
-            raise UserError(
-                f"{folder / CONFIG}: {name} is {config[name]!r}; fairseq's {model} needs {value!r}"
-            )
+        Returns:
+            The folder.
 
-
-def size_of(config: Mapping[str, Any], name: str, folder: Path) -> int:
-    """Return a size out of a configuration.
-
-    Raises:
-        UserError: If it is no number of one or more.
-    """
-    value = config.get(name)
-    if not isinstance(value, int) or value < 1:
-        raise UserError(f"{folder / CONFIG}: {name} is {value!r}, not a number of one or more")
-    return value
-
-
-def part(content: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
-    """Return an object that is a part of a JSON file; empty where it is null or not there.
-
-    Raises:
-        UserError: If it is something else; the message names the file.
-    """
-    value = content.get(name)
-    if value is not None and not isinstance(value, dict):
-        raise UserError(f"{path}: {name} is {value!r}, not an object")
-    return value or {}
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """Return the file of a model's weights, or all files that an index names.
-
-    Raises:
-        UserError: If there is none, one that the index names is missing, or Git left a pointer.
-    """
-    place = next((folder / name for name in _PLACES if (folder / name).is_file()), None)
-    if place is None:
-        raise UserError(
-            f"{folder / WEIGHTS}: no such file, nor another with weights ({', '.join(_PLACES[1:])})"
-            "; with transformers, model.save_pretrained(folder) writes it"
-        )
-    files = [place]
-    if place.name.endswith(_INDEX):
-        files = [folder / name for name in sorted({*_weight_map(place).values()})]
-    for path in files:
-        if not path.is_file():
-            raise UserError(f"{path}: no such file, but {place} names it; download it as well")
-        with path.open("rb") as file:
-            if file.read(len(_POINTER)) == _POINTER:
+        Raises:
+            UserError: If it is missing or no JSON.
+        """
+        try:
+            return cls(path, read_json(path / CONFIG))
+        except (FileNotFoundError, NotADirectoryError):
+            if (path / "model.pt").is_file():
                 raise UserError(
-                    f"{path} is a pointer of Git LFS, not the weights; in the folder that git "
-                    "cloned: git lfs pull"
+                    f"{path} is the folder of a fairseq model; give {path / 'model.pt'}"
+                ) from None
+            raise UserError(
+                f"{path} has no {CONFIG}; a Hugging Face folder holds {CONFIG} and weights"
+            ) from None
+
+    def require(self, values: Mapping[str, object], model: str) -> None:
+        """Check that entries of the configuration, where there are any, are those of a model.
+
+        Raises:
+            UserError: If one has another value; the message names it and the model.
+        """
+        for name, value in values.items():
+            if self.config.get(name, value) != value:
+                raise UserError(
+                    f"{self.path / CONFIG}: {name} is {self.config[name]!r}; fairseq's {model} "
+                    f"needs {value!r}"
                 )
-    return files
 
+    def size(self, name: str) -> int:
+        """Return an entry of the configuration that is a number of one or more.
 
-def load_weights(folder: Path) -> dict[str, Tensor]:
-    """Return the weights of a model, of one file or of several, by the names in the files.
+        Raises:
+            UserError: If it is something else.
+        """
+        value = self.config.get(name)
+        if not isinstance(value, int) or value < 1:
+            raise UserError(
+                f"{self.path / CONFIG}: {name} is {value!r}, not a number of one or more"
+            )
+        return value
 
-    What is missing, broken or not installed ends in a :class:`UserError`.
-    """
-    state: dict[str, Tensor] = {}
-    for path in weight_files(folder):
-        state |= _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
-    return state
+    def weight_files(self) -> list[Path]:
+        """Return the file of the weights, or all files that an index names.
+
+        Raises:
+            UserError: If there is none, one that the index names is missing, or Git left a
+                pointer.
+        """
+        place = next((self.path / name for name in _PLACES if (self.path / name).is_file()), None)
+        if place is None:
+            raise UserError(
+                f"{self.path / WEIGHTS}: no such file, nor another with weights "
+                f"({', '.join(_PLACES[1:])}); with transformers, model.save_pretrained(folder) "
+                "writes it"
+            )
+        files = [place]
+        if place.name.endswith(_INDEX):
+            files = [self.path / name for name in sorted({*_weight_map(place).values()})]
+        for path in files:
+            if not path.is_file():
+                raise UserError(f"{path}: no such file, but {place} names it; download it as well")
+            with path.open("rb") as file:
+                if file.read(len(_POINTER)) == _POINTER:
+                    raise UserError(
+                        f"{path} is a pointer of Git LFS, not the weights; in the folder that git "
+                        "cloned: git lfs pull"
+                    )
+        return files
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the weights by the names in the files.
+
+        What is missing, broken or not installed ends in a :class:`UserError`.
+        """
+        state: dict[str, Tensor] = {}
+        for path in self.weight_files():
+            state |= _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
+        return state
 
 
 def plain_names(
@@ -157,6 +161,18 @@ def plain_names(
             raise UserError(f"{source} has {plain} twice, as {name} and under another name")
         found[plain] = value
     return found
+
+
+def part(content: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
+    """Return an object that is a part of a JSON file; empty where it is null or not there.
+
+    Raises:
+        UserError: If it is something else; the message names the file.
+    """
+    value = content.get(name)
+    if value is not None and not isinstance(value, dict):
+        raise UserError(f"{path}: {name} is {value!r}, not an object")
+    return value or {}
 
 
 def vocabulary(folder: Path) -> tuple[Path, dict[str, int]] | None:

@@ -15,11 +15,7 @@ from deltasam_fairseq.conversion.bart_sources import (
     write_checkpoint,
 )
 from deltasam_fairseq.conversion.bart_weights import BartWeights, random_weights
-from deltasam_fairseq.conversion.folder import (
-    read_config,
-    require_same_order,
-    weight_files,
-)
+from deltasam_fairseq.conversion.folder import HuggingFaceFolder, require_same_order
 from deltasam_fairseq.data.bart import (
     ARCHITECTURES,
     BART_MARKER,
@@ -102,8 +98,7 @@ def _origin(request: BartRequest) -> dict[str, Any]:
         )
     kind, files = "fairseq", [source]
     if source.is_dir():
-        read_config(source)
-        kind, files = "huggingface", weight_files(source)
+        kind, files = "huggingface", HuggingFaceFolder.open(source).weight_files()
     size = sum(file.stat().st_size for file in files)
     return {"kind": kind, "source": str(source.resolve()), "source_bytes": size}
 

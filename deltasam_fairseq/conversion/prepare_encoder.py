@@ -21,14 +21,7 @@ from deltasam_fairseq.conversion.encoder_weights import (
     complete,
     rename,
 )
-from deltasam_fairseq.conversion.folder import (
-    CONFIG,
-    load_weights,
-    read_config,
-    require_entries,
-    require_same_order,
-    size_of,
-)
+from deltasam_fairseq.conversion.folder import CONFIG, HuggingFaceFolder, require_same_order
 from deltasam_fairseq.conversion.heads import PlacedHead, place_head
 from deltasam_fairseq.conversion.shapes import POSITION_OFFSET
 from deltasam_fairseq.conversion.wordpiece import VOCABULARY, read_wordpiece
@@ -135,23 +128,22 @@ def _difference(facts: Mapping[str, Any], request: EncoderRequest) -> str:
 
 
 def _from_huggingface(out: Path, request: EncoderRequest, say: Say) -> dict[str, Any]:
-    folder = request.source
-    config = read_config(folder)
-    family = str(config.get("model_type"))
+    path, folder = request.source, HuggingFaceFolder.open(request.source)
+    family = str(folder.config.get("model_type"))
     if family not in _FIXED:
-        raise UserError(f"{folder / CONFIG}: model_type is {family!r}, not bert or roberta")
-    require_entries(config, _FIXED[family], family, folder)
-    found = rename(load_weights(folder), family, str(folder))
-    head = place_head(found, config, family, new=request.new_head)
-    sizes = {flag: size_of(config, name, folder) for flag, name in _CONFIG_SIZES.items()}
+        raise UserError(f"{path / CONFIG}: model_type is {family!r}, not bert or roberta")
+    folder.require(_FIXED[family], family)
+    found = rename(folder.weights(), family, str(path))
+    head = place_head(found, folder.config, family, new=request.new_head)
+    sizes = {flag: folder.size(name) for flag, name in _CONFIG_SIZES.items()}
     facts: dict[str, Any] = {"family": family, "sizes": sizes, "head": head._asdict()}
     if family == BERT:
-        files = read_wordpiece(folder, request.lowercase)
+        files = read_wordpiece(path, request.lowercase)
         facts |= {name: getattr(files, name) for name in (*CUTTING, "lowercase_from")}
         say(f"{'lower-cased' if files.lowercase else 'cased'}: {files.lowercase_from}")
         write_lines(out / VOCABULARY, files.tokens)
         order = write_bert_dictionary(out / VOCABULARY, out / "dict.txt")
-        _require_rows(found, len(order), folder)
+        _require_rows(found, len(order), path)
         found[EMBEDDING] = found[EMBEDDING][order]
         facts["pooler"] = any(name.startswith("pooler.") for name in found)
         if not facts["pooler"]:
@@ -159,10 +151,10 @@ def _from_huggingface(out: Path, request: EncoderRequest, say: Say) -> dict[str,
     else:
         sizes["max-positions"] -= POSITION_OFFSET
         words = _gpt2_vocabulary(request, out)
-        if not require_same_order(folder, out / "dict.txt", out / "gpt2" / "encoder.json"):
+        if not require_same_order(path, out / "dict.txt", out / "gpt2" / "encoder.json"):
             say("the order of the vocabulary was not compared: there is no vocab.json")
-        _require_rows(found, words + SPECIAL_SYMBOLS + 1, folder)
-    state = complete(found, sizes, family, str(folder))
+        _require_rows(found, words + SPECIAL_SYMBOLS + 1, path)
+    state = complete(found, sizes, family, str(path))
     _write(out, state, family, sizes)
     return {**facts, "rows": int(state[EMBEDDING].size(0))}
 

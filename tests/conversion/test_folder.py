@@ -11,12 +11,7 @@ import torch
 from torch import Tensor
 
 from deltasam_fairseq.conversion.encoder_weights import rename
-from deltasam_fairseq.conversion.folder import (
-    load_weights,
-    plain_names,
-    read_config,
-    weight_files,
-)
+from deltasam_fairseq.conversion.folder import HuggingFaceFolder, plain_names
 from deltasam_fairseq.conversion.prepare_encoder import EncoderRequest, prepare_encoder
 from deltasam_fairseq.data.encoder import PreparedEncoder
 from deltasam_fairseq.errors import UserError
@@ -179,8 +174,8 @@ def test_weights_in_one_file_or_in_several(tmp_path: Path, ending: str, parts: b
         torch.save(state, folder / ending)
     else:
         safetensors.save_file(state, folder / ending)
-    assert len(weight_files(folder)) == 1 + parts
-    assert_same(load_weights(folder), state)
+    assert len(HuggingFaceFolder.open(folder).weight_files()) == 1 + parts
+    assert_same(HuggingFaceFolder.open(folder).weights(), state)
     plain = prepare(tmp_path / "a", write_bert(tmp_path / "plain"))
     assert_same(model_of(prepare(tmp_path / "b", folder)), model_of(plain))
 
@@ -188,26 +183,26 @@ def test_weights_in_one_file_or_in_several(tmp_path: Path, ending: str, parts: b
 def test_safetensors_comes_first_as_in_transformers(tmp_path: Path) -> None:
     folder = write_bert(tmp_path / "hf")
     torch.save(bert_state(seed=9), folder / "pytorch_model.bin")
-    assert_same(load_weights(folder), bert_state())
+    assert_same(HuggingFaceFolder.open(folder).weights(), bert_state())
 
 
 def test_files_that_are_no_weights_are_named(tmp_path: Path) -> None:
     folder = bare(tmp_path / "hf")
     with pytest.raises(UserError, match=r"nor another with weights \(.*pytorch_model\.bin"):
-        load_weights(folder)
+        HuggingFaceFolder.open(folder).weights()
     torch.save({"state": {"w": torch.ones(1)}}, folder / "pytorch_model.bin")
     with pytest.raises(UserError, match="something else than weights by name"):
-        load_weights(folder)
+        HuggingFaceFolder.open(folder).weights()
     in_parts(folder, bert_state(), "model.safetensors")
     (folder / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(UserError, match=r"00002\.safetensors: no such file, but .*index\.json"):
-        load_weights(folder)
+        HuggingFaceFolder.open(folder).weights()
     (folder / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(UserError, match="it has no 'weight_map'"):
-        load_weights(folder)
+        HuggingFaceFolder.open(folder).weights()
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": 3}}')
     with pytest.raises(UserError, match="it has no 'weight_map'"):
-        load_weights(folder)
+        HuggingFaceFolder.open(folder).weights()
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
@@ -216,14 +211,14 @@ def test_a_pointer_in_place_of_weights_says_how_to_get_them(name: str, tmp_path:
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 133466304\n"
     (folder / name).write_text(pointer)
     with pytest.raises(UserError, match=f"{name} is a pointer of Git LFS.*: git lfs pull$"):
-        load_weights(folder)
+        HuggingFaceFolder.open(folder).weights()
 
 
 def test_what_is_no_pickle_is_not_called_a_matter_of_torchs_versions(tmp_path: Path) -> None:
     folder = bare(tmp_path / "hf")
     (folder / "pytorch_model.bin").write_text("<html>not found</html>")
     with pytest.raises(UserError, match="cannot be read as a checkpoint") as stop:
-        load_weights(folder)
+        HuggingFaceFolder.open(folder).weights()
     assert "weights_only" not in str(stop.value)
 
 
@@ -235,7 +230,7 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
     folder = bare(tmp_path / "hf")
     torch.save({"w": Evil()}, folder / "pytorch_model.bin")
     with pytest.raises(UserError, match="could run code"):
-        load_weights(folder)
+        HuggingFaceFolder.open(folder).weights()
 
 
 def test_names_without_the_anchor_stay(tmp_path: Path) -> None:
@@ -247,4 +242,4 @@ def test_names_without_the_anchor_stay(tmp_path: Path) -> None:
 def test_a_configuration_that_is_no_object_is_damaged(content: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match=r"config\.json is damaged"):
-        read_config(tmp_path)
+        HuggingFaceFolder.open(tmp_path)
