@@ -128,7 +128,7 @@ class HuggingFaceFolder:
 def plain_names(
     state: Mapping[str, Tensor], *, anchor: str, base: str, source: str
 ) -> dict[str, Tensor]:
-    """Take from names what depends on the class that was saved, and on its age.
+    """Return weights under names that do not depend on the class that was saved, nor on its age.
 
     ``AutoModel`` saves ``embeddings…`` where a model with a head saves ``bert.embeddings…``
     beside ``classifier…``; wrappers such as DDP put ``module.`` before all of them. Layer

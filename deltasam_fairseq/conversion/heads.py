@@ -30,7 +30,7 @@ _NAMED = {
 
 
 class PlacedHead(NamedTuple):
-    """What became of a checkpoint's head.
+    """What was done with the head of a checkpoint.
 
     Args:
         tasks: The tasks of GLUE that may start from it; empty if it was left out.
@@ -56,7 +56,7 @@ def place_head(
         new: Whether the head is taken out in any case.
 
     Returns:
-        What became of it.
+        What was done, and why.
 
     Example:
         >>> import torch
@@ -86,7 +86,7 @@ def place_head(
 def _misfit(
     found: Mapping[str, Tensor], config: Mapping[str, Any], family: str, labels: Sequence[str]
 ) -> str:
-    """Say why a head cannot be told what its rows mean; nothing if it can."""
+    """Return why the rows of a head cannot be assigned to classes; empty if they can."""
     named = config.get("architectures") or ()
     classes = [named] if isinstance(named, str) else [str(name) for name in named]
     if classes and not any(name.endswith(_CLASS) for name in classes):

@@ -86,7 +86,7 @@ def prepare_bart(
 
 
 def _origin(request: BartRequest) -> dict[str, Any]:
-    """Describe where the weights are from, as far as that is quick to find out."""
+    """Describe where the weights are from, without reading them."""
     source = request.source
     if source is None:
         name = request.random or "small"

@@ -119,7 +119,7 @@ def prepare_encoder(
 
 
 def _difference(facts: Mapping[str, Any], request: EncoderRequest) -> str:
-    """Say in what a finished folder is not the one asked for; nothing if it is."""
+    """Return how a finished folder differs from the one asked for; empty if it does not."""
     if facts["source"] != str(request.source.resolve()):
         return f"from {facts['source']}"
     if request.lowercase not in (None, facts.get("lowercase")):

@@ -1,8 +1,8 @@
-"""How a BERT's text is cut, out of the files that its tokenizer left.
+"""How a BERT cuts text into tokens, read from the files of its tokenizer.
 
-``vocab.txt``, ``tokenizer_config.json`` and ``tokenizer.json`` may all be there or not, and say
-the same thing or not. A model that is told nothing would be taken for an uncased one by
-transformers and tokenizers alike; here it is decided by what there is, or refused.
+Any of ``vocab.txt``, ``tokenizer_config.json`` and ``tokenizer.json`` may be missing, and two of
+them may contradict each other. Where no file says whether a model is cased, transformers and
+tokenizers take it for an uncased one; here its vocabulary decides, or the model is refused.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _Files = Sequence[tuple[str, Mapping[str, Any]]]
 
 
 class _Vote(NamedTuple):
-    """Who says what about a setting."""
+    """A statement about a setting, and the file that makes it."""
 
     source: str
     statement: str
@@ -110,7 +110,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _tokens(folder: Path) -> list[str]:
-    """Return the tokens in the order of their rows, out of either file or both."""
+    """Return the tokens in the order of their rows, from either file or from both."""
     there = vocabulary(folder)
     listed = None
     if (folder / VOCABULARY).is_file():
@@ -212,7 +212,7 @@ def _votes(
 
 
 def _vote_of_words(tokens: list[str]) -> _Vote | None:
-    """Return what words of letters alone tell: one capital, and the model is a cased one."""
+    """Return what the words of letters alone show: a cased model has at least one capital."""
     words = [token for token in tokens if token.isalpha()]
     capital = next((word for word in words if word != word.lower()), None)
     if capital:
