@@ -11,7 +11,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from fairseq.distributed import utils as distributed
+from fairseq.distributed.module_proxy_wrapper import ModuleProxyWrapper
+from fairseq.logging import metrics
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from deltasam_fairseq.core import reference
 from deltasam_fairseq.core.noise import gaussian_direction, seed_for
@@ -21,6 +25,7 @@ from deltasam_fairseq.fairseq_plugin.criterions.regularized import ModelBatch
 from deltasam_fairseq.fairseq_plugin.embedding_noise import embedding_noise, embeddings_shape
 from deltasam_fairseq.objectives.regularizers import worst_noise
 from tests.support import fairseq_toys as toys
+from tests.support.workers import run_workers
 
 SEQUENCES = [
     *("--task", "translation", "--source-lang", "src", "--target-lang", "tgt"),
@@ -409,3 +414,78 @@ def test_rdrop_of_sequences_is_fairseqs_on_a_training_batch(translation: Path) -
         float(loss) - 0.7 * float(log["rdrop_kl_loss"]), rel=1e-5
     )
     assert math.isfinite(float(own["regularizer"]))
+
+
+def test_noise_that_rounding_takes_is_warned_of(
+    translation: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    flags = (*SEQUENCES, "--regularizer", "r3f")
+    toys.make_trainer(translation, *flags).optimizer  # noqa: B018
+    assert "rounded away" not in caplog.text
+    toys.make_trainer(translation, *flags, dtype=torch.bfloat16).optimizer  # noqa: B018
+    assert "noise of 1e-05 on half-precision embeddings is mostly rounded away" in caplog.text
+
+
+SHARES = (range(3), range(3, 8))
+WORKERS = [(name, wrapper) for name in REGULARIZERS for wrapper in ("legacy_ddp", "pytorch_ddp")]
+
+
+def share_of(data: Path, name: str, share: range, *more: str, ddp: bool = False) -> list[Tensor]:
+    """The gradient of a worker's share, summed over all workers there are."""
+    sgd = ("--sam-inner", "sgd", "--lr", "0.05", "--sam-method", "sam", "--sam-scope", "micro")
+    trainer = toys.make_trainer(
+        data, *SEQUENCES, *REGULARIZERS[name], *sgd, *STILL, *more, dtype=torch.float64
+    )
+    if ddp:
+        model = DistributedDataParallel(
+            trainer.get_model(), process_group=trainer.data_parallel_process_group
+        )
+        trainer._wrapped_model = ModuleProxyWrapper(model)
+    before = [p.detach().clone() for p in trainer.get_model().parameters()]
+    dataset = trainer.task.dataset("train")
+    sample = dataset.collater([dataset[i] for i in share])
+    with metrics.aggregate(new_root=True) as seen:
+        trainer.train_step([sample])
+    size = float(seen["wpb"].avg)  # target tokens of all workers
+    after = trainer.get_model().parameters()
+    return [(b - p.detach()) / 0.05 * size for b, p in zip(before, after, strict=True)]
+
+
+def in_workers(rank: int, count: int, port: int, data: Path) -> dict[Any, list[Tensor]]:
+    init = (
+        *("--distributed-world-size", str(count), "--distributed-rank", str(rank)),
+        *("--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp"),
+        *("--distributed-no-spawn", "--distributed-init-method", f"tcp://127.0.0.1:{port}"),
+    )
+    distributed.distributed_init(toys.config(data, *SEQUENCES, *init))
+    toys.softmax_in_float64()
+    return {
+        (name, wrapper): share_of(data, name, SHARES[rank], *init, ddp=wrapper == "pytorch_ddp")
+        for name, wrapper in WORKERS
+    }
+
+
+@pytest.mark.multiprocess
+@pytest.mark.usefixtures("float64")
+def test_workers_add_up_what_each_finds(translation: Path, tmp_path: Path) -> None:
+    """Every worker draws the same noise, so each share is what one process finds in it."""
+    workers = run_workers(in_workers, 2, tmp_path, translation)
+    for name, wrapper in WORKERS:
+        shares = [share_of(translation, name, share) for share in SHARES]
+        for worker in workers:
+            for got, *parts in zip(worker[name, wrapper], *shares, strict=True):
+                torch.testing.assert_close(got, sum(parts), rtol=1e-8, atol=1e-8)
+
+
+def test_a_model_without_embeddings_to_shift_is_refused(translation: Path) -> None:
+    flags = [*SEQUENCES, "--arch", "lstm", "--regularizer", "r3f"]
+    wrong = [flag for flag in flags if not flag.startswith("--share")]
+    with pytest.raises(ValueError, match="needs one of fairseq's transformer encoders"):
+        toys.make_trainer(translation, *without_sizes(wrong)).optimizer  # noqa: B018
+    toys.make_trainer(translation, *without_sizes(wrong), "--regularizer", "rdrop")
+
+
+def without_sizes(flags: list[str]) -> list[str]:
+    """Leave out the sizes of a transformer."""
+    start = flags.index(toys.TINY[0])
+    return flags[:start] + flags[start + len(toys.TINY) :]

@@ -1,6 +1,7 @@
 """What the criterions of the project share: a regularizer in training, plain losses elsewhere."""
 
 # No `from __future__ import annotations`: fairseq reads the types of a configuration.
+import logging
 import math
 import weakref
 from contextlib import nullcontext
@@ -13,6 +14,7 @@ from fairseq.logging import metrics
 from torch import Tensor
 
 from deltasam_fairseq.core.checks import not_negative, positive
+from deltasam_fairseq.core.precision import is_half
 from deltasam_fairseq.fairseq_plugin.criterions.base import SentenceCriterion
 from deltasam_fairseq.fairseq_plugin.criterions.readers import Sample, SentenceLosses
 from deltasam_fairseq.fairseq_plugin.embedding_noise import (
@@ -22,6 +24,8 @@ from deltasam_fairseq.fairseq_plugin.embedding_noise import (
     unwrapped,
 )
 from deltasam_fairseq.objectives.regularizers import REGULARIZERS, Batch, Outputs, Settings
+
+logger = logging.getLogger(__name__)
 
 # β of SMART's moving average, at first and after a tenth of the updates.
 EARLY, LATE, EARLY_SHARE = 0.99, 0.999, 0.1
@@ -97,7 +101,8 @@ class RegularizedCriterion(SentenceCriterion):
         super().__init__(task)
         self.regularizer = REGULARIZERS.get(cfg.regularizer)
         self.weight = not_negative(cfg.regularizer_weight, "--regularizer-weight")
-        self.is_regularized = cfg.regularizer != "none"
+        self.name = cfg.regularizer
+        self.is_regularized = self.name != "none"
         defaults = RegularizerConfig()
         for name, owner in _OWN.items():
             if owner != cfg.regularizer and getattr(cfg, name) != getattr(defaults, name):
@@ -135,8 +140,19 @@ class RegularizedCriterion(SentenceCriterion):
             trainer: fairseq's trainer.
         """
         self.trainer = weakref.proxy(trainer)
-        if self.regularizer in (REGULARIZERS.get("r3f"), REGULARIZERS.get("smart")):
-            encoder_of(trainer.get_model())
+        noises = {"r3f": self.settings.r3f_eps, "smart": self.settings.eps}
+        if self.name in noises:
+            model = trainer.get_model()
+            encoder_of(model)
+            table = next(model.parameters())
+            if is_half(table) and noises[self.name] < torch.finfo(table.dtype).eps / 10:
+                logger.warning(
+                    "noise of %g on half-precision embeddings is mostly rounded away: their "
+                    "spacing is about %g of their size. Train with --amp or in fp32, where it "
+                    "reaches the model whole",
+                    noises[self.name],
+                    torch.finfo(table.dtype).eps,
+                )
         if self.settings.bregman:
             moving_average(trainer)
 
