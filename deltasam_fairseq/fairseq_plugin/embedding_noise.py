@@ -21,6 +21,13 @@ from torch import Tensor
 from deltasam_fairseq.fairseq_plugin.passes import standing_in
 
 
+def unwrapped(model: Any) -> Any:
+    """Take what wraps a model for several workers off it."""
+    while "module" in model._modules:  # DistributedDataParallel and fairseq's proxies
+        model = model._modules["module"]
+    return model
+
+
 def encoder_of(model: Any) -> Any:
     """Find the encoder whose embeddings can be shifted.
 
@@ -33,8 +40,7 @@ def encoder_of(model: Any) -> Any:
     Raises:
         ValueError: If it has none of fairseq's.
     """
-    while "module" in model._modules:  # DistributedDataParallel and fairseq's proxies
-        model = model._modules["module"]
+    model = unwrapped(model)
     encoder = getattr(model, "encoder", None)
     encoder = getattr(encoder, "sentence_encoder", encoder)  # RoBERTa's and BERT's
     if not isinstance(encoder, TransformerEncoderBase):

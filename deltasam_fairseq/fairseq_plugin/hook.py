@@ -25,6 +25,7 @@ from deltasam_fairseq.fairseq_plugin.compat import (
     check_fairseq,
     versions,
 )
+from deltasam_fairseq.fairseq_plugin.criterions.base import SentenceCriterion
 from deltasam_fairseq.fairseq_plugin.optimizer import sharpness_of
 from deltasam_fairseq.fairseq_plugin.passes import Step
 from deltasam_fairseq.fairseq_plugin.sharpness.meters import forget_empty
@@ -57,6 +58,9 @@ def install() -> None:
     @functools.wraps(build)
     def _build_optimizer(self: Trainer) -> None:
         build(self)
+        criterion = self.get_criterion()
+        if isinstance(criterion, SentenceCriterion):
+            criterion.joins(self)
         settings = sharpness_of(self.optimizer)
         if settings is not None:
             logger.info("%s; %s", settings, versions())

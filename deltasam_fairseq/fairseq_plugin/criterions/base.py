@@ -24,14 +24,25 @@ class SentenceCriterion(FairseqCriterion):
         dependence: Why the loss of a sentence depends on the other sentences of its batch;
             empty where it does not. ``--sam-method per_instance`` is refused with this reason,
             because a sentence by itself has another loss.
+        unbatched: Why the batched per-instance engine would not be exact, which perturbs what
+            the losses' own gradient passes through; empty where it is. Its loop runs then.
     """
 
     dependence: ClassVar[str] = ""
+    unbatched: ClassVar[str] = ""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Register the criterion among those with one loss per sentence."""
         super().__init_subclass__(**kwargs)
         sentence_losses_for(cls)(own_losses)
+
+    def joins(self, trainer: Any) -> None:
+        """Learn which run this is, before the first update; an impossible one is refused here.
+
+        Args:
+            trainer: fairseq's trainer, with its optimizer built.
+        """
+        del trainer
 
     def sentence_losses(self, model: Any, sample: Sample) -> SentenceLosses:
         """Score a batch, sentence by sentence.

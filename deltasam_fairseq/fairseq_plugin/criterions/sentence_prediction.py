@@ -14,19 +14,20 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from fairseq.criterions import register_criterion
 from fairseq.criterions.sentence_prediction import SentencePredictionCriterion
-from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
 from fairseq.logging.meters import Meter
 from torch import Tensor
 
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.evaluation.metrics import CLASS_METRICS, NUMBER_METRICS
-from deltasam_fairseq.fairseq_plugin.criterions.base import SentenceCriterion
 from deltasam_fairseq.fairseq_plugin.criterions.readers import (
     Sample,
     SentenceLosses,
-    class_losses,
     refuse_penalties,
+)
+from deltasam_fairseq.fairseq_plugin.criterions.regularized import (
+    RegularizedCriterion,
+    RegularizerConfig,
 )
 
 _KEPT = "_predictions"
@@ -35,7 +36,7 @@ _VECTORS = ("_seen", "_predicted", "_labels")
 
 
 @dataclass
-class SentenceMetricsConfig(FairseqDataclass):
+class SentenceMetricsConfig(RegularizerConfig):
     """The settings that fairseq's ``sentence_prediction`` has in all versions, and the metrics."""
 
     classification_head_name: str = field(
@@ -55,11 +56,11 @@ class SentenceMetricsConfig(FairseqDataclass):
 
 
 @register_criterion("deltasam_sentence_prediction", dataclass=SentenceMetricsConfig)
-class SentenceMetricsCriterion(SentenceCriterion):
+class SentenceMetricsCriterion(RegularizedCriterion):
     """Cross entropy of a sentence's class, or the squared error of its number."""
 
     def __init__(self, cfg: SentenceMetricsConfig, task: Any) -> None:
-        super().__init__(task)
+        super().__init__(cfg, task)
         self.classification_head_name = cfg.classification_head_name
         self.regression_target = cfg.regression_target
         known = NUMBER_METRICS if self.regression_target else CLASS_METRICS
@@ -71,19 +72,7 @@ class SentenceMetricsCriterion(SentenceCriterion):
                     f"--sentence-metrics {name}: unknown for {kind}; known: {', '.join(known)}"
                 )
 
-    def sentence_losses(self, model: Any, sample: Sample) -> SentenceLosses:
-        """Score each sentence; in validation, keep predictions and labels as well.
-
-        Args:
-            model: The model, with the classification head.
-            sample: The batch.
-
-        Returns:
-            Losses ``(N,)``, the number of sentences and the logging output.
-
-        Raises:
-            ValueError: If the model has no such head.
-        """
+    def outputs(self, model: Any, net_input: dict[str, Any]) -> Tensor:  # noqa: D102
         head = self.classification_head_name
         if head not in getattr(model, "classification_heads", ()):
             raise ValueError(
@@ -91,16 +80,23 @@ class SentenceMetricsCriterion(SentenceCriterion):
                 "sentence_prediction, which adds it, or give --classification-head-name"
             )
         refuse_penalties(model)
-        logits, _ = model(**sample["net_input"], features_only=True, classification_head_name=head)
+        logits: Tensor
+        logits, _ = model(**net_input, features_only=True, classification_head_name=head)
+        if self.regression_target:
+            return logits.view(-1).to(torch.promote_types(logits.dtype, torch.float32))
+        return logits
+
+    def scored(self, model: Any, logits: Tensor, sample: Sample) -> SentenceLosses:  # noqa: D102
         targets = model.get_targets(sample, [logits]).view(-1)
         if self.regression_target:
-            predictions = logits.view(-1).float()
-            losses = F.mse_loss(predictions, targets.float(), reduction="none")
+            predictions = logits.detach()
+            losses = F.mse_loss(logits, targets.to(logits.dtype), reduction="none")
         else:
             predictions = logits.argmax(1)
-            losses = class_losses(logits, targets)
+            wide = torch.promote_types(logits.dtype, torch.float32)
+            losses = F.cross_entropy(logits.to(wide), targets, reduction="none")
         size = targets.numel()
-        logging_output = {
+        logging_output: dict[str, Any] = {
             "loss": losses.detach().sum(),
             "ntokens": sample["ntokens"],
             "nsentences": size,
@@ -109,7 +105,7 @@ class SentenceMetricsCriterion(SentenceCriterion):
         if not self.regression_target:
             logging_output["ncorrect"] = (predictions == targets).sum()
         if not self.training:
-            logging_output |= self._scattered(sample["id"], predictions.detach(), targets)
+            logging_output |= self._scattered(sample["id"], predictions, targets)
             logging_output |= {f"{_WANTED}{name}": 0 for name in self.names}
         return SentenceLosses(losses, size, logging_output)
 
@@ -132,6 +128,7 @@ class SentenceMetricsCriterion(SentenceCriterion):
             logging_outputs: Of all workers.
         """
         SentencePredictionCriterion.reduce_metrics(logging_outputs)
+        cls.log_penalty(logging_outputs)
         kept = [log for log in logging_outputs if _VECTORS[0] in log]
         if not kept:
             return

@@ -163,6 +163,8 @@ def reader_if_batched(step: Step, criterion: Any) -> Reader:
     if not is_plain(step):
         name = getattr(step, "__qualname__", repr(step))
         raise Unsupported(f"the task's train_step is not fairseq's own, but {name}")
+    if getattr(criterion, "unbatched", ""):
+        raise Unsupported(criterion.unbatched)
     try:
         return reader_for(criterion)
     except UnknownName as error:
