@@ -24,9 +24,12 @@ class SentenceCriterion(FairseqCriterion):
         dependence: Why the loss of a sentence depends on the other sentences of its batch;
             empty where it does not. ``--sam-method per_instance`` is refused with this reason,
             because a sentence by itself has another loss.
+        mixes_workers: Whether the gradient of a worker's losses reaches the sentences of other
+            workers, because the criterion collects what all workers have.
     """
 
     dependence: ClassVar[str] = ""
+    mixes_workers: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Register the criterion among those with one loss per sentence."""
