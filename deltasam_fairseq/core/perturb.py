@@ -24,6 +24,9 @@ from torch import Tensor
 from deltasam_fairseq.core.precision import is_half
 from deltasam_fairseq.core.vectors import grouped, norms, scaled_, widened
 
+# The records whose parameters are moved at the moment, the oldest first.
+_moved_now: list[Borrowed] = []
+
 
 class Realised(NamedTuple):
     """What rounding left of a displacement.
@@ -76,6 +79,7 @@ class Borrowed:
         self.realised: Realised | None = None
         self._groups: list[tuple[list[Tensor], list[Tensor]]] = []
         sums: list[Tensor] = []
+        _moved_now.append(self)
         try:
             with torch.no_grad():
                 lists = _matched(params, direction, masters)
@@ -122,7 +126,27 @@ class Borrowed:
             for moved, saved in self._groups:
                 torch._foreach_copy_(moved, saved)
         self._groups = []
+        if self in _moved_now:
+            _moved_now.remove(self)
         _forget_casts()
+
+    def saved(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield each parameter that is moved, and the values that it had before."""
+        for moved, saved in self._groups:
+            yield from zip(moved, saved, strict=True)
+
+
+def values_before() -> dict[int, Tensor]:
+    """Return the values that moved parameters had before any move, by the parameter's ``id``.
+
+    Returns:
+        The buffers themselves, which are put back later: they are to be read only.
+    """
+    before: dict[int, Tensor] = {}
+    for record in _moved_now:
+        for param, value in record.saved():
+            before.setdefault(id(param), value)
+    return before
 
 
 @contextmanager

@@ -78,6 +78,23 @@ def total(numbers: Sequence[float], group: Any, device: torch.device) -> list[fl
     return found
 
 
+def largest(number: float, device: torch.device) -> float:
+    """Find the largest of all workers' numbers.
+
+    Args:
+        number: This worker's; one that is not finite counts as 0.
+        device: Where the backend of the default group can compare.
+
+    Returns:
+        It; ``number`` itself where there is one worker.
+    """
+    if not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return number
+    found = torch.tensor(number, dtype=torch.float64, device=device).nan_to_num(0, 0, 0)
+    distributed.all_reduce(found, op=distributed.ReduceOp.MAX)
+    return float(found)
+
+
 def _all_reduce(flat: Tensor, group: Any) -> None:
     try:
         distributed.all_reduce(flat, group=group)

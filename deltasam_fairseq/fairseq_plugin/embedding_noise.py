@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -19,6 +20,9 @@ from fairseq.models.transformer import TransformerEncoderBase
 from torch import Tensor
 
 from deltasam_fairseq.fairseq_plugin.passes import standing_in
+
+# Which rows of the noise belong to the batch that is encoded.
+_rows: ContextVar[slice] = ContextVar("rows", default=slice(None))
 
 
 def unwrapped(model: Any) -> Any:
@@ -96,16 +100,36 @@ def embedding_noise(model: Any, noise: Tensor) -> Generator[None, None, None]:
         src_tokens: Tensor, token_embedding: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         plain = encoder.embed_tokens(src_tokens) if token_embedding is None else token_embedding
-        if noise.shape != plain.shape:
+        part = noise[_rows.get()]
+        if not len(part):
+            return embed(src_tokens, plain)  # type: ignore[no-any-return]
+        if part.shape != plain.shape:
             raise ValueError(
-                f"the noise has shape {tuple(noise.shape)}, but the embeddings of this batch have "
+                f"the noise has shape {tuple(part.shape)}, but the embeddings of this batch have "
                 f"{tuple(plain.shape)}; make it with embeddings_shape"
             )
         words = src_tokens.ne(encoder.padding_idx).unsqueeze(-1)
         wide = torch.promote_types(plain.dtype, torch.float32)
-        shift = torch.where(words, noise, torch.zeros_like(noise)).to(wide)
+        shift = torch.where(words, part, torch.zeros_like(part)).to(wide)
         found: tuple[Tensor, Tensor] = embed(src_tokens, (plain.to(wide) + shift).to(plain.dtype))
         return found
 
     with standing_in(encoder, forward_embedding=forward_embedding):
         yield
+
+
+@contextmanager
+def noise_rows(rows: slice) -> Generator[None, None, None]:
+    """Encode a part of a batch in a block, with the noise of its rows.
+
+    Args:
+        rows: Which of the noise's first dimension; ``slice(0)`` where the part has none.
+
+    Yields:
+        Nothing.
+    """
+    token = _rows.set(rows)
+    try:
+        yield
+    finally:
+        _rows.reset(token)

@@ -8,13 +8,23 @@ It registers ``--optimizer delta_sam``, BERT and the criterions, and wraps fairs
 
 from deltasam_fairseq.fairseq_plugin import optimizer
 from deltasam_fairseq.fairseq_plugin.criterions import (
+    infonce,
     label_smoothed,
     readers,
     sentence_prediction,
 )
 from deltasam_fairseq.fairseq_plugin.hook import install
 from deltasam_fairseq.fairseq_plugin.models import bert
+from deltasam_fairseq.fairseq_plugin.tasks import mirror
 
 install()
 
-__all__ = ["bert", "label_smoothed", "optimizer", "readers", "sentence_prediction"]
+__all__ = [
+    "bert",
+    "infonce",
+    "label_smoothed",
+    "mirror",
+    "optimizer",
+    "readers",
+    "sentence_prediction",
+]

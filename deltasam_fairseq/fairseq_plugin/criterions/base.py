@@ -26,10 +26,13 @@ class SentenceCriterion(FairseqCriterion):
             because a sentence by itself has another loss.
         unbatched: Why the batched per-instance engine would not be exact, which perturbs what
             the losses' own gradient passes through; empty where it is. Its loop runs then.
+        mixes_workers: Whether the gradient of a worker's losses reaches the sentences of other
+            workers, because the criterion collects what all workers have.
     """
 
     dependence: ClassVar[str] = ""
     unbatched: ClassVar[str] = ""
+    mixes_workers: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Register the criterion among those with one loss per sentence."""

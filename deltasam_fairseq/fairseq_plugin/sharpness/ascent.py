@@ -19,6 +19,7 @@ from torch import Tensor
 from deltasam_fairseq.core.graph import gradients_aside, take_gradients
 from deltasam_fairseq.core.pass_state import Buffers, PassState
 from deltasam_fairseq.core.workers import add_up
+from deltasam_fairseq.fairseq_plugin.one_side import ascending
 from deltasam_fairseq.fairseq_plugin.passes import Step
 from deltasam_fairseq.fairseq_plugin.sharpness.meters import AscentSums
 from deltasam_fairseq.fairseq_plugin.sharpness.parallel import (
@@ -120,6 +121,7 @@ def ascend(
     with (
         gradients_aside([*space, *weights.others()]),
         without_sync(given["model"], criterion),
+        ascending(),
     ):
         while attempts:
             attempt, tally = attempts[0], Tally()

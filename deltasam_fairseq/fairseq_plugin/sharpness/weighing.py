@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from deltasam_fairseq.core.estimators import ESTIMATORS, uniform
+from deltasam_fairseq.core.workers import largest
 from deltasam_fairseq.fairseq_plugin.criterions.readers import Sample, reader_for
 from deltasam_fairseq.fairseq_plugin.sharpness.meters import AscentSums
 from deltasam_fairseq.fairseq_plugin.sharpness.model_weights import in_float
@@ -108,7 +109,11 @@ class WeighingCriterion:
         else:
             seen = Seen.of(values, floored)
             self._tally.add(seen)
-            self._tally.raise_to(seen.mean, weights.space)
+            mean = seen.mean
+            if getattr(self._criterion, "mixes_workers", False):
+                # A backward pass adds up losses of several workers: one unit for all of them.
+                mean = largest(mean, weights.space[0].device)
+            self._tally.raise_to(mean, weights.space)
             relative = values / self._tally.scale
         relative = relative.to(read.losses.dtype)
         return (read.losses * relative).sum(), read.sample_size, read.logging_output
