@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from deltasam_fairseq.analysis.curve import draw_curve
+from deltasam_fairseq.analysis.figures import draw_curve
 from deltasam_fairseq.cli import analyse_risk
 from deltasam_fairseq.recipes.run_folder import RunFolder
 

@@ -24,12 +24,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from deltasam_fairseq.analysis.cost_plot import draw_costs
-from deltasam_fairseq.analysis.cost_table import table_6
+from deltasam_fairseq.analysis.figures import draw_costs
 from deltasam_fairseq.analysis.grid_table import grid_table
-from deltasam_fairseq.analysis.paper_tables import table_1, table_4
-from deltasam_fairseq.analysis.published import PUBLISHED, build_published
-from deltasam_fairseq.analysis.table import FORMATS, Table, build_table
+from deltasam_fairseq.analysis.paper_tables import table_1, table_4, table_6
+from deltasam_fairseq.analysis.rouge_tables import PUBLISHED, run_table, table_3
+from deltasam_fairseq.analysis.table import FORMATS, Table
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.figures import check_figure
 from deltasam_fairseq.recipes.base import CONTROLS, METHODS
@@ -102,7 +101,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"for {SIGNIFICANCE}: what to compare with (none, for delta_sam random too)",
     )
     parser.add_argument(
-        "--published", choices=tuple(PUBLISHED), help="put them beside these published figures"
+        "--published", choices=PUBLISHED, help="put them beside these published figures"
     )
     parser.add_argument("--split", choices=("test", "valid"), default="test", help="(%(default)s)")
     parser.add_argument("--format", choices=tuple(FORMATS), default="text", help="(%(default)s)")
@@ -140,9 +139,9 @@ def run(args: argparse.Namespace) -> int:
             f"{', '.join(SWEEP_TABLES)}, one at a time{did_you_mean(name, SWEEP_TABLES)}"
         )
     elif args.published:
-        table = build_published(args.published, args.runs, args.split)
+        table = table_3(args.runs, args.split)
     elif args.runs:
-        table = build_table(args.runs, args.split)
+        table = run_table(args.runs, args.split)
     else:
         raise UserError(
             f"nothing to show: give runs, one of {', '.join(SWEEP_TABLES)}, or --published "
