@@ -26,9 +26,9 @@ from deltasam_fairseq.recipes.command import flag_values
 from deltasam_fairseq.recipes.places import data_folder, encoder_folder, sweep_folder
 from deltasam_fairseq.recipes.slurm_array import array_script, submit
 from deltasam_fairseq.recipes.sweep import Sweep, run_sweep
-from deltasam_fairseq.recipes.sweep_export import export_records
 from deltasam_fairseq.recipes.sweep_folder import SweepFolder
 from deltasam_fairseq.recipes.sweep_plan import Cell, plan, read_grid, read_seeds
+from deltasam_fairseq.recipes.sweep_record import export_records
 
 HELP = "run a recipe over methods, seeds and a grid"
 #: Unknown arguments are no error but ``args.extra``: they are fairseq's.
