@@ -12,12 +12,7 @@ from statistics import fmean, stdev
 
 import numpy as np
 
-from deltasam_fairseq.analysis.paired_tests import (
-    SUMMED,
-    Array,
-    compare_over_sentences,
-    summed_score,
-)
+from deltasam_fairseq.analysis.paired_tests import compare_over_sentences
 from deltasam_fairseq.analysis.records import (
     OWN_FLAGS,
     Group,
@@ -32,6 +27,7 @@ from deltasam_fairseq.analysis.records import (
 from deltasam_fairseq.analysis.table import NONE, Table
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.evaluation.resampling import least_p, sign_flip_test
+from deltasam_fairseq.evaluation.summed_metrics import SUMMED, Array, summed_score
 
 _HEADER = (
     *("comparison", "recipe", "model", "metric", "n", "difference", "std"),

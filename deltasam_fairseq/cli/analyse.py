@@ -35,14 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run one analysis.
-
-    Args:
-        args: Of :func:`add_arguments`.
-
-    Returns:
-        Zero.
-    """
+    """Run one analysis."""
     args.analyse(args)
     return 0
 

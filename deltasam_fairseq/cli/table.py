@@ -108,23 +108,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the table.
-
-    Args:
-        args: Of :func:`add_arguments`.
-
-    Returns:
-        Zero.
-
-    Raises:
-        UserError: If there is nothing to show, or options that do not go together.
-    """
+    """Print the table."""
     name = str(args.runs[0]) if len(args.runs) == 1 else ""
     for option, tables in _ONLY.items():
         if getattr(args, option) and name not in tables:
             raise UserError(f"--{option} goes with {' or '.join(tables)}; see deltasam table -h")
     if args.plot:
         check_figure(args.plot)
+    print(FORMATS[args.format](_make_table(name, args)))
+    if args.plot:
+        draw_costs(args.sweeps, args.plot)
+        print(f"\n{args.plot}", file=sys.stderr)
+    return 0
+
+
+def _make_table(name: str, args: argparse.Namespace) -> Table:
     if name in SWEEP_TABLES:
         if args.published:
             raise UserError(f"--published goes with runs, not with table {name}")
@@ -132,23 +130,17 @@ def run(args: argparse.Namespace) -> int:
             # The default may be missing: then nothing was run, and the tables say so.
             if folder != Path("sweeps") and not folder.is_dir():
                 raise UserError(f"--sweeps {folder}: no such folder")
-        table = SWEEP_TABLES[name](args)
-    elif args.runs and not any(run.is_dir() for run in args.runs):
+        return SWEEP_TABLES[name](args)
+    if args.runs and not any(run.is_dir() for run in args.runs):
         raise UserError(
             f"no such run: {', '.join(map(str, args.runs))}; the tables that need no runs are "
             f"{', '.join(SWEEP_TABLES)}, one at a time{did_you_mean(name, SWEEP_TABLES)}"
         )
-    elif args.published:
-        table = table_3(args.runs, args.split)
-    elif args.runs:
-        table = run_table(args.runs, args.split)
-    else:
-        raise UserError(
-            f"nothing to show: give runs, one of {', '.join(SWEEP_TABLES)}, or --published "
-            f"{' or '.join(PUBLISHED)}"
-        )
-    print(FORMATS[args.format](table))
-    if args.plot:
-        draw_costs(args.sweeps, args.plot)
-        print(f"\n{args.plot}", file=sys.stderr)
-    return 0
+    if args.published:
+        return table_3(args.runs, args.split)
+    if args.runs:
+        return run_table(args.runs, args.split)
+    raise UserError(
+        f"nothing to show: give runs, one of {', '.join(SWEEP_TABLES)}, or --published "
+        f"{' or '.join(PUBLISHED)}"
+    )
