@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean, median
 
@@ -120,14 +121,13 @@ def table_1(folders: Sequence[Path], *, statistics: bool = False) -> Table:
     """
     groups = collect(folders)
     header = ("system", "row", *(GLUE[task].name for task in TASKS), "average")
-
-    def own_lines(own: Own, printed: PublishedRow | None) -> Iterator[Line]:
-        return _metric_lines(own, printed, statistics=statistics)
-
-    def published_lines(half: str, row: PublishedRow) -> list[Line]:
-        return [("published", *row.cells, row.average)]
-
-    rows = pivot(groups, _glue(TASKS), TABLE_1, published_lines, own_lines)
+    rows = pivot(
+        groups,
+        _glue(TASKS),
+        TABLE_1,
+        lambda half, row: [("published", *row.cells, row.average)],
+        partial(_metric_lines, statistics=statistics),
+    )
     note = (
         "Metric of the paper on the validation set, in percent: accuracy (MNLI matched), CoLA "
         "Matthews, STS-B Pearson. Published: best of 5 seeds for R-Drop, SAM and δ-SAM, of 10 "
@@ -175,14 +175,13 @@ def table_4(folders: Sequence[Path], *, statistics: bool = False) -> Table:
         "row",
         *(f"{name} {what}" for name in names for what in ("risk", "med/max")),
     )
-
-    def own_lines(own: Own, printed: PublishedRow | None) -> Iterator[Line]:
-        return _risk_lines(own, printed, statistics=statistics)
-
-    def published_lines(half: str, row: PublishedRow) -> list[Line]:
-        return [("published", *row.cells)]
-
-    rows = pivot(groups, _glue(TABLE_4_TASKS), TABLE_4, published_lines, own_lines)
+    rows = pivot(
+        groups,
+        _glue(TABLE_4_TASKS),
+        TABLE_4,
+        lambda half, row: [("published", *row.cells)],
+        partial(_risk_lines, statistics=statistics),
+    )
     return Table(header, list(rows), _risk_note(groups))
 
 
