@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-from deltasam_fairseq.analysis.paper_tables import spread
-from deltasam_fairseq.analysis.sweep_cells import Group, in_order, read_points, select
-from deltasam_fairseq.analysis.table import NONE, Table
+from deltasam_fairseq.analysis.records import Group, in_order, read_points, select
+from deltasam_fairseq.analysis.table import NONE, Table, mean_and_std
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.recipes.sweep_plan import SHORT
 
@@ -26,15 +25,7 @@ _NOTE = (
 def grid_table(
     folders: Sequence[Path], *, recipe: str | None = None, model: str | None = None
 ) -> Table:
-    """List every point of every search.
-
-    Args:
-        folders: With sweeps below them.
-        recipe: The only one to show; none shows all.
-        model: The only one to show; none shows all.
-
-    Returns:
-        One row per method and point, with the metric over its seeds and the adversarial risk.
+    """Return every point of every search, or of those with one recipe or model.
 
     Raises:
         UserError: If there is no such record.
@@ -48,11 +39,11 @@ def grid_table(
         (
             *(*key, _point(group)),
             ",".join(map(str, group.seeds)),
-            next(iter(group.records[0]["metrics"])),
+            group.metric,
             f"{median(group.scores):.2f}",
             f"{max(group.scores):.2f}",
-            spread(group.scores),
-            spread(group.risks, 3),
+            mean_and_std(group.scores),
+            mean_and_std(group.risks, 3),
         )
         for key in in_order(found)
         for group in found[key]
@@ -61,7 +52,7 @@ def grid_table(
 
 
 def _point(group: Group) -> str:
-    """Write what was searched, and rho and eta wherever the method has a use for them."""
+    """Write what was searched, and rho and eta wherever the method uses them."""
     method, flags = group.records[0]["method"], group.records[0]["flags"]
     usual = {
         name: flags[flag]

@@ -1,299 +1,322 @@
-"""Tables 1 and 4 of the paper with our runs beside them, made from the records of sweeps."""
+"""Tables 1, 4 and 6 of the paper with our runs beside them, made from the records of sweeps."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from statistics import fmean, median, stdev
+from statistics import fmean, median
 
-from deltasam_fairseq.analysis.sweep_cells import ORDER, Group, Key, collect, describe_grid
-from deltasam_fairseq.analysis.table import NONE, NOT_RUN, Table
+from deltasam_fairseq.analysis.records import (
+    ORDER,
+    Group,
+    Groups,
+    Record,
+    collect,
+    is_timed,
+    pair_up,
+)
+from deltasam_fairseq.analysis.table import NONE, NOT_RUN, Table, difference, mean_and_std
 from deltasam_fairseq.data.glue import GLUE
-from deltasam_fairseq.recipes.glue_published import (
+from deltasam_fairseq.recipes.published import (
     BERT,
-    MEDIANS,
+    METHOD_OF_ROW,
     ROBERTA,
     ROW_OF_METHOD,
     TABLE_1,
     TABLE_4,
     TABLE_4_TASKS,
+    TABLE_6,
     TASKS,
+    PublishedRow,
+    Rows,
 )
 
-#: Our models that are those of a half of Table 1, and what that half is called here.
+#: Our models that are those of a half of a table, and what that half is called here.
 HALVES = {
     BERT: ("BERT-base", ("bert_base_cased", "bert_base_uncased")),
     ROBERTA: ("RoBERTa-large", ("roberta_large",)),
 }
-METHOD_OF_ROW = {row: method for method, row in ROW_OF_METHOD.items()}
+#: Methods that the others' times are divided by; the paper has no time without perturbation.
+_TIME_BASES = ("none", "sam")
 
-Groups = Mapping[Key, Group]
+#: What kind of row it is, then its cells.
+Line = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Own:
+    """What was run of a model and a method, for the recipes of a table.
+
+    Args:
+        groups: Everything that was run.
+        recipes: In the order of the table's columns.
+        model: The model.
+        method: The method.
+    """
+
+    groups: Groups
+    recipes: Sequence[str]
+    model: str
+    method: str
+
+    @property
+    def found(self) -> list[Group | None]:
+        """The group of each recipe; none where nothing was run."""
+        return [self.groups.get((recipe, self.model, self.method)) for recipe in self.recipes]
+
+    @property
+    def ran(self) -> bool:
+        """Whether any of the recipes was run."""
+        return any(self.found)
+
+
+def pivot(
+    groups: Groups,
+    recipes: Sequence[str],
+    published: Mapping[str, Rows],
+    published_lines: Callable[[str, PublishedRow], Iterable[Line]],
+    own_lines: Callable[[Own, PublishedRow | None], Iterable[Line]],
+) -> Iterator[tuple[str, ...]]:
+    """Yield the published rows, each followed by ours, and then what the paper has no row for.
+
+    Args:
+        groups: Everything that was run.
+        recipes: The table's.
+        published: The table's rows, by half and name.
+        published_lines: Makes the lines of a published row, from its half and itself.
+        own_lines: Makes our lines; of a method without a published row it gets none.
+    """
+    known = set()
+    for half, rows in published.items():
+        title, models = HALVES[half]
+        for name, printed in rows.items():
+            system = f"{title}, {name}"
+            lines = list(published_lines(half, printed))
+            yield from ((system, *line) for line in lines)
+            method = METHOD_OF_ROW.get(name)
+            if method is None:
+                yield (system, "ours", *(NOT_RUN,) * (len(lines[0]) - 1))
+                continue
+            known |= {(model, method) for model in models}
+            every = [Own(groups, recipes, model, method) for model in models]
+            for own in [own for own in every if own.ran] or every[:1]:
+                yield from ((system, *line) for line in own_lines(own, printed))
+    others = {(model, method) for recipe, model, method in groups if recipe in recipes} - known
+    for model, method in sorted(others, key=lambda pair: (pair[0], ORDER.index(pair[1]))):
+        own = Own(groups, recipes, model, method)
+        yield from ((f"{model}, {method}", *line) for line in own_lines(own, None))
 
 
 def table_1(folders: Sequence[Path], *, statistics: bool = False) -> Table:
-    """Build Table 1: the GLUE tasks, the validation metric.
+    """Return Table 1, the metrics of GLUE's tasks: median and best of n seeds.
+
+    The differences are those of the best from the published number, or of the median where that
+    is a median.
 
     Args:
         folders: With sweeps below them.
         statistics: Whether to add mean and standard deviation over seeds.
-
-    Returns:
-        The rows of the paper, each followed by ours: median, best of n, and the difference of
-        the best from the published number, or of the median where that is one. Then what the
-        paper has not.
     """
     groups = collect(folders)
     header = ("system", "row", *(GLUE[task].name for task in TASKS), "average")
-    rows: list[tuple[str, ...]] = []
-    for half, (title, models) in HALVES.items():
-        for name, cells in TABLE_1[half].items():
-            average, *numbers = cells
-            rows.append((f"{title}, {name}", "published", *numbers, average))
-            method = METHOD_OF_ROW.get(name)
-            if method is None:
-                rows.append((f"{title}, {name}", "ours", *(NOT_RUN,) * len(numbers), NOT_RUN))
-                continue
-            ran = [model for model in models if any_task(groups, model, method)] or models[:1]
-            for model in ran:
-                system = f"{title}, {name}"
-                rows += _ours(groups, system, model, method, statistics=statistics)
-                rows += _differences(
-                    *(groups, system, model, method),
-                    printed=cells,
-                    is_median=(half, name) in MEDIANS,
-                )
-    rows += _others(groups, statistics)
-    return Table(header, rows, _note_1(groups))
+    rows = pivot(
+        groups,
+        _glue(TASKS),
+        TABLE_1,
+        lambda half, row: [("published", *row.cells, row.average)],
+        partial(_metric_lines, statistics=statistics),
+    )
+    note = (
+        "Metric of the paper on the validation set, in percent: accuracy (MNLI matched), CoLA "
+        "Matthews, STS-B Pearson. Published: best of 5 seeds for R-Drop, SAM and δ-SAM, of 10 "
+        "for R3F, of 3 for SMART, median of 5 for RoBERTa; * from a model trained on MNLI. "
+        f"{_own_note(groups)}"
+    )
+    return Table(header, list(rows), note)
+
+
+def _metric_lines(own: Own, printed: PublishedRow | None, *, statistics: bool) -> Iterator[Line]:
+    name, found = f"ours, {own.model}", own.found
+    if not own.ran:
+        yield (name, *(NOT_RUN,) * (len(found) + 1))
+        return
+    values = {}
+    for what, choose in (("median", median), ("best", max)):
+        chosen = [choose(group.scores) if group else None for group in found]
+        there = [value for value in chosen if value is not None]
+        average = fmean(there) if len(there) == len(found) else None
+        values[what] = [*chosen, average]
+        cells = [
+            NOT_RUN if group is None else f"{value:.2f} (n={len(group.records)})"
+            for group, value in zip(found, chosen, strict=True)
+        ]
+        yield (f"{name}, {what}", *cells, NONE if average is None else f"{average:.2f}")
+    if statistics:
+        yield (f"{name}, mean ± std", *(mean_and_std(g.scores if g else ()) for g in found), NONE)
+    if printed:
+        what = "median" if printed.is_median else "best"
+        differences = map(difference, values[what], (*printed.cells, printed.average))
+        yield (f"{name}, {what} - published", *differences)
 
 
 def table_4(folders: Sequence[Path], *, statistics: bool = False) -> Table:
-    """Build Table 4: adversarial risk, and median and best accuracy, on MRPC and RTE.
+    """Return Table 4: adversarial risk, and median and best accuracy, on MRPC and RTE.
 
     Args:
         folders: With sweeps below them.
         statistics: Whether to add mean and standard deviation over seeds.
-
-    Returns:
-        Published and ours for BERT, then what the paper has not.
     """
     groups = collect(folders)
+    names = (GLUE[task].name for task in TABLE_4_TASKS)
     header = (
-        *("system", "row"),
-        *(f"{GLUE[task].name} {what}" for task in TABLE_4_TASKS for what in ("risk", "med/max")),
+        "system",
+        "row",
+        *(f"{name} {what}" for name in names for what in ("risk", "med/max")),
     )
-    title, models = HALVES[BERT]
-    rows: list[tuple[str, ...]] = []
-    for name in TABLE_4[TABLE_4_TASKS[0]]:
-        printed = [TABLE_4[task][name] for task in TABLE_4_TASKS]
-        cells = (cell for risk, mid, top in printed for cell in (risk, f"{mid}/{top}"))
-        rows.append((f"{title}, {name}", "published", *cells))
-        method = METHOD_OF_ROW[name]
-        for model in [m for m in models if any_task(groups, m, method)] or models[:1]:
-            system = f"{title}, {name}"
-            rows += _risk_rows(groups, system, model, method, printed, statistics=statistics)
-    for model, method in others(groups, {BERT: TABLE_4[TABLE_4_TASKS[0]]}):
-        if any((f"glue/{task}", model, method) in groups for task in TABLE_4_TASKS):
-            rows += _risk_rows(
-                groups, f"{model}, {method}", model, method, None, statistics=statistics
-            )
-    return Table(header, rows, _note_4(groups))
+    rows = pivot(
+        groups,
+        _glue(TABLE_4_TASKS),
+        TABLE_4,
+        lambda half, row: [("published", *row.cells)],
+        partial(_risk_lines, statistics=statistics),
+    )
+    return Table(header, list(rows), _risk_note(groups))
 
 
-def any_task(groups: Groups, model: str, method: str) -> bool:
-    """Tell whether there is a run of any of GLUE's tasks."""
-    return any((f"glue/{task}", model, method) in groups for task in TASKS)
-
-
-def others(groups: Groups, table: Mapping[str, Iterable[str]]) -> list[tuple[str, str]]:
-    """List what was run and has no row in a table of the paper.
-
-    Args:
-        groups: What was run.
-        table: Names of rows, by the half of the table.
-
-    Returns:
-        Model and method, methods in their usual order.
-    """
-    known = {
-        (model, METHOD_OF_ROW.get(row))
-        for half, rows in table.items()
-        for model in HALVES[half][1]
-        for row in rows
-    }
-    found = {(model, method) for _, model, method in groups} - known
-    return sorted(found, key=lambda pair: (pair[0], ORDER.index(pair[1])))
-
-
-def _ours(
-    groups: Groups,
-    system: str,
-    model: str,
-    method: str,
-    *,
-    statistics: bool,
-) -> Iterator[tuple[str, ...]]:
-    found = [groups.get((f"glue/{task}", model, method)) for task in TASKS]
-    name = f"ours, {model}"
-    if not any(found):
-        yield (system, name, *(NOT_RUN,) * len(TASKS), NOT_RUN)
-        return
-    for what, choose in (("median", median), ("best", max)):
-        values = [choose(group.scores) if group else None for group in found]
-        cells = [
-            NOT_RUN if group is None else f"{value:.2f} (n={len(group.records)})"
-            for group, value in zip(found, values, strict=True)
-        ]
-        average = _average(values)
-        yield (system, f"{name}, {what}", *cells, NONE if average is None else f"{average:.2f}")
-    if statistics:
-        cells = [NOT_RUN if group is None else spread(group.scores) for group in found]
-        yield (system, f"{name}, mean ± std", *cells, NONE)
-
-
-def _differences(
-    groups: Groups,
-    system: str,
-    model: str,
-    method: str,
-    *,
-    printed: Sequence[str],
-    is_median: bool,
-) -> Iterator[tuple[str, ...]]:
-    """Yield our best minus the published best, or our median minus a published median."""
-    what, choose = ("median", median) if is_median else ("best", max)
-    found = [groups.get((f"glue/{task}", model, method)) for task in TASKS]
-    values = [choose(group.scores) if group else None for group in found]
-    cells = [
-        _difference(value, cell)
-        for value, cell in zip([*values, _average(values)], [*printed[1:], printed[0]], strict=True)
-    ]
-    if any(found):
-        yield (system, f"ours, {model}, {what} - published", *cells)
-
-
-def _average(values: Sequence[float | None]) -> float | None:
-    """Return the mean over all tasks, or none if one is missing."""
-    there = [value for value in values if value is not None]
-    return fmean(there) if len(there) == len(values) else None
-
-
-def _others(groups: Groups, statistics: bool) -> list[tuple[str, ...]]:
-    return [
-        row
-        for model, method in others(groups, TABLE_1)
-        for row in _ours(groups, f"{model}, {method}", model, method, statistics=statistics)
-    ]
-
-
-def spread(values: Sequence[float], digits: int = 2) -> str:
-    """Write mean, standard deviation and number.
-
-    Args:
-        values: One per seed, maybe none.
-        digits: Behind the point.
-
-    Returns:
-        A cell.
-
-    Example:
-        >>> spread([70.0, 71.0, 75.0])
-        '72.00 ± 2.65 (n=3)'
-    """
-    if not values:
-        return NOT_RUN
-    deviation = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{fmean(values):.{digits}f}{deviation} (n={len(values)})"
-
-
-def _difference(value: float | None, printed: str) -> str:
-    number = printed.rstrip("*")
-    return NONE if value is None or number == NONE else f"{value - float(number):+.2f}"
-
-
-def _risk_rows(
-    groups: Groups,
-    system: str,
-    model: str,
-    method: str,
-    printed: Sequence[tuple[str, str, str]] | None,
-    *,
-    statistics: bool,
-) -> Iterator[tuple[str, ...]]:
-    found = [groups.get((f"glue/{task}", model, method)) for task in TABLE_4_TASKS]
-    cells: list[str] = []
-    differences: list[str] = []
-    for number, group in enumerate(found):
-        risk = fmean(group.risks) if group and group.risks else None
-        cells.append(
-            NOT_RUN if risk is None or group is None else f"{risk:.3f} (n={len(group.risks)})"
+def _risk_lines(own: Own, printed: PublishedRow | None, *, statistics: bool) -> Iterator[Line]:
+    name, found = f"ours, {own.model}", own.found
+    yield (name, *(cell for group in found for cell in _risk_cells(group)))
+    if statistics and own.ran:
+        pairs = (
+            (mean_and_std(g.risks, 3), mean_and_std(g.scores)) if g else (NOT_RUN,) * 2
+            for g in found
         )
-        if group is None:
-            cells.append(NOT_RUN)
-        else:
-            both = f"{median(group.scores):.2f}/{max(group.scores):.2f}"
-            cells.append(f"{both} (n={len(group.records)})")
-        if printed is not None:
-            published_risk, mid, top = printed[number]
-            differences.append(_difference(risk, published_risk))
-            sides = ((median, mid), (max, top))
-            values = [
-                _difference(choose(group.scores) if group else None, p) for choose, p in sides
-            ]
-            differences.append(NONE if group is None else "/".join(values))
-    yield (system, f"ours, {model}", *cells)
-    if statistics and any(found):
-        pairs = ((spread(g.risks, 3), spread(g.scores)) if g else (NOT_RUN,) * 2 for g in found)
-        yield (system, f"ours, {model}, mean ± std", *(cell for pair in pairs for cell in pair))
-    if printed is not None and any(found):
-        yield (system, "ours - published", *differences)
+        yield (f"{name}, mean ± std", *(cell for pair in pairs for cell in pair))
+    if printed and own.ran:
+        sides = zip(found, printed.cells[::2], printed.cells[1::2], strict=True)
+        cells = (cell for group, *cells in sides for cell in _risk_differences(group, *cells))
+        yield ("ours - published", *cells)
 
 
-def _note_1(groups: Groups) -> str:
+def _risk_cells(group: Group | None) -> tuple[str, str]:
+    if group is None:
+        return NOT_RUN, NOT_RUN
+    risks, scores = group.risks, group.scores
     return (
-        "Metric of the paper on the validation set, in percent: accuracy (MNLI matched), CoLA "
-        "Matthews, STS-B Pearson. Published: best of 5 seeds for R-Drop, SAM and δ-SAM, of 10 "
-        "for R3F, of 3 for SMART, median of 5 for RoBERTa; * from a model trained on MNLI. "
-        f"{_ours_note(groups)}"
+        f"{fmean(risks):.3f} (n={len(risks)})" if risks else NOT_RUN,
+        f"{median(scores):.2f}/{max(scores):.2f} (n={len(scores)})",
     )
 
 
-def _note_4(groups: Groups) -> str:
-    radii = sorted(
-        {
-            (str(record["adversarial_risk"]["rho"]), record["adversarial_risk"]["split"])
-            for group in groups.values()
-            for record in group.records
-            if "adversarial_risk" in record
-        }
+def _risk_differences(group: Group | None, risk: str, accuracy: str) -> tuple[str, str]:
+    if group is None:
+        return NONE, NONE
+    middle, best = accuracy.split("/")
+    return (
+        difference(fmean(group.risks) if group.risks else None, risk),
+        f"{difference(median(group.scores), middle)}/{difference(max(group.scores), best)}",
     )
-    ours = "; ".join(f"rho {rho}, split {split}" for rho, split in radii) or NOT_RUN
+
+
+def _risk_note(groups: Groups) -> str:
+    records = (record for group in groups.values() for record in group.records)
+    risks = [record["adversarial_risk"] for record in records if "adversarial_risk" in record]
+    kinds = sorted({(str(risk["rho"]), risk["split"]) for risk in risks})
+    own = "; ".join(f"rho {rho}, split {split}" for rho, split in kinds) or NOT_RUN
     return (
         "Adversarial risk of Eq. 2 in nats, mean over seeds (the paper: rho 0.05, it does not say "
-        f"which split; ours: {ours}); accuracy as median/best. {_ours_note(groups)}"
+        f"which split; ours: {own}); accuracy as median/best. {_own_note(groups)}"
     )
 
 
-def _ours_note(groups: Groups) -> str:
-    elsewhere = sorted({key[0] for key in groups if key[0].removeprefix("glue/") not in TASKS})
+def table_6(folders: Sequence[Path]) -> Table:
+    """Return Table 6: minutes of training, and times over those of SAM.
+
+    Ours are divided by the base's, update by update, with the same seed on the same machine.
+    """
+    sam = {half: rows[ROW_OF_METHOD["sam"]] for half, rows in TABLE_6.items()}
+
+    def published_lines(half: str, row: PublishedRow) -> Iterator[Line]:
+        yield ("published, minutes", *row.cells)
+        if row != sam[half]:
+            yield ("published, over SAM", *map(_over, row.cells, sam[half].cells))
+
+    rows = pivot(collect(folders), _glue(TASKS), TABLE_6, published_lines, _time_lines)
+    note = (
+        "Published: minutes on one RTX 2080, for the same number of epochs with every method. "
+        "Ours: minutes of fairseq-train with validation and saving, mean ± std over n seeds; over "
+        "none and over sam: time of one update divided by that of the run with the same seed on "
+        "the same kind of machine; processor time without a GPU, where both records have it. Runs "
+        "that were broken off are left out, the time of a killed start is not known. Runs that "
+        "shared their machine with others, or each other, give noise, in processor time less of "
+        "it: what a method costs is measured by deltasam bench step."
+    )
+    return Table(("system", "row", *(GLUE[task].name for task in TASKS)), list(rows), note)
+
+
+def _over(cell: str, base: str) -> str:
+    return NONE if NONE in {cell, base} else f"{float(cell) / float(base):.2f}"
+
+
+def _time_lines(own: Own, printed: PublishedRow | None) -> Iterator[Line]:
+    timed = [[r for r in group.records if is_timed(r)] if group else [] for group in own.found]
+    minutes = ([record["seconds"]["train"] / 60 for record in records] for records in timed)
+    yield (f"ours, {own.model}, minutes", *map(mean_and_std, minutes))
+    for method in _TIME_BASES:
+        base = replace(own, method=method)
+        if method != own.method and base.ran:
+            cells = [
+                mean_and_std(_ratios(*both)) for both in zip(own.found, base.found, strict=True)
+            ]
+            if any(cell != NOT_RUN for cell in cells):
+                yield (f"ours, {own.model}, over {method}", *cells)
+
+
+def _ratios(group: Group | None, base: Group | None) -> list[float]:
+    """Divide the time of an update by the base's, for each seed that both have."""
+    if group is None or base is None:
+        return []
+    pairs = zip(*(one.records for one in pair_up(group, base)), strict=True)
+    return [
+        _ratio(one, other)
+        for one, other in pairs
+        if is_timed(one) and is_timed(other) and _machine(one) == _machine(other)
+    ]
+
+
+def _ratio(record: Record, base: Record) -> float:
+    known = all("train_processor" in one["seconds"] for one in (record, base))
+    clock = "train_processor" if known and not record["hardware"].get("gpus") else "train"
+    time, base_time = (one["seconds"][clock] / one["updates"] for one in (record, base))
+    return float(time / base_time)
+
+
+def _machine(record: Record) -> tuple[str, ...]:
+    return tuple(str(record["hardware"].get(name)) for name in ("cpu", "cores", "threads", "gpus"))
+
+
+def _glue(tasks: Iterable[str]) -> list[str]:
+    return [f"glue/{task}" for task in tasks]
+
+
+def _own_note(groups: Groups) -> str:
+    """Say which points and seeds are shown, and what is not."""
+    shown = {key: group for key, group in groups.items() if key[0] in _glue(TASKS)}
+    elsewhere = sorted({recipe for recipe, _, _ in groups.keys() - shown.keys()})
     others_note = (
         f" Not in this table, but in deltasam table grid: {', '.join(elsewhere)}."
         if elsewhere
         else ""
     )
-    shown = {key: group for key, group in groups.items() if key[0] not in elsewhere}
     if not shown:
         return f"Ours: no sweep has a finished run yet.{others_note}"
-    chosen = "; ".join(
-        f"{recipe} {model} {method}: {describe_grid(group)}"
-        for (recipe, model, method), group in sorted(shown.items())
-    )
-    seeds: dict[tuple[str, str], set[tuple[int, ...]]] = {}
+    chosen = "; ".join(f"{' '.join(key)}: {group}" for key, group in sorted(shown.items()))
+    seeds: dict[str, set[tuple[int, ...]]] = {}
     for (recipe, model, _), group in shown.items():
-        own = tuple(sorted(record["seed"] for record in group.records))
-        seeds.setdefault((recipe, model), set()).add(own)
-    unequal = sorted(
-        f"{recipe} {model}" for (recipe, model), sets in seeds.items() if len(sets) > 1
-    )
+        seeds.setdefault(f"{recipe} {model}", set()).add(tuple(group.seeds))
+    unequal = sorted(system for system, sets in seeds.items() if len(sets) > 1)
     warning = (
         f" The methods of {', '.join(unequal)} have different seeds: their rows are not "
         "comparable, deltasam table significance takes the seeds that two methods share."

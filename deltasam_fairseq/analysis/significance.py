@@ -1,29 +1,33 @@
-"""Methods compared pair by pair over the same seeds, from the records of sweeps."""
+"""Methods compared pair by pair, from the records of sweeps: over seeds, and over sentences.
+
+The two ask different things. Over seeds: would other seeds show a difference on these
+sentences? Over sentences: would other sentences show one between these models?
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
 
 import numpy as np
 
-from deltasam_fairseq.analysis.paired_tests import compare_over_sentences, least_p, sign_flip_test
-from deltasam_fairseq.analysis.summed_metrics import SUMMED, Array, summed_score
-from deltasam_fairseq.analysis.sweep_cells import (
+from deltasam_fairseq.analysis.paired_tests import compare_over_sentences
+from deltasam_fairseq.analysis.records import (
     OWN_FLAGS,
     Group,
+    Groups,
     Key,
-    Pair,
+    Record,
     collect,
-    describe_grid,
     in_order,
     pair_up,
     select,
 )
 from deltasam_fairseq.analysis.table import NONE, Table
 from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.evaluation.resampling import least_p, sign_flip_test
+from deltasam_fairseq.evaluation.summed_metrics import SUMMED, Array, summed_score
 
 _HEADER = (
     *("comparison", "recipe", "model", "metric", "n", "difference", "std"),
@@ -34,8 +38,6 @@ _ROUNDING = 0.01
 #: Beside flags, what two runs that are compared should have alike.
 _FACTS = ("updates", "commit")
 
-Record = Mapping[str, Any]
-
 
 def significance(
     folders: Sequence[Path],
@@ -44,7 +46,7 @@ def significance(
     model: str | None = None,
     base: str | None = None,
 ) -> Table:
-    """Compare each method with a base.
+    """Return comparisons of each method with a base, over the seeds that both have.
 
     Args:
         folders: With sweeps below them.
@@ -52,68 +54,65 @@ def significance(
         model: The only one to show; none shows all.
         base: What to compare with; none is ``none``, and for ``delta_sam`` ``random`` too.
 
-    Returns:
-        One row per comparison: mean and standard deviation of the differences over the seeds
-        that both have, and two tests.
-
     Raises:
         UserError: If there is no such pair, or two groups were scored on different data.
     """
     groups = select(collect(folders), recipe, model)
     rows: list[tuple[str, ...]] = []
-    notes: list[str] = []
-    for one, name, method, other in _comparisons(groups, base):
-        group, against = groups[one, name, method], groups[one, name, other]
-        pair = pair_up(group, against)
-        what = f"{method} - {other}"
-        rows.append((what, one, name, *_cells(pair)))
-        notes += [f"{one} {name} {what}: {remark}" for remark in _remarks(group, against, pair)]
+    remarks: list[str] = []
+    for key, other_key in _comparisons(groups, base):
+        group, other = groups[key], groups[other_key]
+        shared = pair_up(group, other)
+        what = f"{key[2]} - {other_key[2]}"
+        rows.append((what, *key[:2], *_cells(*shared)))
+        found = (*_selection_remarks(group, other), *_unequal_settings(*shared))
+        remarks += [f"{key[0]} {key[1]} {what}: {remark}." for remark in found]
     if not rows:
         named = ", ".join(map(str, folders))
         raise UserError(
             f"nothing to compare below {named}: it takes records of two methods with the same "
             "recipe, model and seeds; make some with: deltasam sweep"
         )
-    return Table(_HEADER, rows, _note(len(rows), notes))
+    return Table(_HEADER, rows, " ".join([_note(len(rows)), *remarks]))
 
 
-def _comparisons(
-    groups: Mapping[Key, Group], base: str | None
-) -> Iterator[tuple[str, str, str, str]]:
-    for recipe, model, method in in_order(groups):
-        bases = (base,) if base else ("none", "random") if method == "delta_sam" else ("none",)
-        for other in bases:
-            there = groups.get((recipe, model, other))
-            if there is None or other == method:
-                continue
-            if set(there.seeds) & set(groups[recipe, model, method].seeds):
-                yield recipe, model, method, other
+def _comparisons(groups: Groups, base: str | None) -> Iterator[tuple[Key, Key]]:
+    for key in in_order(groups):
+        recipe, model, method = key
+        usual = ("none", "random") if method == "delta_sam" else ("none",)
+        for name in (base,) if base else usual:
+            other = (recipe, model, name)
+            if name != method and other in groups:
+                if {*groups[key].seeds} & {*groups[other].seeds}:
+                    yield key, other
 
 
-def _cells(pair: Pair) -> tuple[str, ...]:
-    differences, n = pair.differences, len(pair.seeds)
-    spread = f"{stdev(differences):.2f}" if n > 1 else NONE
-    metric = next(iter(pair.records[0]["metrics"]))
+def _cells(group: Group, other: Group) -> tuple[str, ...]:
+    differences = [a - b for a, b in zip(group.scores, other.scores, strict=True)]
+    n = len(differences)
     return (
-        *(metric, str(n), f"{fmean(differences):+.2f}", spread),
+        *(group.metric, str(n), f"{fmean(differences):+.2f}"),
+        f"{stdev(differences):.2f}" if n > 1 else NONE,
         *(f"{sign_flip_test(differences):.4f}", f"{least_p(n):.4f}"),
-        *_sentence_cells(metric, pair),
+        *_sentence_cells(group, other),
     )
 
 
-def _sentence_cells(metric: str, pair: Pair) -> tuple[str, str]:
-    if metric not in SUMMED or not pair.has_examples:
+def _sentence_cells(group: Group, other: Group) -> tuple[str, str]:
+    metric, records = group.metric, (*group.records, *other.records)
+    if metric not in SUMMED or not all("examples" in record for record in records):
         return NONE, NONE
-    labels = _numbers(pair.records[0]["examples"]["labels"])
-    ours, others = (
-        np.stack([_predictions(metric, record, labels) for record in records])
-        for records in (pair.records, pair.others)
+    labels = _numbers(records[0]["examples"]["labels"])
+    predictions, others = (
+        np.stack([_predictions(metric, record, labels) for record in one.records])
+        for one in (group, other)
     )
-    found = compare_over_sentences(metric, ours, others, labels)
+    found = compare_over_sentences(metric, predictions, others, labels)
     return f"{found.low:+.2f} to {found.high:+.2f}", f"{found.p_value:.4f}"
 
 
 def _predictions(metric: str, record: Record, labels: Array) -> Array:
+    """Read the predictions of a record, and check that they are those of its metric."""
     kept = record["examples"]
     name = f"{record['recipe']} {record['model']} {record['method']} seed {record['seed']}"
     predictions = _numbers(kept["predictions"])
@@ -132,42 +131,39 @@ def _numbers(line: str) -> Array:
     return np.array(line.split(), dtype=np.float64)
 
 
-def _remarks(group: Group, against: Group, pair: Pair) -> Iterator[str]:
-    alone = sorted({*group.seeds, *against.seeds} - {*pair.seeds})
-    if alone:
+def _selection_remarks(group: Group, other: Group) -> Iterator[str]:
+    """Say which runs were left out, and which points were chosen by their scores."""
+    if alone := sorted({*group.seeds} ^ {*other.seeds}):
         yield f"seeds {','.join(map(str, alone))} left out, which one of the two lacks"
-    for one in (group, against):
+    for one in (group, other):
         if one.points > 1:
             yield (
                 f"{one.records[0]['method']} is the best of {one.points} points of a grid on these "
-                f"sentences ({describe_grid(one)}), so its p-values are too small"
+                f"sentences ({one}), so its p-values are too small"
             )
-    differing = dict(
-        found
-        for pair_of in zip(pair.records, pair.others, strict=True)
-        for found in _differing(*pair_of)
-    )
-    if differing:
-        said = (f"{name} ({how})" for name, how in sorted(differing.items()))
-        yield f"they differ in {', '.join(said)}"
 
 
-def _differing(record: Record, other: Record) -> Iterator[tuple[str, str]]:
-    """Yield what two runs differ in beside their methods: flags, updates made, commit."""
-    first, second = (
-        {**one.get("flags", {}), **{name: str(one.get(name, NONE)) for name in _FACTS}}
-        for one in (record, other)
-    )
-    for name in sorted({*first, *second} - {*OWN_FLAGS}):
-        values = first.get(name, NONE), second.get(name, NONE)
-        # A method has flags of its own; those that both have, rho above all, should agree.
-        own = name.startswith("sam-") and NONE in values
-        if values[0] != values[1] and not own:
-            yield name, " and ".join(values)
+def _unequal_settings(group: Group, other: Group) -> Iterator[str]:
+    """Say in what runs of the same seed differ beside their methods."""
+    unequal: dict[str, str] = {}
+    for pair in zip(group.records, other.records, strict=True):
+        first, second = (
+            {**record["flags"], **{name: str(record.get(name, NONE)) for name in _FACTS}}
+            for record in pair
+        )
+        for name in sorted({*first, *second} - {*OWN_FLAGS}):
+            values = first.get(name, NONE), second.get(name, NONE)
+            # A method has flags of its own; those that both have, rho above all, should agree.
+            own = name.startswith("sam-") and NONE in values
+            if values[0] != values[1] and not own:
+                unequal[name] = " and ".join(values)
+    if unequal:
+        listing = (f"{name} ({values})" for name, values in sorted(unequal.items()))
+        yield f"they differ in {', '.join(listing)}"
 
 
-def _note(count: int, remarks: Sequence[str]) -> str:
-    text = (
+def _note(count: int) -> str:
+    return (
         "Difference: of the metric on the validation set, in points, mean over the n seeds that "
         "both have; std: of these n differences. Seeds vary the initialization of the head, the "
         "order of the data and dropout. p seeds: exact sign-flip test of the n differences, "
@@ -178,4 +174,3 @@ def _note(count: int, remarks: Sequence[str]) -> str:
         f"The table has {count} comparison{'' if count == 1 else 's'}; no p-value is corrected "
         "for their number."
     )
-    return " ".join([text, *(f"{remark}." for remark in remarks)])

@@ -1,4 +1,4 @@
-"""Runs side by side with the baselines that need no training."""
+"""Tables of text: how a cell is written, and a table as text, Markdown or CSV."""
 
 from __future__ import annotations
 
@@ -6,22 +6,12 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from statistics import fmean, stdev
 
-from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.markdown import markdown_lines
-from deltasam_fairseq.recipes.progress import duration
-from deltasam_fairseq.recipes.run_folder import RECORD, RunFolder
-from deltasam_fairseq.recipes.scoring import MODEL, read_scores
 
 NOT_RUN = "not run"
 NONE = "-"
-
-#: What papers call ROUGE-L takes sentence by sentence; where each text is one sentence
-#: (``split:newline``) it is rouge-score's ``rougeL``.
-VARIANTS = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeLsum": "ROUGE-L"}
-_HEADER = ("system", "seed", *VARIANTS.values(), "training")
 _TEXT_COLUMNS = 1
 
 
@@ -40,35 +30,23 @@ class Table:
     note: str
 
 
-def build_table(runs: Sequence[Path], split: str) -> Table:
-    """Collect the F-measures of runs and of the baselines.
+def mean_and_std(values: Sequence[float], digits: int = 2) -> str:
+    """Return the mean over seeds, the standard deviation, and the number of seeds.
 
-    Args:
-        runs: Folders of runs. One that is missing or not evaluated gets cells that say so.
-        split: Which scores to show.
-
-    Returns:
-        One row per run, in the order given, then one per baseline.
-
-    Raises:
-        UserError: If runs were scored on different data or in different ways, if one
-            predicts labels, or if none of the folders exists.
+    Example:
+        >>> mean_and_std([70.0, 71.0, 75.0])
+        '72.00 ± 2.65 (n=3)'
     """
-    if not any(run.is_dir() for run in runs):
-        raise UserError(f"no such run: {', '.join(map(str, runs))}")
-    require_texts(runs)
-    found = {run: scores for run in runs if (scores := read_scores(run, split))}
-    require_comparable(found)
-    rows = [_run_row(run, found.get(run)) for run in runs]
-    if not found:
-        return Table(_HEADER, rows, f"no {split} scores yet; make them with: deltasam evaluate RUN")
-    scores = next(iter(found.values()))
-    rows += [
-        (name, NONE, *_cells(report), "none")
-        for name, report in scores["systems"].items()
-        if name != MODEL
-    ]
-    return Table(_HEADER, rows, f"F-measure, {scores['n']} {split} pairs, {scores['signature']}")
+    if not values:
+        return NOT_RUN
+    deviation = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{fmean(values):.{digits}f}{deviation} (n={len(values)})"
+
+
+def difference(value: float | None, published: str) -> str:
+    """Write a value minus a published number, which may have an asterisk behind it."""
+    number = published.rstrip("*")
+    return NONE if value is None or number == NONE else f"{value - float(number):+.2f}"
 
 
 def as_text(table: Table) -> str:
@@ -105,67 +83,3 @@ FORMATS: dict[str, Callable[[Table], str]] = {
     "markdown": as_markdown,
     "csv": as_csv,
 }
-
-
-def require_comparable(found: dict[Path, dict[str, Any]]) -> None:
-    """Make sure that scores were made from the same data in the same way.
-
-    Args:
-        found: Scores by run.
-
-    Raises:
-        UserError: If they were not.
-    """
-    for what in ("data_sha256", "signature"):
-        values = {run: scores[what] for run, scores in found.items()}
-        if len(set(values.values())) > 1:
-            listing = "; ".join(f"{run}: {value[:60]}" for run, value in values.items())
-            raise UserError(
-                f"these runs cannot share a table, their {what} differs ({listing}); "
-                "make one table each"
-            )
-
-
-def require_texts(runs: Sequence[Path]) -> None:
-    """Refuse runs that generate no texts.
-
-    Args:
-        runs: Their folders.
-
-    Raises:
-        UserError: If one of them predicts labels; the message says where those are compared.
-    """
-    if classifiers := [run for run in runs if _predicts_labels(run)]:
-        raise UserError(
-            f"this table compares generated texts, and {', '.join(map(str, classifiers))} "
-            "generated none: deltasam evaluate RUN prints the scores of a run that classifies "
-            "sentences, deltasam sweep and deltasam table 1 compare such runs"
-        )
-
-
-def _predicts_labels(run: Path) -> bool:
-    """Tell by a run's results, or before there are any by what it began with."""
-    if any(run.glob("generate-*")):
-        return False
-    if any(run.glob("predict-*")):
-        return True
-    return (run / RECORD).is_file() and bool(RunFolder(run).record().get("encoder"))
-
-
-def _run_row(run: Path, scores: dict[str, Any] | None) -> tuple[str, ...]:
-    report = scores["systems"][MODEL] if scores else None
-    if not (run / RECORD).is_file():
-        return (run.name, NONE, *_cells(report), NOT_RUN)
-    record = RunFolder(run).record()
-    return (record["method"], str(record["seed"]), *_cells(report), _training(record))
-
-
-def _cells(report: dict[str, Any] | None) -> tuple[str, ...]:
-    if report is None:
-        return (NOT_RUN,) * len(VARIANTS)
-    return tuple(f"{report[name]['fmeasure']:.2f}" for name in VARIANTS)
-
-
-def _training(record: dict[str, Any]) -> str:
-    trained = duration(sum(start.get("seconds", 0) for start in record["starts"]))
-    return trained if record["finished"] else f"unfinished, {trained}"

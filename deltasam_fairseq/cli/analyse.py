@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from deltasam_fairseq.analysis.curve import draw_curve
+from deltasam_fairseq.analysis.figures import draw_curve
 from deltasam_fairseq.cli import analyse_risk
 from deltasam_fairseq.recipes.run_folder import RunFolder
 
@@ -35,14 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run one analysis.
-
-    Args:
-        args: Of :func:`add_arguments`.
-
-    Returns:
-        Zero.
-    """
+    """Run one analysis."""
     args.analyse(args)
     return 0
 

@@ -14,7 +14,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from deltasam_fairseq.analysis.table import as_text, build_table
+from deltasam_fairseq.analysis.rouge_tables import run_table
+from deltasam_fairseq.analysis.table import as_text
 from deltasam_fairseq.cli.options import whole_number
 from deltasam_fairseq.cli.parser import unrecognized
 from deltasam_fairseq.data.prepared import PreparedData
@@ -107,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
     rouge = {**recipe.rouge, **{name: value for name, value in given.items() if value}}
     score_run(data, generated, args.split, rouge=rouge)
     print()
-    print(as_text(build_table([folder.path], args.split)))
+    print(as_text(run_table([folder.path], args.split)))
     return 0
 
 

@@ -26,9 +26,9 @@ from deltasam_fairseq.recipes.command import flag_values
 from deltasam_fairseq.recipes.places import data_folder, encoder_folder, sweep_folder
 from deltasam_fairseq.recipes.slurm_array import array_script, submit
 from deltasam_fairseq.recipes.sweep import Sweep, run_sweep
-from deltasam_fairseq.recipes.sweep_export import export_records
 from deltasam_fairseq.recipes.sweep_folder import SweepFolder
 from deltasam_fairseq.recipes.sweep_plan import Cell, plan, read_grid, read_seeds
+from deltasam_fairseq.recipes.sweep_record import export_records
 
 HELP = "run a recipe over methods, seeds and a grid"
 #: Unknown arguments are no error but ``args.extra``: they are fairseq's.
@@ -77,13 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the sweep, show it, copy its records, or hand it to SLURM.
-
-    Args:
-        args: Of :func:`add_arguments`, and ``extra`` and ``typed``.
-
-    Returns:
-        Zero, or 1 if a run failed.
+    """Return 1 if a run failed; run the sweep, show it, copy its records, or hand it to SLURM.
 
     Raises:
         UserError: If there is no run of that number.
@@ -133,8 +127,10 @@ def run(args: argparse.Namespace) -> int:
             print(f"# {cell.name}\n{shlex.join(sweep.request(cell).command(check=False))}")
         return 0
     if args.slurm:
-        own_call = [sys.executable, "-m", "deltasam_fairseq.cli", *_without_slurm(args.typed)]
-        gpus = 0 if _on_cpu(sweep, cells) else args.gpus or 1
+        typed = [argument for argument in args.typed if argument != "--slurm"]
+        own_call = [sys.executable, "-m", "deltasam_fairseq.cli", *typed]
+        on_cpu = "cpu" in flag_values(sweep.request(cells[0]).command(check=False))
+        gpus = 0 if on_cpu else args.gpus or 1
         print(submit(array_script(own_call, len(cells), folder.path, gpus=gpus), folder.path))
         return 0
     try:
@@ -151,11 +147,3 @@ def _list(folder: SweepFolder, cells: list[Cell]) -> None:
         record = folder.record(cell.name)
         state = "finished" if record else "begun" if folder.cell(cell.name).exists() else "not run"
         print(f"{cell.name:{width}}  {state}")
-
-
-def _without_slurm(typed: list[str]) -> list[str]:
-    return [argument for argument in typed if argument != "--slurm"]
-
-
-def _on_cpu(sweep: Sweep, cells: list[Cell]) -> bool:
-    return "cpu" in flag_values(sweep.request(cells[0]).command(check=False))

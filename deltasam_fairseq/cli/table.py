@@ -24,12 +24,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from deltasam_fairseq.analysis.cost_plot import draw_costs
-from deltasam_fairseq.analysis.cost_table import table_6
+from deltasam_fairseq.analysis.figures import draw_costs
 from deltasam_fairseq.analysis.grid_table import grid_table
-from deltasam_fairseq.analysis.paper_tables import table_1, table_4
-from deltasam_fairseq.analysis.published import PUBLISHED, build_published
-from deltasam_fairseq.analysis.table import FORMATS, Table, build_table
+from deltasam_fairseq.analysis.paper_tables import table_1, table_4, table_6
+from deltasam_fairseq.analysis.rouge_tables import PUBLISHED, run_table, table_3
+from deltasam_fairseq.analysis.table import FORMATS, Table
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.figures import check_figure
 from deltasam_fairseq.recipes.base import CONTROLS, METHODS
@@ -102,30 +101,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"for {SIGNIFICANCE}: what to compare with (none, for delta_sam random too)",
     )
     parser.add_argument(
-        "--published", choices=tuple(PUBLISHED), help="put them beside these published figures"
+        "--published", choices=PUBLISHED, help="put them beside these published figures"
     )
     parser.add_argument("--split", choices=("test", "valid"), default="test", help="(%(default)s)")
     parser.add_argument("--format", choices=tuple(FORMATS), default="text", help="(%(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the table.
-
-    Args:
-        args: Of :func:`add_arguments`.
-
-    Returns:
-        Zero.
-
-    Raises:
-        UserError: If there is nothing to show, or options that do not go together.
-    """
+    """Print the table."""
     name = str(args.runs[0]) if len(args.runs) == 1 else ""
     for option, tables in _ONLY.items():
         if getattr(args, option) and name not in tables:
             raise UserError(f"--{option} goes with {' or '.join(tables)}; see deltasam table -h")
     if args.plot:
         check_figure(args.plot)
+    print(FORMATS[args.format](_make_table(name, args)))
+    if args.plot:
+        draw_costs(args.sweeps, args.plot)
+        print(f"\n{args.plot}", file=sys.stderr)
+    return 0
+
+
+def _make_table(name: str, args: argparse.Namespace) -> Table:
     if name in SWEEP_TABLES:
         if args.published:
             raise UserError(f"--published goes with runs, not with table {name}")
@@ -133,23 +130,17 @@ def run(args: argparse.Namespace) -> int:
             # The default may be missing: then nothing was run, and the tables say so.
             if folder != Path("sweeps") and not folder.is_dir():
                 raise UserError(f"--sweeps {folder}: no such folder")
-        table = SWEEP_TABLES[name](args)
-    elif args.runs and not any(run.is_dir() for run in args.runs):
+        return SWEEP_TABLES[name](args)
+    if args.runs and not any(run.is_dir() for run in args.runs):
         raise UserError(
             f"no such run: {', '.join(map(str, args.runs))}; the tables that need no runs are "
             f"{', '.join(SWEEP_TABLES)}, one at a time{did_you_mean(name, SWEEP_TABLES)}"
         )
-    elif args.published:
-        table = build_published(args.published, args.runs, args.split)
-    elif args.runs:
-        table = build_table(args.runs, args.split)
-    else:
-        raise UserError(
-            f"nothing to show: give runs, one of {', '.join(SWEEP_TABLES)}, or --published "
-            f"{' or '.join(PUBLISHED)}"
-        )
-    print(FORMATS[args.format](table))
-    if args.plot:
-        draw_costs(args.sweeps, args.plot)
-        print(f"\n{args.plot}", file=sys.stderr)
-    return 0
+    if args.published:
+        return table_3(args.runs, args.split)
+    if args.runs:
+        return run_table(args.runs, args.split)
+    raise UserError(
+        f"nothing to show: give runs, one of {', '.join(SWEEP_TABLES)}, or --published "
+        f"{' or '.join(PUBLISHED)}"
+    )

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from deltasam_fairseq.data.glue import GLUE
 from deltasam_fairseq.recipes.base import Flags, Model, Recipe
-from deltasam_fairseq.recipes.glue_published import BERT, ROBERTA, TABLE_5, published
+from deltasam_fairseq.recipes.published import BERT, ROBERTA, TABLE_5, published
 
 
 class _Numbers(NamedTuple):

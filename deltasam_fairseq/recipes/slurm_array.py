@@ -11,17 +11,15 @@ from deltasam_fairseq.errors import UserError
 
 
 def array_script(command: Sequence[str], cells: int, folder: Path, *, gpus: int = 1) -> str:
-    """Write the script for ``sbatch``.
+    """Return the script for ``sbatch``.
+
+    Partition, time and account are SLURM's own variables: ``SBATCH_PARTITION`` and so on.
 
     Args:
         command: The sweep's own call, without ``--slurm``.
         cells: Number of runs.
         folder: Of the sweep; logs go there.
         gpus: GPUs of one run; 0 asks for none.
-
-    Returns:
-        The script. Partition, time and account are SLURM's own variables:
-        ``SBATCH_PARTITION`` and so on.
 
     Example:
         >>> print(array_script(["deltasam", "sweep", "glue/rte"], 3, Path("out")).splitlines()[2])
@@ -49,14 +47,7 @@ def _quoted(folder: Path) -> str:
 
 
 def submit(script: str, folder: Path) -> str:
-    """Hand the script in.
-
-    Args:
-        script: Of :func:`array_script`.
-        folder: Where it is kept.
-
-    Returns:
-        What ``sbatch`` says.
+    """Return what ``sbatch`` says to the script, which is kept in the folder.
 
     Raises:
         UserError: If there is no ``sbatch`` or it refuses.

@@ -14,19 +14,12 @@ from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.recipes.adversarial_risk import measure_risk, on_cpu
 from deltasam_fairseq.recipes.base import Recipe
 from deltasam_fairseq.recipes.classification import classify
-from deltasam_fairseq.recipes.command import flag_values
 from deltasam_fairseq.recipes.run_folder import RunFolder
 from deltasam_fairseq.recipes.start import check_data
 from deltasam_fairseq.recipes.sweep_folder import SweepFolder
 from deltasam_fairseq.recipes.sweep_plan import Cell
-from deltasam_fairseq.recipes.sweep_record import examples, neutral
-from deltasam_fairseq.recipes.train_log import read_curve
+from deltasam_fairseq.recipes.sweep_record import make_record
 from deltasam_fairseq.recipes.training import TrainRequest, train
-
-_FROM_RUN = (
-    *("recipe", "recipe_version", "model", "method", "seed", "data_sha256"),
-    *("versions", "commit", "hardware"),
-)
 
 
 @dataclass(frozen=True)
@@ -119,19 +112,16 @@ class Outcome:
 def run_sweep(
     sweep: Sweep, cells: Sequence[Cell], *, say: Callable[[str], None] = print
 ) -> Outcome:
-    """Run the cells that are not finished.
+    """Return what became of the cells, after those were run that were not finished.
 
     A run that was broken off goes on from its last checkpoint, or is begun again if it has
-    none. One that fails does not keep the others from running.
+    none. One that fails does not keep the others from running; data of another task, flags that
+    no run can have and a second radius of the adversarial risk stop all before the first.
 
     Args:
         sweep: What they have in common.
         cells: The runs.
         say: Told what happens, line by line.
-
-    Returns:
-        What became of them. Data of another task, flags that no run can have and a second
-        radius of the adversarial risk stop all before the first.
     """
     _check(sweep, cells)
     sweep.folder.claim(sweep.common())
@@ -180,30 +170,8 @@ def _check(sweep: Sweep, cells: Sequence[Cell]) -> None:
             )
 
 
-def _lacks_risk(sweep: Sweep, record: dict[str, Any]) -> bool:
-    """Tell whether a risk is asked for that a record does not have."""
-    return sweep.risk is not None and "adversarial_risk" not in record
-
-
-def _with_risk(
-    sweep: Sweep, cell: Cell, record: dict[str, Any], say: Callable[[str], None]
-) -> dict[str, Any]:
-    """Measure the risk of a run whose best checkpoint is there, and add it to its record."""
-    if sweep.risk is None:
-        return record
-    began = time.monotonic()
-    run = sweep.request(cell).run
-    if not run.best_checkpoint.is_file():
-        raise UserError(
-            f"its adversarial risk cannot be measured any more, {run.best_checkpoint} was "
-            "discarded; without --adversarial-risk its record stays as it is"
-        )
-    found = measure_risk(sweep.data, run, "valid", sweep.risk, say=lambda line: say(f"  {line}"))
-    seconds = {**record["seconds"], "adversarial_risk": round(time.monotonic() - began, 2)}
-    return {**record, "adversarial_risk": found, "seconds": seconds}
-
-
 def _run_cell(sweep: Sweep, cell: Cell, lock: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """Train a run, or go on with it, and evaluate it."""
     task = sweep.recipe.sentences
     if task is None:
         raise UserError(f"the recipe {sweep.recipe.name} is no task on sentences")
@@ -225,39 +193,32 @@ def _run_cell(sweep: Sweep, cell: Cell, lock: int, say: Callable[[str], None]) -
         for split in sweep.data.facts["rows"]
         if split.startswith("valid")
     }
-    scores = {split: one.scores or {} for split, one in classified.items()}
-    seconds = {"evaluate": round(time.monotonic() - began_evaluation, 2)}
-    found: dict[str, Any] = dict(scores.pop("valid"))
-    record = run.record()
-    result: dict[str, Any] = {
-        **{name: record[name] for name in _FROM_RUN},
-        "load": record.get("load"),  # runs begun by an earlier version have none
-        "grid": dict(cell.grid),
-        "flags": flag_values(record["starts"][0]["command"]),
-        "encoder_sha256": sweep.encoder.facts["sha256"],
-        "metrics": {name: found[name] for name in task.metrics},
-        "other_splits": {
-            split: {name: found_there[name] for name in task.metrics}
-            for split, found_there in scores.items()
-        },
-        "n": found["n"],
-        "signature": found["signature"],
-        "checkpoint_sha256": found["checkpoint_sha256"],
-        "examples": examples(
-            task, "valid", classified["valid"].predictions, sweep.data.labels("valid")
-        ),
-    }
-    # What a start that was killed took of the processor is known to nobody.
-    ended = [start for start in record["starts"] if "seconds" in start]
-    result["seconds"] = {"train": round(sum(start["seconds"] for start in ended), 2), **seconds}
-    if all("processor_seconds" in start for start in ended):
-        used = sum(start["processor_seconds"] for start in ended)
-        result["seconds"]["train_processor"] = round(used, 2)
-    result["interruptions"] = len(record["starts"]) - 1
-    epochs = read_curve(run.log, "train")  # the other lines leave the last few updates out
-    result["updates"] = (epochs or read_curve(run.log))[-1]["num_updates"]
-    neutral_result: dict[str, Any] = neutral(result)
-    return neutral_result
+    seconds = round(time.monotonic() - began_evaluation, 2)
+    record = make_record(task, run, dict(cell.grid), classified, sweep.data.labels("valid"))
+    return {**record, "seconds": {**record["seconds"], "evaluate": seconds}}
+
+
+def _lacks_risk(sweep: Sweep, record: dict[str, Any]) -> bool:
+    """Tell whether a risk is asked for that a record does not have."""
+    return sweep.risk is not None and "adversarial_risk" not in record
+
+
+def _with_risk(
+    sweep: Sweep, cell: Cell, record: dict[str, Any], say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Measure the risk of a run whose best checkpoint is there, and add it to its record."""
+    if sweep.risk is None:
+        return record
+    began = time.monotonic()
+    run = sweep.request(cell).run
+    if not run.best_checkpoint.is_file():
+        raise UserError(
+            f"its adversarial risk cannot be measured any more, {run.best_checkpoint} was "
+            "discarded; without --adversarial-risk its record stays as it is"
+        )
+    found = measure_risk(sweep.data, run, "valid", sweep.risk, say=lambda line: say(f"  {line}"))
+    seconds = {**record["seconds"], "adversarial_risk": round(time.monotonic() - began, 2)}
+    return {**record, "adversarial_risk": found, "seconds": seconds}
 
 
 def _tidy(sweep: Sweep, cell: Cell) -> None:

@@ -46,45 +46,24 @@ class SweepFolder:
         return self.path / "cells" / name
 
     def record(self, name: str) -> dict[str, Any] | None:
-        """Read the record of a run.
-
-        Args:
-            name: Of the run.
-
-        Returns:
-            Its record, or none if it is not finished.
-        """
+        """Return the record of a run, or none if it is not finished."""
         path = self.path / RECORDS / f"{name}.json"
-        if not path.is_file():
-            return None
-        return read_json(path)
+        return read_json(path) if path.is_file() else None
 
     def recorded(self) -> list[str]:
         """Return the names of the finished runs."""
         return sorted(path.stem for path in _visible((self.path / RECORDS).glob("*.json")))
 
-    def write_record(self, name: str, record: dict[str, Any]) -> Path:
-        """Write the record of a run, all or nothing.
-
-        Args:
-            name: Of the run.
-            record: Its content.
-
-        Returns:
-            The file.
-        """
+    def write_record(self, name: str, record: dict[str, Any]) -> None:
+        """Write the record of a run, all or nothing."""
         path = self.path / RECORDS / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         new = path.with_name(f".{name}.{os.getpid()}")
         new.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         new.replace(path)
-        return path
 
     def claim(self, wanted: dict[str, Any]) -> None:
-        """Say what the folder is a sweep of, or check that it is one of the same.
-
-        Args:
-            wanted: What every run has in common.
+        """Say what every run of the sweep has in common, or check that it is what was said before.
 
         Raises:
             UserError: If it is a sweep of something else.
@@ -110,9 +89,6 @@ class SweepFolder:
     def locked(self, name: str) -> Iterator[int | None]:
         """Hold the lock of a run; the operating system frees it when the process ends.
 
-        Args:
-            name: Of the run.
-
         Yields:
             The lock's file descriptor, or none if another process holds it. A program that
             inherits it holds the lock as well, so that nobody goes on with a run whose sweep
@@ -132,9 +108,6 @@ class SweepFolder:
 def read_records(folders: Iterable[Path]) -> Iterator[dict[str, Any]]:
     """Read all records below folders, each once, wherever links lead.
 
-    Args:
-        folders: Of sweeps, or with sweeps below them.
-
     Yields:
         The records, in the order of their paths.
 
@@ -145,8 +118,7 @@ def read_records(folders: Iterable[Path]) -> Iterator[dict[str, Any]]:
     for folder in folders:
         for path in _record_files(folder, seen):
             record = read_json(path)
-            missing = [name for name in _NEEDED if name not in record]
-            if missing:
+            if missing := [name for name in _NEEDED if name not in record]:
                 raise UserError(
                     f"{path} is no record of deltasam sweep: it lacks {', '.join(missing)}; move "
                     f"it out of the folder {RECORDS}"

@@ -66,15 +66,9 @@ class Cell:
 
 
 def plan(methods: Sequence[str], seeds: Sequence[int], grid: Grid) -> list[Cell]:
-    """List the runs, all methods of one seed before those of the next.
+    """Return the runs, each once, all methods of one seed before those of the next.
 
-    Args:
-        methods: Names of methods.
-        seeds: Seeds.
-        grid: Values by name; a name that means nothing to a method is left out for it.
-
-    Returns:
-        The runs, each once.
+    A name of the grid that means nothing to a method is left out for it.
 
     Raises:
         UserError: If a method is unknown.
@@ -103,13 +97,7 @@ def _points(method: str, grid: Grid) -> Iterator[tuple[tuple[str, str], ...]]:
 
 
 def read_seeds(text: str) -> list[int]:
-    """Read seeds as typed.
-
-    Args:
-        text: Numbers and ranges, separated by commas.
-
-    Returns:
-        The seeds, each once.
+    """Return the seeds, each once, of numbers and ranges that are separated by commas.
 
     Raises:
         UserError: If a part is neither.
@@ -132,13 +120,9 @@ def read_seeds(text: str) -> list[int]:
 
 
 def read_grid(entries: Sequence[str]) -> dict[str, list[str]]:
-    """Read the grid as typed.
+    """Return the values of a grid by name, as typed in entries ``NAME=VALUE,VALUE``.
 
-    Args:
-        entries: ``NAME=VALUE,VALUE`` each.
-
-    Returns:
-        Values by name, as typed; names in one order, so that a run has one name.
+    The names come in one order, so that a run has one name.
 
     Raises:
         UserError: If an entry is something else, a name occurs twice or a value cannot be that
@@ -183,14 +167,7 @@ def _distinct(name: str, values: Sequence[str], entry: str) -> list[str]:
 
 
 def as_number(text: str) -> float | str:
-    """Read what may be a number: 1e-5 and 1e-05 are one value.
-
-    Args:
-        text: Of a flag.
-
-    Returns:
-        The number, or the text.
-    """
+    """Return the value of a flag as a number if it is one: 1e-5 and 1e-05 are equal."""
     try:
         return float(text)
     except ValueError:

@@ -1,37 +1,99 @@
-"""What the record of a run keeps of the single sentences, and what it leaves out of its machine."""
+"""What is kept of a finished run: its record, and copies of records in another folder."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from math import isclose
+from pathlib import Path
 from typing import Any
 
+from deltasam_fairseq.data.aligned import read_lines
+from deltasam_fairseq.data.prepared_sentences import PreparedSentences
 from deltasam_fairseq.data.sentence_task import SentenceTask
+from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.evaluation.glue import GlueTask, glue_scores
+from deltasam_fairseq.recipes.classification import PREDICTIONS, Classified
+from deltasam_fairseq.recipes.command import flag_values
+from deltasam_fairseq.recipes.run_folder import RunFolder
+from deltasam_fairseq.recipes.sweep_folder import SweepFolder
+from deltasam_fairseq.recipes.train_log import read_curve
 
-#: How an absolute path begins, maybe as a URL.
-_ROOT = r"(?:file:)?/"
-#: A text that is a path as a whole, or the value of an option.
-_WHOLE = re.compile(rf"(?:[\w.-]+=)?{_ROOT}")
-#: What ends such a path: the next one, or an option. All else may be in its names.
-_END = re.compile(rf"((?:[\s,;=]|(?<!\bfile):)+(?={_ROOT})|\s+(?=--?\w))")
-#: A path within another text: all between quotes, or else names without spaces. Before its last
-#: name it may have commas and brackets. Slashes behind a word, or of https://, begin none.
-_WITHIN = re.compile(
-    rf"""(?<='){_ROOT}[^']+(?=')|(?<="){_ROOT}[^"]+(?=")"""
-    r"""|(?<![\w.~/)\]}+%-])(?!(?<=:)//)(?:file:(?=/))?"""
-    r"""(?:/+[^\s/'"]*[^\s/'",;:](?=/))*/+[^\s/'",;:(){}\[\]]+/*"""
+_FROM_RUN = (
+    *("recipe", "recipe_version", "model", "method", "seed", "data_sha256"),
+    *("versions", "commit", "hardware"),
 )
 
 
+def make_record(
+    task: SentenceTask,
+    run: RunFolder,
+    grid: Mapping[str, str],
+    classified: Mapping[str, Classified],
+    labels: Sequence[str],
+) -> dict[str, Any]:
+    """Return the record of a run that was trained and evaluated; it names no folder of a machine.
+
+    Args:
+        task: What is predicted.
+        run: The run.
+        grid: The values of the search.
+        classified: What its model made of the splits for validation, by their names.
+        labels: The true ones of ``valid``.
+    """
+    record, scores = run.record(), {split: one.scores or {} for split, one in classified.items()}
+    found = scores.pop("valid")
+    # What a start that was killed took of the processor is known to nobody.
+    ended = [start for start in record["starts"] if "seconds" in start]
+    seconds = {"train": round(sum(start["seconds"] for start in ended), 2)}
+    if all("processor_seconds" in start for start in ended):
+        used = sum(start["processor_seconds"] for start in ended)
+        seconds["train_processor"] = round(used, 2)
+    epochs = read_curve(run.log, "train")  # the other lines leave the last few updates out
+    return {
+        **{name: record[name] for name in _FROM_RUN},
+        "load": record.get("load"),  # runs begun by an earlier version have none
+        "grid": dict(grid),
+        "flags": without_folders(flag_values(record["starts"][0]["command"])),
+        "encoder_sha256": record["encoder"]["sha256"],
+        "metrics": {name: found[name] for name in task.metrics},
+        "other_splits": {
+            split: {name: others[name] for name in task.metrics} for split, others in scores.items()
+        },
+        "n": found["n"],
+        "signature": found["signature"],
+        "checkpoint_sha256": found["checkpoint_sha256"],
+        "examples": examples(task, classified["valid"].predictions, labels),
+        "seconds": seconds,
+        "interruptions": len(record["starts"]) - 1,
+        "updates": (epochs or read_curve(run.log))[-1]["num_updates"],
+    }
+
+
+def without_folders(flags: Mapping[str, str]) -> dict[str, str]:
+    """Return flags with the last name alone of each absolute path; fairseq joins paths by colons.
+
+    Example:
+        >>> without_folders({"save-dir": "/home/me/my run/checkpoints", "lr": "1e-4"})
+        {'save-dir': 'checkpoints', 'lr': '1e-4'}
+    """
+    return {name: _last_names(value) for name, value in flags.items()}
+
+
+def _last_names(value: str) -> str:
+    paths = value.removeprefix("file:")
+    if not paths.startswith("/"):
+        return value
+    return ":".join(Path(path).name or path for path in paths.split(":"))
+
+
 def pack(task: SentenceTask, lines: Sequence[str]) -> str:
-    """Write labels or predictions of a split in one line.
+    """Return labels or predictions of a split in one line.
+
+    They are ids of the classes, or scores with four decimals, separated by spaces.
 
     Args:
         task: Whose classes they are.
         lines: One per sentence, as the task's files have them.
-
-    Returns:
-        Ids of the classes, or scores with four decimals, separated by spaces.
 
     Example:
         >>> from deltasam_fairseq.data.glue import GLUE
@@ -47,62 +109,73 @@ def pack(task: SentenceTask, lines: Sequence[str]) -> str:
 
 
 def examples(
-    task: SentenceTask, split: str, predictions: Sequence[str], labels: Sequence[str]
+    task: SentenceTask, predictions: Sequence[str], labels: Sequence[str]
 ) -> dict[str, str]:
-    """Return what a record keeps of a split's sentences, to test differences with.
+    """Return what a record keeps of the validation sentences, to test differences with."""
+    packed = {"predictions": pack(task, predictions), "labels": pack(task, labels)}
+    return {"split": "valid", **packed}
+
+
+def export_records(
+    task: SentenceTask,
+    folder: SweepFolder,
+    out: SweepFolder,
+    *,
+    data: Path | None = None,
+    say: Callable[[str], None] = print,
+) -> int:
+    """Return the number of finished runs, after their records were copied.
+
+    A record that an earlier version wrote gets what it lacks: the predictions for the single
+    sentences, from its run. Folders of its machine are left out.
 
     Args:
-        task: What is predicted.
-        split: Name of the split.
-        predictions: One per sentence.
-        labels: The true ones, in the same order.
+        task: What was trained.
+        folder: The sweep.
+        out: Where to; ``records`` is made in it, and records of the same names replaced.
+        data: The data that the runs were trained on; none is where they found it.
+        say: Told what a copy lacks, line by line.
 
-    Returns:
-        ``split``, ``predictions`` and ``labels``, both as :func:`pack` writes them.
+    Raises:
+        UserError: If no run is finished, or the predictions of a run are not those that its
+            record has the metrics of.
     """
-    return {
-        "split": split,
-        "predictions": pack(task, predictions),
-        "labels": pack(task, labels),
-    }
+    names = folder.recorded()
+    if not names:
+        raise UserError(f"{folder.path} has no finished run; see: deltasam sweep … --list")
+    for name in names:
+        record = folder.record(name)
+        if record is None:
+            continue
+        if "examples" not in record:
+            found = _find_examples(task, RunFolder(folder.cell(name)), record, data)
+            if found is None:
+                say(f"{name}: its predictions are gone, so it cannot be tested over sentences")
+            else:
+                record["examples"] = found
+        out.write_record(name, {**record, "flags": without_folders(record["flags"])})
+    return len(names)
 
 
-def neutral(value: Any) -> Any:
-    """Leave out where on a machine things are.
-
-    Args:
-        value: What JSON knows: a record, or a part of one.
-
-    Returns:
-        The same with the last name alone of every absolute path. Relative paths stay. A text
-        that begins with an absolute path is one, with all spaces and commas, up to the next
-        absolute path or an option; within other texts a path with spaces needs quotes.
-
-    Example:
-        >>> neutral({"save-dir": "/home/me/my run/checkpoints", "restore-file": "models/m.pt"})
-        {'save-dir': 'checkpoints', 'restore-file': 'models/m.pt'}
-    """
-    if isinstance(value, str):
-        return _without_folders(value)
-    if isinstance(value, Mapping):
-        return {name: neutral(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [neutral(part) for part in value]
-    return value
-
-
-def _without_folders(text: str) -> str:
-    parts = _END.split(text) if _WHOLE.match(text) else [text]
-    shorter = "".join(
-        _last_name(part) if re.match(_ROOT, part) else _WITHIN.sub(_last_name_found, part)
-        for part in parts
-    )
-    return text if shorter in {text, ""} else _without_folders(shorter)
-
-
-def _last_name_found(found: re.Match[str]) -> str:
-    return _last_name(found[0])
-
-
-def _last_name(path: str) -> str:
-    return path.rstrip("/").rpartition("/")[2]
+def _find_examples(
+    task: SentenceTask, run: RunFolder, record: Mapping[str, Any], place: Path | None
+) -> dict[str, str] | None:
+    path = run.predictions("valid") / PREDICTIONS
+    if not path.is_file():
+        return None
+    predictions = read_lines(path)
+    data = PreparedSentences.load(place or Path(run.record()["data"]))
+    if data.sha256 != record["data_sha256"]:
+        raise UserError(
+            f"{data.path} is not what {run.path} was trained on (another hash); give the right "
+            "folder with --data"
+        )
+    labels = data.labels("valid")
+    described = GlueTask(task.name, task.metrics, task.classes)
+    scores = glue_scores(described, predictions, labels, constant=0.0).scores
+    if not all(isclose(scores[name], value) for name, value in record["metrics"].items()):
+        raise UserError(
+            f"{path} has {scores}, the record {record['metrics']}: the run was evaluated "
+            "anew, so its predictions are not those of the record"
+        )
+    return examples(task, predictions, labels)

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from deltasam_fairseq.analysis.curve import PANELS, draw_curve
+from deltasam_fairseq.analysis.figures import PANELS, draw_curve
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.recipes.run_folder import RunFolder
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from deltasam_fairseq.analysis.grid_table import grid_table
-from deltasam_fairseq.analysis.sweep_cells import collect
+from deltasam_fairseq.analysis.records import collect
 from deltasam_fairseq.errors import UserError
 from tests.support.sweep_records import write_record
 

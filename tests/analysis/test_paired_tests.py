@@ -4,87 +4,13 @@ from statistics import fmean
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from deltasam_fairseq.analysis.paired_tests import (
-    MOST_EXACT,
-    compare_over_sentences,
-    least_p,
-    sign_flip_test,
-)
-from deltasam_fairseq.analysis.summed_metrics import SUMMED, Array, summed_score
+from deltasam_fairseq.analysis.paired_tests import compare_over_sentences
 from deltasam_fairseq.errors import UserError
-from deltasam_fairseq.evaluation.metrics import CLASS_METRICS, NUMBER_METRICS
 from deltasam_fairseq.evaluation.resampling import Resampling, randomization_test
+from deltasam_fairseq.evaluation.summed_metrics import SUMMED, Array, summed_score
 
-FEW = Resampling(200)
-
-
-@pytest.mark.parametrize("n", [1, 2, 5, 8])
-def test_differences_of_one_sign_have_the_least_p(n: int) -> None:
-    differences = [float(number) for number in range(1, n + 1)]
-    assert sign_flip_test(differences) == least_p(n) == 2 / 2**n
-    assert sign_flip_test([-value for value in differences]) == least_p(n)
-
-
-def test_known_p_values() -> None:
-    assert sign_flip_test([0.0, 0.0, 0.0]) == 1
-    assert sign_flip_test([1.0, -1.0]) == 1
-    # |±1 ±2 ±4| is 5 or more in four of eight patterns: 7, 5 and their opposites.
-    assert sign_flip_test([-1.0, 2.0, 4.0]) == 4 / 8
-
-
-@given(st.lists(st.integers(-5, 5), min_size=1, max_size=7))
-def test_the_exact_test_counts_all_patterns(differences: list[int]) -> None:
-    sums = [
-        abs(sum(sign * value for sign, value in zip(signs, differences, strict=True)))
-        for signs in product((-1, 1), repeat=len(differences))
-    ]
-    expected = fmean(total >= abs(sum(differences)) for total in sums)
-    assert sign_flip_test([float(value) for value in differences]) == pytest.approx(expected)
-    # Tenths are rounded, so sums that are equal come out unequal; they must count as equal.
-    assert sign_flip_test([value / 10 for value in differences]) == pytest.approx(expected)
-
-
-def test_with_many_seeds_patterns_are_drawn() -> None:
-    differences = np.random.default_rng(0).normal(0.4, 1, MOST_EXACT + 4)
-    z = differences.sum() / sqrt((differences**2).sum())
-    normal = 2 * (1 - 0.5 * (1 + np.tanh(sqrt(2 / np.pi) * (z + 0.044715 * z**3))))
-    assert sign_flip_test(differences.tolist()) == pytest.approx(normal, abs=0.02)
-    assert sign_flip_test([1.0] * 40) == least_p(40) == 1 / 10_001
-
-
-def test_nothing_to_test() -> None:
-    with pytest.raises(UserError, match="the methods share no seed"):
-        sign_flip_test([])
-
-
-@settings(max_examples=50)
-@given(st.integers(1, 3), st.integers(2, 12), st.integers(0, 2**32 - 1))
-def test_summed_metrics_are_those_of_the_evaluation(seeds: int, n: int, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    classes, labels = rng.integers(2, size=(seeds, n)), rng.integers(2, size=n)
-    for name in ("accuracy", "matthews"):
-        found = summed_score(name, classes.astype(float), labels.astype(float))
-        expected = [
-            100 * CLASS_METRICS[name](list(map(str, row)), list(map(str, labels)))
-            for row in classes
-        ]
-        assert found == pytest.approx(expected)
-    numbers, gold = rng.uniform(0, 5, size=(seeds, n)), rng.uniform(0, 5, size=n)
-    expected = [100 * NUMBER_METRICS["pearson"](row.tolist(), gold.tolist()) for row in numbers]
-    assert summed_score("pearson", numbers, gold) == pytest.approx(expected)
-
-
-def test_more_than_two_classes() -> None:
-    predictions, labels = np.array([[0.0, 1, 2, 2]]), np.array([0.0, 1, 2, 1])
-    assert summed_score("accuracy", predictions, labels) == pytest.approx([75])
-
-
-def test_a_constant_in_a_draw_is_no_error() -> None:
-    assert summed_score("pearson", np.ones((1, 3)), np.arange(3.0)) == pytest.approx([0])
-    assert summed_score("matthews", np.ones((1, 3)), np.ones(3)) == pytest.approx([0])
+FEW = 200
 
 
 def by_hand(metric: str, predictions: Array, others: Array, labels: Array) -> float:
@@ -114,7 +40,7 @@ def test_the_test_over_sentences_is_that_over_all_swappings(metric: str) -> None
             np.where(rng.random((3, 9)) < wrong, 1 - labels, labels) for wrong in (0.1, 0.4)
         )
     exact = by_hand(metric, better, worse, labels)
-    found = compare_over_sentences(metric, better, worse, labels, trials=Resampling(20_000))
+    found = compare_over_sentences(metric, better, worse, labels, trials=20_000)
     assert 0 < exact < 0.5
     assert found.p_value == pytest.approx(exact, abs=0.01)
     assert found.low <= found.difference <= found.high
@@ -135,9 +61,7 @@ def test_the_interval_is_the_normal_one_for_many_sentences() -> None:
     rng = np.random.default_rng(0)
     labels = np.ones(1000)
     first, second = ((rng.random((1, 1000)) < right).astype(float) for right in (0.8, 0.7))
-    found = compare_over_sentences(
-        "accuracy", first, second, labels, trials=FEW, resamples=Resampling(4000)
-    )
+    found = compare_over_sentences("accuracy", first, second, labels, trials=FEW, resamples=4000)
     half = 196 * (first - second).std() / sqrt(1000)
     assert found.difference == pytest.approx(100 * (first - second).mean())
     assert (found.low, found.high) == pytest.approx(
@@ -174,7 +98,7 @@ def test_blocks_of_draws_give_what_one_block_gives(monkeypatch: pytest.MonkeyPat
     labels = rng.uniform(0, 5, 30)
     first, second = (labels + rng.normal(0, size, (2, 30)) for size in (1.0, 1.5))
     whole = compare_over_sentences("pearson", first, second, labels)
-    monkeypatch.setattr("deltasam_fairseq.analysis.paired_tests._BLOCK", 30 * 777)
+    monkeypatch.setattr("deltasam_fairseq.evaluation.resampling._BLOCK", 30 * 777)
     parts = compare_over_sentences("pearson", first, second, labels)
     assert parts.p_value == pytest.approx(whole.p_value, abs=0.01)
     assert (parts.low, parts.high) == pytest.approx((whole.low, whole.high), abs=0.01)

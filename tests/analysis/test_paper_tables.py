@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from deltasam_fairseq.analysis.paper_tables import spread, table_1, table_4
-from deltasam_fairseq.analysis.sweep_cells import collect
-from deltasam_fairseq.analysis.table import FORMATS, Table
+from deltasam_fairseq.analysis.paper_tables import table_1, table_4
+from deltasam_fairseq.analysis.records import collect
+from deltasam_fairseq.analysis.table import FORMATS, Table, mean_and_std
 from deltasam_fairseq.errors import UserError
-from deltasam_fairseq.recipes.glue_published import TABLE_1, TABLE_4
-from deltasam_fairseq.recipes.glue_published import TASKS as GLUE_TASKS
+from deltasam_fairseq.recipes.published import TABLE_1, TABLE_4
+from deltasam_fairseq.recipes.published import TASKS as GLUE_TASKS
 from tests.support.sweep_records import write_record
 
 
@@ -32,7 +32,7 @@ def test_without_records_all_published_numbers_and_nothing_of_ours(tmp_path: Pat
     ours = [row for row in table.rows if row[1] != "published"]
     assert {cell for row in ours for cell in row[2:]} == {"not run"}
     assert "no sweep has a finished run" in table.note
-    assert len(table_4([tmp_path]).rows) == 2 * len(TABLE_4["rte"])
+    assert len(table_4([tmp_path]).rows) == 2 * len(TABLE_4["bert_base"])
 
 
 def test_median_best_and_difference(tmp_path: Path) -> None:
@@ -171,8 +171,8 @@ def test_statistics_are_mean_and_deviation_over_seeds_where_asked_for(tmp_path: 
 
 
 def test_one_seed_has_no_deviation() -> None:
-    assert spread([70.0]) == "70.00 (n=1)"
-    assert spread([]) == "not run"
+    assert mean_and_std([70.0]) == "70.00 (n=1)"
+    assert mean_and_std([]) == "not run"
 
 
 @pytest.mark.parametrize("style", FORMATS)

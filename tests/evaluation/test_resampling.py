@@ -1,14 +1,23 @@
 from itertools import product
 from math import sqrt
+from statistics import fmean
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.evaluation.resampling import (
+    MOST_EXACT,
     Resampling,
     bootstrap_interval,
+    draw_counts,
+    draw_examples,
+    least_p,
     randomization_test,
+    sign_flip_test,
 )
 
 
@@ -16,17 +25,18 @@ def column(*values: float) -> list[list[float]]:
     return [[value] for value in values]
 
 
-def test_the_interval_is_the_normal_one_for_many_examples() -> None:
+@pytest.mark.parametrize("draw", [draw_examples, draw_counts])
+def test_the_interval_is_the_normal_one_for_many_examples(draw: Any) -> None:
     values = np.random.default_rng(0).normal(50, 10, size=400)
-    ((low, high),) = bootstrap_interval(values[:, None].tolist(), Resampling(4000))
+    ((low, high),) = bootstrap_interval(values[:, None], Resampling(4000), draw=draw)
     half = 1.96 * values.std() / sqrt(400)
     assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.08)
 
 
-def test_the_level_of_confidence_widens_the_interval() -> None:
+def test_shorter_tails_widen_the_interval() -> None:
     values = column(*range(30))
-    ((low, high),) = bootstrap_interval(values, Resampling(500), confidence=0.5)
-    ((lower, higher),) = bootstrap_interval(values, Resampling(500), confidence=0.99)
+    ((low, high),) = bootstrap_interval(values, Resampling(500), tail=0.25)
+    ((lower, higher),) = bootstrap_interval(values, Resampling(500), tail=0.005)
     assert lower < low < 14.5 < high < higher
 
 
@@ -66,3 +76,42 @@ def test_p_values_are_neither_zero_nor_hurt_by_rounding() -> None:
 def test_numbers_that_mean_nothing(draws: int, seed: int) -> None:
     with pytest.raises(UserError, match=f"{draws} draws with seed {seed}: at least one"):
         Resampling(draws, seed)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 8])
+def test_differences_of_one_sign_have_the_least_p(n: int) -> None:
+    differences = [float(number) for number in range(1, n + 1)]
+    assert sign_flip_test(differences) == least_p(n) == 2 / 2**n
+    assert sign_flip_test([-value for value in differences]) == least_p(n)
+
+
+def test_known_p_values() -> None:
+    assert sign_flip_test([0.0, 0.0, 0.0]) == 1
+    assert sign_flip_test([1.0, -1.0]) == 1
+    # |±1 ±2 ±4| is 5 or more in four of eight patterns: 7, 5 and their opposites.
+    assert sign_flip_test([-1.0, 2.0, 4.0]) == 4 / 8
+
+
+@given(st.lists(st.integers(-5, 5), min_size=1, max_size=7))
+def test_the_exact_test_counts_all_patterns(differences: list[int]) -> None:
+    sums = [
+        abs(sum(sign * value for sign, value in zip(signs, differences, strict=True)))
+        for signs in product((-1, 1), repeat=len(differences))
+    ]
+    expected = fmean(total >= abs(sum(differences)) for total in sums)
+    assert sign_flip_test([float(value) for value in differences]) == pytest.approx(expected)
+    # Tenths are rounded, so sums that are equal come out unequal; they must count as equal.
+    assert sign_flip_test([value / 10 for value in differences]) == pytest.approx(expected)
+
+
+def test_with_many_seeds_patterns_are_drawn() -> None:
+    differences = np.random.default_rng(0).normal(0.4, 1, MOST_EXACT + 4)
+    z = differences.sum() / sqrt((differences**2).sum())
+    normal = 2 * (1 - 0.5 * (1 + np.tanh(sqrt(2 / np.pi) * (z + 0.044715 * z**3))))
+    assert sign_flip_test(differences.tolist()) == pytest.approx(normal, abs=0.02)
+    assert sign_flip_test([1.0] * 40) == least_p(40) == 1 / 10_001
+
+
+def test_nothing_to_test() -> None:
+    with pytest.raises(UserError, match="the methods share no seed"):
+        sign_flip_test([])

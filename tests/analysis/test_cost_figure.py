@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from deltasam_fairseq.analysis import cost_plot
-from deltasam_fairseq.analysis.cost_plot import draw_costs
+from deltasam_fairseq.analysis import figures
+from deltasam_fairseq.analysis.figures import draw_costs
 from deltasam_fairseq.errors import UserError
 from tests.support.sweep_records import write_record
 
@@ -43,12 +43,12 @@ def test_runs_whose_time_is_not_known_are_left_out(
     write_record(tmp_path, "sam", 3, 62.0)
     write_record(tmp_path, "none", 1, 62.0, seconds=seconds)
     drawn: dict[str, Any] = {}
-    draw = cost_plot._draw
+    draw = figures._draw_method
 
     def note(axis: Any, method: str, group: Any, colour: str) -> None:
         drawn[method] = group.seeds
         draw(axis, method, group, colour)
 
-    monkeypatch.setattr(cost_plot, "_draw", note)
+    monkeypatch.setattr(figures, "_draw_method", note)
     draw_costs([tmp_path], tmp_path / "costs.png")
     assert drawn == {"sam": [3]}

@@ -1,4 +1,4 @@
-"""Metrics as functions of sums over sentences: many draws of sentences are one matrix product."""
+"""GLUE's metrics as functions of sums over sentences: many draws of sentences are one product."""
 
 from __future__ import annotations
 
@@ -72,15 +72,7 @@ SUMMED: dict[str, SummedMetric] = {
 
 
 def summed_score(metric: str, predictions: Array, labels: Array) -> Array:
-    """Score predictions.
-
-    Args:
-        metric: A key of ``SUMMED``.
-        predictions: Of shape (seeds, sentences).
-        labels: Of shape (sentences,).
-
-    Returns:
-        In percent, of shape (seeds,).
+    """Return the score of predictions of shape (seeds, sentences), in percent for each seed.
 
     Example:
         >>> summed_score("accuracy", np.array([[0.0, 1.0], [1.0, 1.0]]), np.array([1.0, 1.0]))

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from deltasam_fairseq.analysis.cost_table import table_6
+from deltasam_fairseq.analysis.paper_tables import table_6
 from deltasam_fairseq.analysis.table import Table
 from deltasam_fairseq.cli.main import main
-from deltasam_fairseq.recipes.glue_published import TABLE_6
+from deltasam_fairseq.recipes.published import TABLE_6
 from tests.support.sweep_records import write_record
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from deltasam_fairseq.analysis.table import as_csv, as_markdown, as_text, build_table
+from deltasam_fairseq.analysis.rouge_tables import run_table
+from deltasam_fairseq.analysis.table import as_csv, as_markdown, as_text
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.recipes.run_folder import TIME, RunFolder
 
@@ -45,7 +46,7 @@ def test_runs_and_baselines_in_one_table(tmp_path: Path) -> None:
         write_run(tmp_path, "none", finished=False),
         tmp_path / "delta_sam",
     ]
-    assert as_text(build_table(runs, "test")).splitlines() == [
+    assert as_text(run_table(runs, "test")).splitlines() == [
         "system                seed  ROUGE-1  ROUGE-2  ROUGE-L                training",
         "-----------------------------------------------------------------------------",
         "sam                      1    12.35    12.35    12.35              1 min 10 s",
@@ -64,12 +65,12 @@ def test_a_run_that_still_trains_or_was_killed_shows_its_time_so_far(tmp_path: P
     run.write_record({**run.record(), "starts": starts})
     run.log.touch()
     os.utime(run.log, (began + 605, began + 605))
-    (row,) = build_table([run.path], "test").rows
+    (row,) = run_table([run.path], "test").rows
     assert row[-1].startswith("unfinished, 10 min ")
 
 
 def test_markdown_and_csv_hold_the_same(tmp_path: Path) -> None:
-    table = build_table([write_run(tmp_path, "sam", value=1.0)], "test")
+    table = run_table([write_run(tmp_path, "sam", value=1.0)], "test")
     lines = as_markdown(table).splitlines()
     assert lines[:3] == [
         "| system | seed | ROUGE-1 | ROUGE-2 | ROUGE-L | training |",
@@ -86,14 +87,14 @@ def test_markdown_and_csv_hold_the_same(tmp_path: Path) -> None:
 
 
 def test_without_scores_the_table_says_how_to_get_them(tmp_path: Path) -> None:
-    table = build_table([write_run(tmp_path, "sam")], "test")
+    table = run_table([write_run(tmp_path, "sam")], "test")
     assert table.rows == [("sam", "1", "not run", "not run", "not run", "1 min 10 s")]
     assert "deltasam evaluate RUN" in table.note
 
 
 def test_a_bar_in_a_name_stays_in_its_cell_of_markdown(tmp_path: Path) -> None:
     run = write_run(tmp_path, "sam", value=1.0)
-    table = build_table([run, tmp_path / "a|b"], "test")
+    table = run_table([run, tmp_path / "a|b"], "test")
     assert table.rows[1][0] == "a|b"
     assert as_markdown(table).splitlines()[3].startswith("| a\\|b | - | not run |")
 
@@ -115,21 +116,21 @@ def test_runs_that_generate_nothing_are_told_what_compares_them(
     run = write_classification(tmp_path, "rte", evaluated=evaluated)
     advice = "deltasam evaluate RUN prints .* deltasam sweep and deltasam table 1 compare"
     with pytest.raises(UserError, match=f"compares generated texts, .*{run} .* none.*{advice}"):
-        build_table([run], "test")
+        run_table([run], "test")
     (run / "run.json").unlink()
     if evaluated:
         with pytest.raises(UserError, match="compares generated texts"):
-            build_table([run], "valid")
+            run_table([run], "valid")
 
 
 def test_among_runs_that_generate_those_that_do_not_are_named(tmp_path: Path) -> None:
     texts = write_run(tmp_path, "sam", value=1.0)
     runs = [texts, *(write_classification(tmp_path, name, evaluated=True) for name in ("a", "b"))]
     with pytest.raises(UserError, match=f"{runs[1]}, {runs[2]} ") as refused:
-        build_table([*runs, tmp_path / "missing"], "test")
+        run_table([*runs, tmp_path / "missing"], "test")
     assert str(texts) not in str(refused.value)
     RunFolder(texts).predictions("valid").mkdir()
-    assert len(build_table([texts], "test").rows) == 2
+    assert len(run_table([texts], "test").rows) == 2
 
 
 @pytest.mark.parametrize(
@@ -147,9 +148,9 @@ def test_what_cannot_be_compared_is_refused(
         write_run(tmp_path, "none", value=2.0, **other),  # type: ignore[arg-type]
     ]
     with pytest.raises(UserError, match=message):
-        build_table(runs, "test")
+        run_table(runs, "test")
 
 
 def test_no_run_at_all(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such run: .*typo"):
-        build_table([tmp_path / "typo"], "test")
+        run_table([tmp_path / "typo"], "test")

@@ -3,10 +3,11 @@ from typing import Any
 
 import pytest
 
-from deltasam_fairseq.analysis.published import PUBLISHED, build_published
+from deltasam_fairseq.analysis.rouge_tables import table_3
 from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.recipes.published import TABLE_3
 from deltasam_fairseq.recipes.run_folder import RunFolder
-from tests.analysis.test_table import write_classification, write_run
+from tests.analysis.test_run_table import write_classification, write_run
 
 GPU = {"gpus": ["NVIDIA H100"] * 8, "cores": 16, "cpu": "EPYC"}
 
@@ -22,11 +23,11 @@ def evaluated(folder: Path, method: str, value: float, **facts: Any) -> Path:
 def test_runs_that_generate_nothing_are_refused(tmp_path: Path) -> None:
     run = write_classification(tmp_path, "rte", evaluated=True)
     with pytest.raises(UserError, match="compares generated texts"):
-        build_published("cnndm", [run], "test")
+        table_3([run], "test")
 
 
 def test_without_runs_every_cell_of_ours_says_so() -> None:
-    table = build_published("cnndm", [], "test")
+    table = table_3([], "test")
     assert [row[0] for row in table.rows[-4:]] == [
         "ours: none",
         "ours: sam",
@@ -38,7 +39,7 @@ def test_without_runs_every_cell_of_ours_says_so() -> None:
 
 
 def test_the_published_figures_are_those_of_table_3() -> None:
-    figures = {row.system.split(" (")[0]: row.scores for row in PUBLISHED["cnndm"].rows}
+    figures = {name.split(" (")[0]: row.cells for name, row in TABLE_3.items()}
     assert figures == {
         "BART": ("44.16", "21.28", "40.90"),
         "PEGASUS": ("44.17", "21.47", "41.11"),
@@ -54,7 +55,7 @@ def test_seeds_of_a_method_share_a_row(tmp_path: Path) -> None:
         evaluated(tmp_path / "b", "delta_sam", 45.0, seed=2),
         evaluated(tmp_path / "c", "none", 43.0, gpus=None, hardware={"cores": 2, "cpu": "EPYC"}),
     ]
-    rows = {row[0]: row[1:] for row in build_published("cnndm", runs, "test").rows}
+    rows = {row[0]: row[1:] for row in table_3(runs, "test").rows}
     assert rows["ours: delta_sam"] == (
         *("44.50", "44.50", "44.50", "see below", "2, 10 (mean of 2)", "4 NVIDIA H100", "1.50"),
     )
@@ -65,7 +66,7 @@ def test_seeds_of_a_method_share_a_row(tmp_path: Path) -> None:
 @pytest.mark.parametrize("recipe", ["cnndm", "cnndm-small"])
 def test_runs_on_other_pairs_are_marked(tmp_path: Path, recipe: str) -> None:
     run = evaluated(tmp_path / "a", "sam", 44.0, recipe=recipe)
-    note = build_published("cnndm", [run], "test").note
+    note = table_3([run], "test").note
     assert "rouge|version:1" in note
     assert f"NOT COMPARABLE with the published rows: recipe {recipe} and 7 pairs" in note
 
@@ -73,6 +74,6 @@ def test_runs_on_other_pairs_are_marked(tmp_path: Path, recipe: str) -> None:
 def test_a_run_without_scores_is_an_error(tmp_path: Path) -> None:
     run = write_run(tmp_path, "sam")
     with pytest.raises(UserError, match="has no test scores; make them with: deltasam evaluate"):
-        build_published("cnndm", [run], "test")
+        table_3([run], "test")
     with pytest.raises(UserError, match="is not a run"):
-        build_published("cnndm", [tmp_path / "nowhere"], "test")
+        table_3([tmp_path / "nowhere"], "test")

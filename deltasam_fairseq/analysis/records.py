@@ -1,11 +1,11 @@
-"""From the records of sweeps to the cells of the paper's tables."""
+"""Records of sweeps, sorted into the groups that tables show and tests compare."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from typing import Any, TypeVar
 
 from deltasam_fairseq.errors import UserError
@@ -15,6 +15,7 @@ from deltasam_fairseq.recipes.sweep_plan import as_number, flag_of
 from deltasam_fairseq.registry import nearest
 
 T = TypeVar("T")
+Record = Mapping[str, Any]
 #: Recipe, model and method.
 Key = tuple[str, str, str]
 #: Values of a grid, by name.
@@ -37,7 +38,7 @@ class Group:
     """
 
     grid: Mapping[str, str]
-    records: Sequence[Mapping[str, Any]]
+    records: Sequence[Record]
     points: int = 1
 
     @property
@@ -46,73 +47,41 @@ class Group:
         return [record["seed"] for record in self.records]
 
     @property
+    def metric(self) -> str:
+        """The name of the task's metric, the first of a record's."""
+        return str(next(iter(self.records[0]["metrics"])))
+
+    @property
     def scores(self) -> list[float]:
         """The task's metric of each, in percent."""
-        return [_score(record) for record in self.records]
+        return [float(record["metrics"][self.metric]) for record in self.records]
 
     @property
     def risks(self) -> list[float]:
         """The adversarial risk of each that has one."""
         return [r["adversarial_risk"]["risk"] for r in self.records if "adversarial_risk" in r]
 
-    @property
-    def seconds(self) -> float:
-        """Mean time of training."""
-        return fmean(record["seconds"]["train"] for record in self.records)
+    def __str__(self) -> str:
+        """Return the point of the grid and the seeds, for the note of a table."""
+        values = [f"{name} {value}" for name, value in self.grid.items()]
+        return ", ".join([*values, f"seeds {','.join(map(str, self.seeds))}"])
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Runs of two methods with the same seeds.
-
-    Args:
-        records: Of one method.
-        others: Of the other, with the seeds of ``records`` in their order.
-    """
-
-    records: Sequence[Mapping[str, Any]]
-    others: Sequence[Mapping[str, Any]]
-
-    @property
-    def seeds(self) -> list[int]:
-        """The seeds."""
-        return [record["seed"] for record in self.records]
-
-    @property
-    def differences(self) -> list[float]:
-        """The task's metric of one minus that of the other, by seed, in points."""
-        return [_score(a) - _score(b) for a, b in zip(self.records, self.others, strict=True)]
-
-    @property
-    def has_examples(self) -> bool:
-        """Whether every record holds its predictions for the single sentences."""
-        return all("examples" in record for record in (*self.records, *self.others))
+Groups = Mapping[Key, Group]
 
 
-def pair_up(group: Group, other: Group) -> Pair:
-    """Find the runs of two groups that share a seed.
-
-    Args:
-        group: Runs of one method.
-        other: Runs of another, of the same recipe and model.
-
-    Returns:
-        The pairs, maybe none.
-    """
-    by_seed = {record["seed"]: record for record in other.records}
-    shared = [record for record in group.records if record["seed"] in by_seed]
-    return Pair(shared, [by_seed[record["seed"]] for record in shared])
+def pair_up(group: Group, other: Group) -> tuple[Group, Group]:
+    """Keep of two groups the runs whose seed the other has too, in the same order."""
+    shared = {*group.seeds} & {*other.seeds}
+    return _with_seeds(group, shared), _with_seeds(other, shared)
 
 
-def _score(record: Mapping[str, Any]) -> float:
-    return float(next(iter(record["metrics"].values())))
+def _with_seeds(group: Group, seeds: Collection[int]) -> Group:
+    return replace(group, records=[r for r in group.records if r["seed"] in seeds])
 
 
 def read_points(folders: Iterable[Path]) -> dict[Key, list[Group]]:
-    """Read records and sort them by what they differ in.
-
-    Args:
-        folders: With sweeps below them.
+    """Read the records below folders and sort them by what they differ in.
 
     Returns:
         By recipe, model and method: the points of the grid, in the order of their values.
@@ -122,8 +91,8 @@ def read_points(folders: Iterable[Path]) -> dict[Key, list[Group]]:
             model that were scored on different data, those of one method that differ in a flag
             which is no name of their grid.
     """
-    found: dict[Key, dict[Point, list[dict[str, Any]]]] = {}
-    systems: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    found: dict[Key, dict[Point, list[Record]]] = {}
+    systems: dict[tuple[str, str], list[Record]] = {}
     for record in read_records(folders):
         key = (record["recipe"], record["model"], record["method"])
         if key[2] not in ORDER:
@@ -135,7 +104,6 @@ def read_points(folders: Iterable[Path]) -> dict[Key, list[Group]]:
         systems.setdefault(key[:2], []).append(record)
     for (recipe, model), records in systems.items():
         _require_comparable(recipe, model, records)
-        _require_one_risk(recipe, model, records)
     for key, points in found.items():
         for alike in points.values():
             _require_equal_flags(key, alike)
@@ -152,28 +120,16 @@ def read_points(folders: Iterable[Path]) -> dict[Key, list[Group]]:
 
 
 def collect(folders: Iterable[Path]) -> dict[Key, Group]:
-    """Read records and choose a point of the grid for each cell.
+    """Return one point of each grid, by recipe, model and method.
 
-    Args:
-        folders: With sweeps below them.
-
-    Returns:
-        By recipe, model and method: of the points with the most seeds the one with the
-        highest median, as the paper chooses: on the validation set that it reports.
+    It is, of the points with the most seeds, the one with the highest median. The paper chooses
+    so as well: on the validation set that it reports.
     """
     return {key: _best(groups) for key, groups in read_points(folders).items()}
 
 
 def select(found: Mapping[Key, T], recipe: str | None, model: str | None) -> dict[Key, T]:
-    """Leave out other recipes and models.
-
-    Args:
-        found: Anything by recipe, model and method.
-        recipe: The only one to keep; none keeps all.
-        model: The only one to keep; none keeps all.
-
-    Returns:
-        What is left.
+    """Return what belongs to one recipe and one model; none keeps all.
 
     Raises:
         UserError: If nothing was run of one that is named; the message has the nearest name.
@@ -194,6 +150,11 @@ def in_order(keys: Iterable[Key]) -> list[Key]:
     return sorted(keys, key=lambda key: (key[0], key[1], ORDER.index(key[2])))
 
 
+def is_timed(record: Record) -> bool:
+    """Tell whether the time of a run's training is known: that of a killed start is not."""
+    return bool(record["interruptions"] == 0 and record["seconds"]["train"] > 0)
+
+
 def _best(groups: Sequence[Group]) -> Group:
     most = max(len(group.records) for group in groups)
     rivals = [group for group in groups if len(group.records) == most]
@@ -205,17 +166,13 @@ def _by_value(point: Point) -> list[tuple[str, bool, float | str]]:
     return [(name, isinstance(value, str), value) for name, value in values]
 
 
-def _require_comparable(recipe: str, model: str, records: Sequence[Mapping[str, Any]]) -> None:
+def _require_comparable(recipe: str, model: str, records: Sequence[Record]) -> None:
     for what in ("data_sha256", "signature", "n", "encoder_sha256", "recipe_version"):
-        values = {str(record.get(what)) for record in records}
-        if len(values) > 1:
+        if len({str(record.get(what)) for record in records}) > 1:
             raise UserError(
                 f"{recipe} {model}: the records differ in {what}, so they do not compare; "
                 "name one of the sweeps with --sweeps"
             )
-
-
-def _require_one_risk(recipe: str, model: str, records: Sequence[Mapping[str, Any]]) -> None:
     risks = (record["adversarial_risk"] for record in records if "adversarial_risk" in record)
     kinds = sorted({f"rho {risk['rho']} on {risk['split']}" for risk in risks})
     if len(kinds) > 1:
@@ -226,7 +183,7 @@ def _require_one_risk(recipe: str, model: str, records: Sequence[Mapping[str, An
 
 
 def _require_equal_flags(
-    key: Key, records: Sequence[Mapping[str, Any]], besides: Collection[str] = ()
+    key: Key, records: Sequence[Record], besides: Collection[str] = ()
 ) -> None:
     settings = [record["flags"] for record in records]
     names = {name for flags in settings for name in flags}
@@ -240,23 +197,10 @@ def _require_equal_flags(
             )
 
 
-def _one_per_seed(key: Key, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _one_per_seed(key: Key, records: Sequence[Record]) -> list[Record]:
     seeds = [record["seed"] for record in records]
     if len(set(seeds)) < len(seeds):
         raise UserError(
             f"{' '.join(key)}: two records have the same seed; name one of the sweeps with --sweeps"
         )
     return sorted(records, key=lambda record: int(record["seed"]))
-
-
-def describe_grid(group: Group) -> str:
-    """Write the chosen point, and the seeds.
-
-    Args:
-        group: The runs.
-
-    Returns:
-        For a note below a table.
-    """
-    values = [f"{name} {value}" for name, value in group.grid.items()]
-    return ", ".join([*values, f"seeds {','.join(map(str, group.seeds))}"])
