@@ -245,7 +245,7 @@ class Sharpness:
                 "says how many there are; give --max-update, or a schedule with "
                 "--total-num-update"
             )
-        return replace(self, start_update=end - math.ceil(self.tail * end))
+        return replace(self, start_update=end - math.ceil(round(self.tail * end, 6)))
 
     @property
     def active(self) -> bool:

@@ -183,7 +183,7 @@ class SharpStep(ABC):
         sentences = len(ids(sample))
         draw = torch.Generator().manual_seed(seed)
         chosen = torch.randperm(sentences, generator=draw)
-        chosen = chosen[: math.ceil(self.settings.ascent_fraction * sentences)]
+        chosen = chosen[: math.ceil(round(self.settings.ascent_fraction * sentences, 6))]
         padding = self.trainer.get_criterion().padding_idx
         return split(sample, [sorted(chosen.tolist())], padding)[0]
 
