@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from deltasam_fairseq.core.graph import differentiate
 from deltasam_fairseq.core.vectors import global_norm
 from deltasam_fairseq.core.weight_space import WeightSpace
-from deltasam_fairseq.fairseq_plugin.sharpness.per_instance import own_projections
+from deltasam_fairseq.fairseq_plugin.sharpness.engine_passes import own_projections
 from deltasam_fairseq.per_instance import Engine, Unsupported
 from deltasam_fairseq.per_instance.risk import adversarial_losses
 

@@ -80,6 +80,13 @@ class SharpnessConfig(FairseqDataclass):
         default="finite_difference",
         metadata={"help": "how delta_sam estimates the sentence weights"},
     )
+    sam_gibbs_temperature: float = field(
+        default=1.0,
+        metadata={
+            "help": "lambda of --sam-estimator gibbs, whose weights are proportional to "
+            "exp(lambda n / mean n), n the norm of a sentence's gradient"
+        },
+    )
     sam_probe_precision: ChoiceEnum(list(PROBE_PRECISIONS)) = field(  # type: ignore[valid-type]
         default="fp32",
         metadata={
@@ -159,6 +166,7 @@ class Sharpness:
         group_by: How they are dealt out.
         ascent_fraction: Share of the sentences on which a perturbation is found.
         tail: Last share of the updates that is perturbed.
+        gibbs_temperature: λ of the weights of the estimator ``gibbs``.
     """
 
     method: str
@@ -176,6 +184,7 @@ class Sharpness:
     group_by: str = "random"
     ascent_fraction: float = 1.0
     tail: float = 1.0
+    gibbs_temperature: float = 1.0
 
     @classmethod
     def from_config(cls, cfg: Any) -> "Sharpness":
@@ -223,6 +232,7 @@ class Sharpness:
             group_by=_choice(cfg.sam_group_by, "--sam-group-by", DEALINGS),
             ascent_fraction=_share(cfg.sam_ascent_fraction, "--sam-ascent-fraction"),
             tail=_share(cfg.sam_tail, "--sam-tail"),
+            gibbs_temperature=not_negative(cfg.sam_gibbs_temperature, "--sam-gibbs-temperature"),
         )
 
     def until(self, end: int | None) -> "Sharpness":

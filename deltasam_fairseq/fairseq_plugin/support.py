@@ -12,7 +12,7 @@ import torch
 from deltasam_fairseq.fairseq_plugin.config import Sharpness
 from deltasam_fairseq.fairseq_plugin.criterions.base import SentenceCriterion
 from deltasam_fairseq.fairseq_plugin.criterions.readers import reader_for
-from deltasam_fairseq.fairseq_plugin.sharpness.per_instance import reader_if_batched
+from deltasam_fairseq.fairseq_plugin.sharpness.engine_passes import reader_if_batched
 from deltasam_fairseq.per_instance import Unsupported
 
 logger = logging.getLogger(__name__)

@@ -126,5 +126,5 @@ def assert_weighs_gradients(engine: Engine, toy: Problem, *, rtol: float, atol: 
         if got is None:
             assert wanted is None or not wanted.any()
         else:
-            wanted = torch.zeros_like(got) if wanted is None else wanted
-            torch.testing.assert_close(got, wanted.to(got), rtol=rtol, atol=atol)
+            there = torch.zeros_like(got) if wanted is None else wanted.to(got)
+            torch.testing.assert_close(got, there, rtol=rtol, atol=atol)

@@ -148,6 +148,7 @@ class GroupedUpdate(SharpStep):
                 self.weighing(seed=self.seed, sole=len(batch) == 1),
                 workers=None,
                 given=given,
+                stepping=self.stepping,
             )
             self._borrowed = self.move(ascent, measure=number == 0)
             self._sums = self._sums.plus(ascent.sums.with_realised(self._borrowed.realised))

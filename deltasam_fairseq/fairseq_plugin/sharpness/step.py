@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from deltasam_fairseq.core.estimators import OF_NORMS
 from deltasam_fairseq.core.graph import gradients_aside
 from deltasam_fairseq.core.noise import seed_for
 from deltasam_fairseq.core.pass_state import Buffers, PassState
@@ -32,6 +33,7 @@ from deltasam_fairseq.fairseq_plugin.sharpness.ascent import (
     Workers,
     ascend,
 )
+from deltasam_fairseq.fairseq_plugin.sharpness.by_norms import WeighedByNorms
 from deltasam_fairseq.fairseq_plugin.sharpness.meters import (
     AscentSums,
     Logging,
@@ -215,6 +217,19 @@ class SharpStep(ABC):
                 )
         end.replay()
 
+    def stepping(self, tally: Tally) -> Step:
+        """Choose the step of the weighted passes of an ascent.
+
+        Args:
+            tally: Where to count.
+
+        Returns:
+            The step, or one of norms alone.
+        """
+        if self.settings.estimator in OF_NORMS:
+            return WeighedByNorms(self.step, self.trainer, self.run, tally)
+        return self.step
+
     def move(self, ascent: Ascent, *, measure: bool) -> Borrowed:
         """Move the weights along an ascent.
 
@@ -288,6 +303,7 @@ class UpdateScope(SharpStep):
                     self.weighing(seed=self.seed, sole=last and self.workers is None),
                     workers=self.workers,
                     given=given,
+                    stepping=self.stepping,
                 )
                 self._borrowed = self.move(self._ascent, measure=True)
                 self._realised = self._borrowed.realised
@@ -362,6 +378,7 @@ class MicroScope(SharpStep):
                     self.weighing(seed=self.seed, sole=True),
                     workers=None,
                     given=given,
+                    stepping=self.stepping,
                 )
                 state, at_weights = ascent.passes[0]
                 with ExitStack() as stack:
