@@ -30,7 +30,7 @@ from deltasam_fairseq.benchmarks.timing import no_collection, timed
 from deltasam_fairseq.benchmarks.trainers import batch_of, build_trainer, flags_of
 from deltasam_fairseq.core.randomness import RandomState
 from deltasam_fairseq.core.vectors import unique
-from deltasam_fairseq.fairseq_plugin.sharpness.per_instance import own_projections
+from deltasam_fairseq.fairseq_plugin.sharpness.engine_passes import own_projections
 from deltasam_fairseq.per_instance import Engine
 from deltasam_fairseq.per_instance.first_pass import Recording
 from deltasam_fairseq.per_instance.perturbed_pass import Perturbing

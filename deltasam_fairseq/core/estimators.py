@@ -150,6 +150,60 @@ def exact(
     return lambda _: weights
 
 
+def from_norms(name: str, norms: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """Turn the norms of the sentences' gradients into weights.
+
+    Args:
+        name: ``gibbs``: ``g_i = N exp(λ n_i / n̄) / Σ_j exp(λ n_j / n̄)`` with n̄ the mean norm,
+            or ``inverse_norm``: ``g_i = 1 / n_i``, every sentence's gradient at length one.
+        norms: n, shape ``(N,)``, at least 0. One that is not finite counts as 0.
+        temperature: λ.
+
+    Returns:
+        Shape ``(N,)``, float64; with ``inverse_norm`` 0 where the norm is 0.
+
+    Source:
+        Luo et al. 2025 (RW-SAM) for the Gibbs distribution. That λ is in units of the mean norm
+        is our choice: their schedule is not known to us.
+    """
+    norms = norms.double().nan_to_num(0.0, 0.0, 0.0)
+    if name == "inverse_norm":
+        return torch.where(norms > 0, 1 / norms.clamp_min(torch.finfo(norms.dtype).tiny), 0.0)
+    mean = norms.mean().clamp_min(torch.finfo(norms.dtype).tiny)
+    return torch.softmax(temperature * norms / mean, 0) * len(norms)
+
+
+def _weighs_norms(name: str) -> None:
+    @ESTIMATORS.register(name)
+    def estimator(
+        losses_function: LossesFunction,
+        params: Sequence[Tensor],
+        *,
+        rho: float,
+        eta: float,
+        seed: int,
+        temperature: float = 1.0,
+    ) -> Callable[[Tensor], Weights]:
+        """Weights from the exact norms of the gradients, one backward pass per sentence."""
+        del rho, eta, seed
+        space = WeightSpace.of(params)
+        with torch.enable_grad():
+            losses = losses_function()
+            norms = torch.stack(
+                [space.steepest_unread(differentiate(one, space))[1] for one in losses]
+            )
+        values = from_norms(name, norms, temperature=temperature)
+        weights = Weights(values=values, floored=torch.zeros((), device=values.device))
+        return lambda _: weights
+
+
+#: Estimators that need nothing but the norms of the sentences' gradients: the batched engine has
+#: them after one pass, and their weighted sum without a backward pass.
+OF_NORMS = ("gibbs", "inverse_norm")
+for _name in OF_NORMS:
+    _weighs_norms(_name)
+
+
 def uniform_weights(losses: Tensor) -> Weights:
     """Return a weight of one for every sentence.
 

@@ -4,7 +4,8 @@ fairseq reads the types of the fields, so annotations here are never strings:
 this module does without ``from __future__ import annotations``.
 """
 
-from dataclasses import dataclass, field, make_dataclass
+import math
+from dataclasses import dataclass, field, make_dataclass, replace
 from typing import Any, List
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
@@ -16,6 +17,7 @@ from deltasam_fairseq.fairseq_plugin.inner_optimizer import inner_flags
 from deltasam_fairseq.fairseq_plugin.sharpness.radius_rules import RADIUS_RULES
 
 SCOPES = ("update", "micro")
+DEALINGS = ("random", "loss")
 PROBE_PRECISIONS = ("fp32", "model")
 ENGINES = ("auto", "batched", "loop")
 
@@ -49,6 +51,27 @@ class SharpnessConfig(FairseqDataclass):
             "workers, or each micro-batch of each worker"
         },
     )
+    sam_groups: int = field(
+        default=1,
+        metadata={
+            "help": "sam, delta_sam: deal the sentences of an update out to this many groups, with "
+            "a perturbation each; 1 is the usual, as many as sentences is per_instance"
+        },
+    )
+    sam_group_by: ChoiceEnum(list(DEALINGS)) = field(  # type: ignore[valid-type]
+        default="random",
+        metadata={
+            "help": "how --sam-groups deals them out: at random, or sentences of like losses "
+            "together, which takes one more forward pass"
+        },
+    )
+    sam_ascent_fraction: float = field(
+        default=1.0,
+        metadata={
+            "help": "sam, delta_sam: find the perturbation on this share of the sentences, chosen "
+            "at random; at least one of each micro-batch or group"
+        },
+    )
     sam_inner: str = field(
         default="adam",
         metadata={"help": "the optimizer that uses the gradient; its own flags keep their names"},
@@ -56,6 +79,13 @@ class SharpnessConfig(FairseqDataclass):
     sam_estimator: str = field(
         default="finite_difference",
         metadata={"help": "how delta_sam estimates the sentence weights"},
+    )
+    sam_gibbs_temperature: float = field(
+        default=1.0,
+        metadata={
+            "help": "lambda of --sam-estimator gibbs, whose weights are proportional to "
+            "exp(lambda n / mean n), n the norm of a sentence's gradient"
+        },
     )
     sam_probe_precision: ChoiceEnum(list(PROBE_PRECISIONS)) = field(  # type: ignore[valid-type]
         default="fp32",
@@ -67,6 +97,13 @@ class SharpnessConfig(FairseqDataclass):
     sam_start_update: int = field(
         default=0,
         metadata={"help": "updates without a perturbation at the beginning"},
+    )
+    sam_tail: float = field(
+        default=1.0,
+        metadata={
+            "help": "perturb in this last share of the updates alone; needs --max-update or "
+            "--total-num-update"
+        },
     )
     sam_interval: int = field(
         default=1,
@@ -125,6 +162,11 @@ class Sharpness:
         rule: Registered name of the radius rule.
         adaptive: Whether weights move in proportion to their size.
         per_instance_engine: How ``per_instance`` perturbs.
+        groups: Among how many perturbations the sentences of an update are dealt out.
+        group_by: How they are dealt out.
+        ascent_fraction: Share of the sentences on which a perturbation is found.
+        tail: Last share of the updates that is perturbed.
+        gibbs_temperature: λ of the weights of the estimator ``gibbs``.
     """
 
     method: str
@@ -138,6 +180,11 @@ class Sharpness:
     rule: str = "all"
     adaptive: bool = False
     per_instance_engine: str = "auto"
+    groups: int = 1
+    group_by: str = "random"
+    ascent_fraction: float = 1.0
+    tail: float = 1.0
+    gibbs_temperature: float = 1.0
 
     @classmethod
     def from_config(cls, cfg: Any) -> "Sharpness":
@@ -147,9 +194,22 @@ class Sharpness:
             cfg: The ``optimizer`` node.
 
         Returns:
-            The settings. A value outside its range or an unknown name is a
-            ``ValueError``.
+            The settings.
+
+        Raises:
+            ValueError: If a value is outside its range, a name is unknown, or two settings
+                exclude each other.
         """
+        shares_one = cfg.sam_groups != 1 or cfg.sam_ascent_fraction != 1
+        if shares_one and str(getattr(cfg.sam_method, "value", cfg.sam_method)) == "per_instance":
+            raise ValueError(
+                "--sam-groups and --sam-ascent-fraction are for --sam-method sam and delta_sam: "
+                "with per_instance every sentence has a perturbation of its own"
+            )
+        if cfg.sam_tail != 1 and cfg.sam_start_update:
+            raise ValueError(
+                "--sam-tail and --sam-start-update both say where perturbing begins; give one"
+            )
         ESTIMATORS.get(cfg.sam_estimator)
         RADIUS_RULES.get(cfg.sam_rule)
         return cls(
@@ -168,7 +228,34 @@ class Sharpness:
             per_instance_engine=_choice(
                 cfg.sam_per_instance_engine, "--sam-per-instance-engine", ENGINES
             ),
+            groups=int(positive(cfg.sam_groups, "--sam-groups")),
+            group_by=_choice(cfg.sam_group_by, "--sam-group-by", DEALINGS),
+            ascent_fraction=_share(cfg.sam_ascent_fraction, "--sam-ascent-fraction"),
+            tail=_share(cfg.sam_tail, "--sam-tail"),
+            gibbs_temperature=not_negative(cfg.sam_gibbs_temperature, "--sam-gibbs-temperature"),
         )
+
+    def until(self, end: int | None) -> "Sharpness":
+        """Return the settings of a run that ends after so many updates.
+
+        Args:
+            end: Their number; ``None`` if nobody knows.
+
+        Returns:
+            The settings, with the update at which ``tail`` begins.
+
+        Raises:
+            ValueError: If a part is to be perturbed and the end is not known.
+        """
+        if self.tail == 1:
+            return self
+        if not end:
+            raise ValueError(
+                f"--sam-tail {self.tail:g} perturbs the last share of the updates, and nothing "
+                "says how many there are; give --max-update, or a schedule with "
+                "--total-num-update"
+            )
+        return replace(self, start_update=end - math.ceil(round(self.tail * end, 6)))
 
     @property
     def active(self) -> bool:
@@ -197,6 +284,13 @@ class Sharpness:
         """
         since = update - self.start_update
         return self.active and since >= 0 and since % self.interval == 0
+
+
+def _share(value: float, flag: str) -> float:
+    share = positive(value, flag)
+    if share > 1:
+        raise ValueError(f"{flag} is a share, at most 1; got {value!r}")
+    return share
 
 
 def _choice(value: Any, flag: str, allowed: tuple[str, ...]) -> str:

@@ -28,6 +28,7 @@ from deltasam_fairseq.fairseq_plugin.compat import (
 from deltasam_fairseq.fairseq_plugin.criterions.base import SentenceCriterion
 from deltasam_fairseq.fairseq_plugin.optimizer import sharpness_of
 from deltasam_fairseq.fairseq_plugin.passes import Step
+from deltasam_fairseq.fairseq_plugin.sharpness.grouped import GroupedMicro, GroupedUpdate
 from deltasam_fairseq.fairseq_plugin.sharpness.meters import forget_empty
 from deltasam_fairseq.fairseq_plugin.sharpness.per_instance import (
     BatchedInstances,
@@ -35,13 +36,21 @@ from deltasam_fairseq.fairseq_plugin.sharpness.per_instance import (
 )
 from deltasam_fairseq.fairseq_plugin.sharpness.run import Run
 from deltasam_fairseq.fairseq_plugin.sharpness.step import MicroScope, SharpStep, UpdateScope
-from deltasam_fairseq.fairseq_plugin.support import check_run
+from deltasam_fairseq.fairseq_plugin.support import check_run, last_update
 
 logger = logging.getLogger(__name__)
 
 # Among what fairseq calls extra state, names of parameters: the optimizer's state stays
 # the inner one's, and a run with another optimizer passes over them.
 _COVERED = "deltasam_covered"
+
+# By scope, and whether several groups of sentences have a perturbation each.
+_SCOPES: dict[tuple[str, bool], type[SharpStep]] = {
+    ("update", False): UpdateScope,
+    ("update", True): GroupedUpdate,
+    ("micro", False): MicroScope,
+    ("micro", True): GroupedMicro,
+}
 
 _runs: weakref.WeakKeyDictionary[Trainer, Run] = weakref.WeakKeyDictionary()
 
@@ -63,6 +72,7 @@ def install() -> None:
             criterion.joins(self)
         settings = sharpness_of(self.optimizer)
         if settings is not None:
+            settings = settings.until(last_update(self))
             logger.info("%s; %s", settings, versions())
             check_run(self, settings)
             if settings.active:
@@ -114,7 +124,7 @@ def sharpness_maker(
         by_loop = settings.per_instance_engine == "loop"
         kind = SentenceBySentence if by_loop else BatchedInstances
     else:
-        kind = MicroScope if settings.scope == "micro" else UpdateScope
+        kind = _SCOPES[settings.scope, settings.groups > 1]
     return functools.partial(kind, trainer=trainer, samples=samples, run=run)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from typing import Any
@@ -11,8 +12,10 @@ import torch
 from deltasam_fairseq.fairseq_plugin.config import Sharpness
 from deltasam_fairseq.fairseq_plugin.criterions.base import SentenceCriterion
 from deltasam_fairseq.fairseq_plugin.criterions.readers import reader_for
-from deltasam_fairseq.fairseq_plugin.sharpness.per_instance import reader_if_batched
+from deltasam_fairseq.fairseq_plugin.sharpness.engine_passes import reader_if_batched
 from deltasam_fairseq.per_instance import Unsupported
+
+logger = logging.getLogger(__name__)
 
 # Tasks that cannot be supported, with the reason.
 TASKS = {
@@ -91,6 +94,7 @@ def check_run(trainer: Any, settings: Sharpness) -> None:
                 "pass, so the passes of a step would not see the same weights. "
                 "--quant-noise-scalar works; or pass --sam-method none"
             )
+    _say_what_to_expect(trainer, settings)
     criterion = trainer.get_criterion()
     if settings.method == "delta_sam":
         reader_for(criterion)
@@ -103,6 +107,34 @@ def check_run(trainer: Any, settings: Sharpness) -> None:
         )
     if (settings.method, settings.per_instance_engine) == ("per_instance", "batched"):
         _check_batched(trainer, settings)
+
+
+def _say_what_to_expect(trainer: Any, settings: Sharpness) -> None:
+    if settings.groups > 1 and settings.scope == "update" and trainer.data_parallel_world_size > 1:
+        logger.info(
+            "--sam-groups %d: each worker deals its own sentences out to so many groups, with "
+            "perturbations of their own",
+            settings.groups,
+        )
+    schedule = trainer.cfg.lr_scheduler
+    if settings.tail < 1 and schedule._name == "fixed" and schedule.force_anneal is None:
+        logger.warning(
+            "--sam-tail perturbs while the learning rate falls, and with --lr-scheduler fixed it "
+            "does not; polynomial_decay, inverse_sqrt or cosine let it fall"
+        )
+
+
+def last_update(trainer: Any) -> int | None:
+    """Find out after how many updates a run ends.
+
+    Args:
+        trainer: fairseq's trainer.
+
+    Returns:
+        Their number; ``None`` where only a number of epochs is given.
+    """
+    scheduled = getattr(trainer.cfg.lr_scheduler, "total_num_update", None)
+    return int(trainer.cfg.optimization.max_update or scheduled or 0) or None
 
 
 def _check_batched(trainer: Any, settings: Sharpness) -> None:

@@ -20,7 +20,7 @@ from deltasam_fairseq.core.graph import differentiate
 from deltasam_fairseq.core.vectors import global_norm
 from deltasam_fairseq.core.weight_space import WeightSpace
 from deltasam_fairseq.fairseq_plugin.criterions.readers import reader_for
-from deltasam_fairseq.fairseq_plugin.sharpness.per_instance import own_projections
+from deltasam_fairseq.fairseq_plugin.sharpness.engine_passes import own_projections
 from deltasam_fairseq.inference.checkpoint import (
     Checkpoint,
     batches,

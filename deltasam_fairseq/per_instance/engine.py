@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from deltasam_fairseq.core.checks import not_negative
-from deltasam_fairseq.core.precision import full_precision, is_half
+from deltasam_fairseq.core.precision import full_precision, is_half, wide
 from deltasam_fairseq.core.weight_space import WeightSpace
 from deltasam_fairseq.per_instance.errors import Unsupported
-from deltasam_fairseq.per_instance.factors import Dense, Form, Summed
+from deltasam_fairseq.per_instance.factors import Dense, Form, Summed, add_weighted
 from deltasam_fairseq.per_instance.first_pass import Attributed, Recording, attributed
 from deltasam_fairseq.per_instance.graph_check import refuse_unseen_uses
 from deltasam_fairseq.per_instance.layout import Layout
@@ -84,6 +84,30 @@ class Ascent:
             sentences: Boolean, shape ``(N,)``.
         """
         self.usable = self.usable & ~sentences
+
+    @torch.no_grad()
+    def weighted_gradient(self, shares: Tensor) -> list[Tensor | None]:
+        """Add the sentences' gradients up, each times a number, without a backward pass.
+
+        Args:
+            shares: p, shape ``(N,)``; that of a sentence that is not usable has no effect.
+
+        Returns:
+            ``sum_i p_i grad l_i(w)`` for each parameter of the engine's space, without the loss
+            scale, float32 or wider; ``None`` where no sentence has a gradient.
+        """
+        shares = torch.where(self.usable, shares.double() / self._loss_scale, 0.0)
+        found: list[Tensor | None] = []
+        with full_precision(self._space):
+            for param in self._space:
+                forms = self._forms.get(id(param))
+                total = None
+                if forms:
+                    total = torch.zeros_like(wide(param.detach()))
+                    for form in forms:
+                        add_weighted(total, form, shares.to(total))
+                found.append(total)
+        return found
 
     @contextmanager
     def perturbed(self) -> Iterator[None]:

@@ -113,6 +113,28 @@ def inner(one: Form, other: Form) -> Tensor:
     return (left_products(one, other) * rights).sum((1, 2))
 
 
+def add_weighted(total: Tensor, form: Form | Summed, shares: Tensor) -> None:
+    """Add the sentences' gradients up, each times a number.
+
+    Args:
+        total: Of the parameter's shape, float32 or wider; ``sum_i p_i G_i`` is added to it.
+        form: The gradients.
+        shares: p, shape ``(N,)``, of the dtype of ``total``.
+    """
+    if isinstance(form, Dense):
+        total.add_(torch.tensordot(shares, wide(form.value), 1))
+        return
+    if isinstance(form, Summed):
+        total.add_(torch.einsum("n,nta->a", shares, wide(form.weight.left)))
+        return
+    # p goes to one factor: sum_it (p_i left_it) right_itᵀ is one product over all rows.
+    right = (wide(form.right) * shares[:, None, None]).flatten(0, 1)
+    if isinstance(form, Outer):
+        total.addmm_(wide(form.left).flatten(0, 1).T, right)
+    else:
+        total.index_add_(0, form.ids.flatten(), right)
+
+
 def left_products(one: Outer | Rows, other: Outer | Rows) -> Tensor:
     """Multiply the left factors of every two rows of a sentence.
 

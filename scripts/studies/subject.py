@@ -27,7 +27,7 @@ from deltasam_fairseq.evaluation.metrics import spearman
 from deltasam_fairseq.fairseq_plugin import register  # noqa: F401
 from deltasam_fairseq.fairseq_plugin.criterions.readers import reader_for
 from deltasam_fairseq.fairseq_plugin.models.bert import BertModel
-from deltasam_fairseq.fairseq_plugin.sharpness.per_instance import own_projections
+from deltasam_fairseq.fairseq_plugin.sharpness.engine_passes import own_projections
 from deltasam_fairseq.recipes.run_folder import RunFolder
 from scripts.studies.shared import number, numbers, say
 

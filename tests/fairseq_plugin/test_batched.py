@@ -21,9 +21,9 @@ from deltasam_fairseq.benchmarks.trainers import batch_of, build_trainer, flags_
 from deltasam_fairseq.benchmarks.workloads import WORKLOADS
 from deltasam_fairseq.core import per_instance_step, sam_step
 from deltasam_fairseq.fairseq_plugin.criterions.readers import reader_for
+from deltasam_fairseq.fairseq_plugin.sharpness.engine_passes import own_projections
 from deltasam_fairseq.fairseq_plugin.sharpness.per_instance import (
     batched_per_instance,
-    own_projections,
 )
 from deltasam_fairseq.per_instance import Engine, Unsupported
 from tests.fairseq_plugin.test_sentence_losses import (

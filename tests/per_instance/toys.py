@@ -113,3 +113,18 @@ def assert_equals_loop(
             rtol=rtol,
             atol=atol,
         )
+    assert_weighs_gradients(engine, toy, rtol=rtol, atol=atol)
+
+
+def assert_weighs_gradients(engine: Engine, toy: Problem, *, rtol: float, atol: float) -> None:
+    """Compare the weighted sum of the sentences' gradients with a backward pass."""
+    ascent = engine.ascend(toy.losses(), rho=0.0)
+    shares = torch.linspace(0.2, 1.7, len(ascent.losses)).to(ascent.losses)
+    weighted = (shares * toy.losses()()).sum()
+    expected = torch.autograd.grad(weighted, list(engine.space), allow_unused=True)
+    for got, wanted in zip(ascent.weighted_gradient(shares), expected, strict=True):
+        if got is None:
+            assert wanted is None or not wanted.any()
+        else:
+            there = torch.zeros_like(got) if wanted is None else wanted.to(got)
+            torch.testing.assert_close(got, there, rtol=rtol, atol=atol)

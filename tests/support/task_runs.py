@@ -83,11 +83,8 @@ _SPEAKER = (
 _DUMMY = "--dict-size 20 --dataset-size 32 "
 _NO_READER = "one loss per sentence is needed, and none is known for "
 _OLD_DICTIONARY = "TypeError: {}.__init__() got an unexpected keyword argument"
-_UNKNOWN_TOKENS = "--sam-method per_instance cannot say how many of the batch's "
-_NO_ID = (
-    "--sam-method per_instance splits batches by sentence, but this task's batches have no "
-    "tensor 'id'"
-)
+_UNKNOWN_TOKENS = "cannot say how many of the batch's "
+_NO_ID = "this task's batches have no tensor 'id'"
 _OWN_DATA = (
     "OnlineBackTranslationTask is not supported by --optimizer delta_sam: it generates its "
     "training data inside train_step"

@@ -89,6 +89,7 @@ def ascend(
     *,
     workers: Workers | None,
     given: Mapping[str, Any],
+    stepping: Callable[[Tally], Step] | None = None,
 ) -> Ascent:
     """Find the direction of one perturbation.
 
@@ -108,6 +109,7 @@ def ascend(
         weighing: Makes the stand-in for the criterion; ``None`` for SAM.
         workers: The workers that share the perturbation; ``None`` for one alone.
         given: What else the step is called with.
+        stepping: Makes the step of the weighted passes, where that is another one.
 
     Returns:
         The ascent.
@@ -126,6 +128,7 @@ def ascend(
         while attempts:
             attempt, tally = attempts[0], Tally()
             stand_in = attempt(tally) if attempt else None
+            run_pass = stepping(tally) if attempt and stepping else step
             start = weights.state()
             seen: list[Pass] = []
             # sum_i g_i grad l_i(w), the numerator of Eq. 7, adds up in ``.grad`` over the
@@ -135,7 +138,7 @@ def ascend(
                     state = weights.state() if seen else start
                     logging_output = None
                     if not ignored:
-                        _, size, logging_output = step(
+                        _, size, logging_output = run_pass(
                             sample=containers_copied(sample),
                             criterion=stand_in or criterion,
                             ignore_grad=False,

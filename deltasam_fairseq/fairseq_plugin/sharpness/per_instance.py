@@ -1,36 +1,33 @@
 """Per-instance perturbation (Eq. 2) as a step that is made of a step.
 
 Sentence by sentence, as a SAM step of each, or all sentences of a micro-batch at once.
-The engine for the latter sees every use of a parameter, whoever makes it. Two of
-fairseq's are changed for the length of a pass. Attention hands the weights of
-its four projections to one function of PyTorch; it calls the projections
-themselves once it was told that heads may have been pruned, so that is what it
-is told. And layer normalisation is apex's fused one where apex is installed, a
-compiled function that nobody can look into; PyTorch's own takes its place.
+The passes of the latter are the engine's
+(:mod:`~deltasam_fairseq.fairseq_plugin.sharpness.engine_passes`).
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Generator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F  # noqa: N812
-from fairseq.modules import MultiheadAttention
-from fairseq.optim.amp_optimizer import AMPOptimizer
 from torch import Tensor, nn
 
 from deltasam_fairseq.fairseq_plugin.criterions.readers import (
     Reader,
     Sample,
     SentenceLosses,
-    reader_for,
 )
-from deltasam_fairseq.fairseq_plugin.passes import Result, Step, is_plain
+from deltasam_fairseq.fairseq_plugin.passes import Result
+from deltasam_fairseq.fairseq_plugin.sharpness.engine_passes import (
+    own_norms,
+    own_projections,
+    reader_if_batched,
+    within_of,
+)
 from deltasam_fairseq.fairseq_plugin.sharpness.meters import AscentSums, combined
 from deltasam_fairseq.fairseq_plugin.sharpness.model_weights import state_of
 from deltasam_fairseq.fairseq_plugin.sharpness.samples import (
@@ -39,7 +36,6 @@ from deltasam_fairseq.fairseq_plugin.sharpness.samples import (
 )
 from deltasam_fairseq.fairseq_plugin.sharpness.step import MicroScope
 from deltasam_fairseq.per_instance import AmbiguousBatch, Engine, Unsupported
-from deltasam_fairseq.registry import UnknownName
 
 logger = logging.getLogger(__name__)
 
@@ -121,16 +117,11 @@ class BatchedInstances(SentenceBySentence):
         criterion = self.trainer.get_criterion()
         reader = reader_if_batched(self.step, criterion)
         plain = self.trainer.get_model()
-        if self.run.engine is None:
-            self.run.engine = Engine(plain, self.run.weights.space)
-        # What FairseqTask.train_step does around a forward pass; on a CPU its autocast,
-        # which is CUDA's, is nothing.
-        autocasts = isinstance(optimizer, AMPOptimizer) and self.trainer.cuda
-        within = partial(torch.autocast, "cuda") if autocasts else nullcontext
+        within = within_of(self.trainer, optimizer)
         model.train()
         model.set_num_updates(update_num)
         result = batched_per_instance(
-            self.run.engine,
+            self.run.engine_of(plain),
             model,
             criterion,
             reader,
@@ -144,31 +135,6 @@ class BatchedInstances(SentenceBySentence):
         with within():
             self.run.adding_up.check_reader(reader, criterion, plain, sample)
         return result
-
-
-def reader_if_batched(step: Step, criterion: Any) -> Reader:
-    """Check what can be told of the batched engine before there is a batch.
-
-    Args:
-        step: What runs a pass, such as ``task.train_step`` of the task object.
-        criterion: The criterion, unwrapped.
-
-    Returns:
-        The criterion's reader of per-sentence losses.
-
-    Raises:
-        Unsupported: If the task's step is not fairseq's own, or the criterion's
-            sentences have no losses that are known.
-    """
-    if not is_plain(step):
-        name = getattr(step, "__qualname__", repr(step))
-        raise Unsupported(f"the task's train_step is not fairseq's own, but {name}")
-    if getattr(criterion, "unbatched", ""):
-        raise Unsupported(criterion.unbatched)
-    try:
-        return reader_for(criterion)
-    except UnknownName as error:
-        raise Unsupported(str(error)) from error
 
 
 class BatchedResult(NamedTuple):
@@ -284,67 +250,6 @@ def batched_per_instance(
         fallbacks=int((~ascent.usable).sum()),
         overflow=overflow,
     )
-
-
-@contextmanager
-def own_projections(model: nn.Module) -> Generator[None, None, None]:
-    """Let attention call its projections as the modules that they are.
-
-    The numbers are the same up to rounding, and so are the dropout's.
-
-    Args:
-        model: The model; its modules are as before after the block.
-
-    Yields:
-        Nothing.
-    """
-    changed = [
-        module
-        for module in model.modules()
-        if isinstance(module, MultiheadAttention)
-        and not module.skip_embed_dim_check
-        and not getattr(module, "use_xformers", False)
-    ]
-    for module in changed:
-        module.skip_embed_dim_check = True
-    try:
-        yield
-    finally:
-        for module in changed:
-            module.skip_embed_dim_check = False
-
-
-@contextmanager
-def own_norms(model: nn.Module) -> Generator[None, None, None]:
-    """Let apex's fused layer normalisation be computed by PyTorch's.
-
-    The numbers are the same up to rounding.
-
-    Args:
-        model: The model; its modules are as before after the block.
-
-    Yields:
-        Nothing.
-    """
-    changed = [module for module in model.modules() if _is_fused(module)]
-    for module in changed:
-        module.forward = partial(_layer_norm, module)
-    try:
-        yield
-    finally:
-        for module in changed:
-            del module.forward
-
-
-def _is_fused(module: nn.Module) -> bool:
-    return "forward" not in vars(module) and any(
-        kind.__module__.partition(".")[0] == "apex" and kind.__name__ == "FusedLayerNorm"
-        for kind in type(module).__mro__
-    )
-
-
-def _layer_norm(module: Any, x: Tensor) -> Tensor:
-    return F.layer_norm(x, module.normalized_shape, module.weight, module.bias, module.eps)
 
 
 def _sums(result: BatchedResult) -> AscentSums:

@@ -51,6 +51,19 @@ class Run:
         if settings.method == "delta_sam" and not self.probes_in_full:
             self._warn_of_coarse_weights()
 
+    def engine_of(self, model: Any) -> Engine:
+        """Return the run's engine, made when it is first needed.
+
+        Args:
+            model: The model, not wrapped.
+
+        Returns:
+            The engine.
+        """
+        if self.engine is None:
+            self.engine = Engine(model, self.weights.space)
+        return self.engine
+
     @property
     def probes_in_full(self) -> bool:
         """Whether the weights of Eq. 5 come from float32 passes."""

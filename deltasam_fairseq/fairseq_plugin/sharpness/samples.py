@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 Sample = dict[str, Any]
 
+_APART = "splitting batches by sentence (per_instance, --sam-groups, --sam-ascent-fraction)"
 # Entries of batches of pairs; none but the tokens has a column per token.
 _OF_PAIRS = {"id", "nsentences", "ntokens", "net_input", "target", "target_lengths", "speaker"}
 
@@ -33,49 +35,83 @@ def containers_copied(sample: Any) -> Any:
 
 
 def split_by_sentence(sample: Sample, padding_idx: int) -> list[Sample]:
-    """Make a batch of one out of every sentence of a batch.
+    """Make a batch of one out of every sentence of a batch; see :func:`split`."""
+    return split(sample, [[row] for row in range(len(ids(sample)))], padding_idx)
 
-    What a batch of this sentence alone would not have is left out: frames behind its last
+
+def ids(sample: Sample) -> list[int]:
+    """List the numbers that a batch's sentences have in their data set.
+
+    Args:
+        sample: A mini-batch of one data set, or a dictionary of such batches.
+
+    Returns:
+        One number per sentence.
+
+    Refusals:
+        ``ValueError`` if the batch does not say.
+    """
+    if isinstance(sample.get("id"), torch.Tensor):
+        return [int(number) for number in sample["id"].tolist()]
+    return [number for batch in _batches(sample).values() for number in ids(batch)]
+
+
+def split(sample: Sample, parts: Sequence[Sequence[int]], padding_idx: int) -> list[Sample]:
+    """Make a batch out of each of several sets of a batch's sentences.
+
+    What a batch of these sentences alone would not have is left out: frames behind the last
     one, and columns of padding where the batch is of pairs.
 
     Args:
         sample: A mini-batch of one data set, where every tensor has a row per sentence, or
             a dictionary of such batches, as of several language pairs.
+        parts: Rows of each part, counted through all batches of a dictionary; none is empty.
         padding_idx: Index of the padding token, to count each sentence's tokens.
 
     Returns:
-        One sample per sentence; their ``ntokens`` add up to the batch's. Those of a
-        dictionary have ``None`` for every batch but the sentence's own.
+        One sample per part; their ``ntokens`` add up to the batch's if the parts do. Those of a
+        dictionary have ``None`` for a batch of which they have no sentence.
 
-    Raises:
-        ValueError: If the sample is not of this shape; the message says which
-            entry cannot be split.
+    Refusals:
+        ``ValueError`` if the sample is not of this shape; the message says which entry cannot be
+        split.
     """
     if not isinstance(sample.get("id"), torch.Tensor):
-        of_batches = all(batch is None or isinstance(batch, dict) for batch in sample.values())
-        batches = {name: batch for name, batch in sample.items() if of_batches and batch}
-        if batches:
-            return [
-                {**dict.fromkeys(sample), name: piece}
-                for name, batch in batches.items()
-                for piece in split_by_sentence(batch, padding_idx)
-            ]
-        raise ValueError(
-            "--sam-method per_instance splits batches by sentence, but this task's batches have "
-            f"no tensor 'id' with one entry per sentence; entries: {sorted(map(str, sample))}"
-        )
-    count = sample["id"].numel()
-    pieces = [_row(sample, index, count, "sample") for index in range(count)]
+        pieces: list[Sample] = [dict.fromkeys(sample) for _ in parts]
+        start = 0
+        for name, batch in _batches(sample).items():
+            end = start + len(ids(batch))
+            own = [[row - start for row in part if start <= row < end] for part in parts]
+            found = iter(split(batch, [rows for rows in own if rows], padding_idx))
+            for piece, rows in zip(pieces, own, strict=True):
+                piece[name] = next(found) if rows else None
+            start = end
+        return pieces
+    number = sample["id"].numel()
+    pieces = [_rows(sample, part, number, "sample") for part in parts]
+    tokens: list[int] = []
     if sample.get("ntokens") is not None:
         tokens = _tokens_per_sentence(sample, padding_idx)
-        for piece, number in zip(pieces, tokens, strict=True):
-            piece["ntokens"] = number
-    for piece in pieces:
+    for piece, part in zip(pieces, parts, strict=True):
+        if tokens:
+            piece["ntokens"] = sum(tokens[row] for row in part)
         if "nsentences" in piece:
-            piece["nsentences"] = 1
+            piece["nsentences"] = len(part)
         _drop_frames(piece)
         _drop_padding(piece, padding_idx)
     return pieces
+
+
+def _batches(sample: Sample) -> dict[str, Sample]:
+    """Return the batches of a dictionary of batches, those that there are."""
+    of_batches = all(batch is None or isinstance(batch, dict) for batch in sample.values())
+    batches = {name: batch for name, batch in sample.items() if of_batches and batch}
+    if not batches:
+        raise ValueError(
+            f"{_APART} is not possible: this task's batches have no tensor 'id' with one entry "
+            f"per sentence; entries: {sorted(map(str, sample))}"
+        )
+    return batches
 
 
 def _drop_frames(piece: Sample) -> None:
@@ -85,7 +121,7 @@ def _drop_frames(piece: Sample) -> None:
         return
     frames, lengths = inputs.get("src_tokens"), inputs.get("src_lengths")
     if torch.is_tensor(frames) and frames.is_floating_point() and torch.is_tensor(lengths):
-        inputs["src_tokens"] = frames[:, : int(lengths)]
+        inputs["src_tokens"] = frames[:, : int(lengths.max())]
 
 
 def _drop_padding(piece: Sample, padding_idx: int) -> None:
@@ -113,23 +149,24 @@ def _drop_padding(piece: Sample, padding_idx: int) -> None:
         piece["target"] = target[:, kept]
 
 
-def _row(value: Any, index: int, count: int, place: str) -> Any:
+def _rows(value: Any, rows: Sequence[int], count: int, place: str) -> Any:
     if isinstance(value, dict):
-        return {key: _row(part, index, count, f"{place}[{key!r}]") for key, part in value.items()}
+        return {key: _rows(part, rows, count, f"{place}[{key!r}]") for key, part in value.items()}
     if torch.is_tensor(value) and value.dim():
         if value.size(0) != count:
             raise ValueError(
-                f"--sam-method per_instance cannot split {place}: {count} sentences, but a tensor "
-                f"of shape {tuple(value.shape)}"
+                f"{_APART} cannot split {place}: {count} sentences, but a tensor of shape "
+                f"{tuple(value.shape)}"
             )
-        return value[index : index + 1]
+        if list(rows) == list(range(rows[0], rows[0] + len(rows))):
+            return value[rows[0] : rows[0] + len(rows)]
+        return value[torch.tensor(rows, device=value.device)]
     if isinstance(value, (list, tuple)):
         if len(value) != count:
             raise ValueError(
-                f"--sam-method per_instance cannot split {place}: {count} sentences, but "
-                f"{len(value)} entries"
+                f"{_APART} cannot split {place}: {count} sentences, but {len(value)} entries"
             )
-        return value[index : index + 1]
+        return type(value)(value[row] for row in rows)
     return value
 
 
@@ -142,6 +179,6 @@ def _tokens_per_sentence(sample: Sample, padding_idx: int) -> list[int]:
             if sum(counts) == total:
                 return counts
     raise ValueError(
-        f"--sam-method per_instance cannot say how many of the batch's {total} tokens belong to "
+        f"{_APART} cannot say how many of the batch's {total} tokens belong to "
         "which sentence: neither the target's nor the source's tokens without padding add up to it"
     )

@@ -10,6 +10,7 @@ descent, with the dropout of the first pass.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 
+from deltasam_fairseq.core.estimators import OF_NORMS
 from deltasam_fairseq.core.graph import gradients_aside
 from deltasam_fairseq.core.noise import seed_for
 from deltasam_fairseq.core.pass_state import Buffers, PassState
@@ -31,6 +33,7 @@ from deltasam_fairseq.fairseq_plugin.sharpness.ascent import (
     Workers,
     ascend,
 )
+from deltasam_fairseq.fairseq_plugin.sharpness.by_norms import WeighedByNorms
 from deltasam_fairseq.fairseq_plugin.sharpness.meters import (
     AscentSums,
     Logging,
@@ -45,7 +48,12 @@ from deltasam_fairseq.fairseq_plugin.sharpness.parallel import (
     without_sync,
 )
 from deltasam_fairseq.fairseq_plugin.sharpness.run import Run
-from deltasam_fairseq.fairseq_plugin.sharpness.samples import Sample, containers_copied
+from deltasam_fairseq.fairseq_plugin.sharpness.samples import (
+    Sample,
+    containers_copied,
+    ids,
+    split,
+)
 from deltasam_fairseq.fairseq_plugin.sharpness.weighing import Tally, WeighingCriterion
 
 
@@ -162,6 +170,66 @@ class SharpStep(ABC):
             WeighingCriterion, self.trainer.get_criterion(), self.run, seed=seed, sole=sole
         )
 
+    def climbing(self, sample: Sample, seed: int) -> Sample:
+        """Choose the sentences on which a perturbation is found.
+
+        Args:
+            sample: Those that share it, or a micro-batch of them.
+            seed: Of the choice.
+
+        Returns:
+            The sample, or with ``--sam-ascent-fraction`` a part of it.
+        """
+        if self.settings.ascent_fraction == 1:
+            return sample
+        sentences = len(ids(sample))
+        draw = torch.Generator().manual_seed(seed)
+        chosen = torch.randperm(sentences, generator=draw)
+        chosen = chosen[: math.ceil(round(self.settings.ascent_fraction * sentences, 6))]
+        padding = self.trainer.get_criterion().padding_idx
+        return split(sample, [sorted(chosen.tolist())], padding)[0]
+
+    def leave_buffers(
+        self,
+        samples: Sequence[Sample],
+        start: PassState,
+        criterion: Any,
+        given: Mapping[str, Any],
+    ) -> None:
+        """Leave the buffers as passes of whole micro-batches do, which are run for that.
+
+        Args:
+            samples: The micro-batches.
+            start: What the first of the passes starts from.
+            criterion: The criterion.
+            given: What else the step is called with.
+        """
+        weights = self.run.weights
+        end = RandomState.capture(weights.space)
+        start.replay()
+        with (
+            gradients_aside([*weights.space, *weights.others()]),
+            without_sync(given["model"], criterion),
+        ):
+            for sample in samples:
+                self.step(
+                    sample=containers_copied(sample), criterion=criterion, ignore_grad=True, **given
+                )
+        end.replay()
+
+    def stepping(self, tally: Tally) -> Step:
+        """Choose the step of the weighted passes of an ascent.
+
+        Args:
+            tally: Where to count.
+
+        Returns:
+            The step, or one of norms alone.
+        """
+        if self.settings.estimator in OF_NORMS:
+            return WeighedByNorms(self.step, self.trainer, self.run, tally)
+        return self.step
+
     def move(self, ascent: Ascent, *, measure: bool) -> Borrowed:
         """Move the weights along an ascent.
 
@@ -226,12 +294,16 @@ class UpdateScope(SharpStep):
                 others = [self.trainer._prepare_sample(s) for s in self.samples[1:]]
                 self._ascent = ascend(
                     self.step,
-                    [(sample, ignore_grad), *others],
+                    [
+                        (batch if ignored else self.climbing(batch, self.seed + place), ignored)
+                        for place, (batch, ignored) in enumerate([(sample, ignore_grad), *others])
+                    ],
                     self.run,
                     criterion,
                     self.weighing(seed=self.seed, sole=last and self.workers is None),
                     workers=self.workers,
                     given=given,
+                    stepping=self.stepping,
                 )
                 self._borrowed = self.move(self._ascent, measure=True)
                 self._realised = self._borrowed.realised
@@ -239,7 +311,7 @@ class UpdateScope(SharpStep):
             state.replay()
             loss, sample_size, moved = self.step(
                 sample=containers_copied(sample),
-                criterion=_descending(self._ascent, criterion),
+                criterion=descending(self._ascent, criterion),
                 ignore_grad=ignore_grad,
                 **given,
             )
@@ -300,12 +372,13 @@ class MicroScope(SharpStep):
                 start.buffers.replay()
                 ascent = ascend(
                     self.step,
-                    [(piece, False)],
+                    [(self.climbing(piece, self.seed + number), False)],
                     self.run,
                     criterion,
                     self.weighing(seed=self.seed, sole=True),
                     workers=None,
                     given=given,
+                    stepping=self.stepping,
                 )
                 state, at_weights = ascent.passes[0]
                 with ExitStack() as stack:
@@ -316,7 +389,7 @@ class MicroScope(SharpStep):
                     state.replay()
                     loss, size, moved = self.step(
                         sample=containers_copied(piece),
-                        criterion=_descending(ascent, criterion),
+                        criterion=descending(ascent, criterion),
                         ignore_grad=False,
                         **given,
                     )
@@ -327,7 +400,7 @@ class MicroScope(SharpStep):
                 losses.append(loss)
                 sizes.append(size)
             if len(pieces) > 1 and start.buffers.changed():
-                self._leave_buffers(sample, start, criterion, given)
+                self.leave_buffers([sample], start, criterion, given)
             if self.trainer.data_parallel_world_size > 1:
                 sums = sums._replace(unshared=float(self.run.covered.unshared))
             if len(pieces) == 1:
@@ -360,22 +433,6 @@ class MicroScope(SharpStep):
         del given
         return [sample]
 
-    def _leave_buffers(
-        self, sample: Sample, start: PassState, criterion: Any, given: Mapping[str, Any]
-    ) -> None:
-        """Leave the buffers as a pass of the whole micro-batch does, which is run for that."""
-        weights = self.run.weights
-        end = RandomState.capture(weights.space)
-        start.replay()
-        with (
-            gradients_aside([*weights.space, *weights.others()]),
-            without_sync(given["model"], criterion),
-        ):
-            self.step(
-                sample=containers_copied(sample), criterion=criterion, ignore_grad=True, **given
-            )
-        end.replay()
-
     @property
     def seed(self) -> int:
         """Seed of this micro-batch's random direction."""
@@ -383,6 +440,6 @@ class MicroScope(SharpStep):
         return seed_for(update, self.position)
 
 
-def _descending(ascent: Ascent, criterion: Any) -> Any:
+def descending(ascent: Ascent, criterion: Any) -> Any:
     """Choose the criterion of the passes after an ascent; one makes fairseq skip the update."""
     return OverflowingCriterion(criterion) if ascent.overflow else criterion

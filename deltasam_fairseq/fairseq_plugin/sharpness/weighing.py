@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -45,6 +46,9 @@ class WeighingCriterion:
         self._criterion = criterion
         self._read = reader_for(criterion)
         self._estimator = ESTIMATORS.get(run.settings.estimator)
+        if run.settings.estimator == "gibbs":
+            temperature = run.settings.gibbs_temperature
+            self._estimator = partial(self._estimator, temperature=temperature)  # type: ignore[call-arg]
         self._run = run
         self._tally = tally
         self._seed = seed

@@ -1,0 +1,234 @@
+"""Several perturbations in one update, each shared by a group of its sentences.
+
+With one group this is SAM or delta-SAM, with as many as there are sentences it is Eq. 2. Each
+group's sentences are a smaller batch, on which the ascent and the descent run, so an update costs
+what it costs with one group, but for the smaller batches.
+
+The sentences are those of the update on this worker: with several workers each has its own
+groups, and no ascent is added up over them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deltasam_fairseq.core.noise import seed_for
+from deltasam_fairseq.core.perturb import Borrowed
+from deltasam_fairseq.fairseq_plugin.criterions.readers import reader_for
+from deltasam_fairseq.fairseq_plugin.passes import Result
+from deltasam_fairseq.fairseq_plugin.sharpness.ascent import ascend
+from deltasam_fairseq.fairseq_plugin.sharpness.meters import (
+    AscentSums,
+    Logging,
+    added,
+    combined,
+)
+from deltasam_fairseq.fairseq_plugin.sharpness.parallel import without_sync
+from deltasam_fairseq.fairseq_plugin.sharpness.samples import (
+    Sample,
+    containers_copied,
+    ids,
+    split,
+)
+from deltasam_fairseq.fairseq_plugin.sharpness.step import MicroScope, SharpStep, descending
+
+# Rows of a group in each micro-batch.
+Group = list[list[int]]
+
+
+class GroupedMicro(MicroScope):
+    """Groups of the sentences of each micro-batch of each worker."""
+
+    def pieces(self, sample: Sample, given: Mapping[str, Any]) -> list[Sample]:  # noqa: D102
+        criterion = self.trainer.get_criterion()
+        losses = _losses(self, [sample], given) if self.settings.group_by == "loss" else None
+        groups = dealt([ids(sample)], self.settings.groups, self.seed, losses)
+        return split(sample, [group[0] for group in groups], criterion.padding_idx)
+
+
+@dataclass
+class _Outcome:
+    """What the pieces of one micro-batch gave."""
+
+    losses: list[Any] = field(default_factory=list)
+    sizes: list[Any] = field(default_factory=list)
+    at_weights: list[Logging] = field(default_factory=list)
+    moved: list[Logging] = field(default_factory=list)
+
+    def result(self, sums: AscentSums) -> Result:
+        outputs = combined(added(self.at_weights), added(self.moved), sums)
+        return sum(self.losses), sum(self.sizes), outputs
+
+
+class GroupedUpdate(SharpStep):
+    """Groups of the sentences of all micro-batches of this worker.
+
+    The first micro-batch's call runs all passes but the last one, which is the last
+    micro-batch's: there PyTorch's wrapper reduces the gradients of the whole update.
+    """
+
+    _borrowed: Borrowed | None = None
+    _passes: Generator[None, None, None]
+
+    def __call__(  # noqa: D102, PLR0917
+        self,
+        sample: Sample,
+        model: Any,
+        criterion: Any,
+        optimizer: Any,
+        update_num: int,
+        ignore_grad: bool = False,
+        **extra: Any,
+    ) -> Result:
+        given = {"model": model, "optimizer": optimizer, "update_num": update_num, **extra}
+        if self.is_over:
+            return self.step(sample=sample, criterion=criterion, ignore_grad=ignore_grad, **given)
+        with self.turn(model, criterion):
+            first, last = self.position == 0, self.position == len(self.samples) - 1
+            if first:
+                others = [self.trainer._prepare_sample(s) for s in self.samples[1:]]
+                batches = [(sample, ignore_grad), *others]
+                self._sums = AscentSums()
+                self._outcomes = [_Outcome() for _ in batches]
+                real = [({} if ignored else batch) for batch, ignored in batches]
+                self._passes = self._run(real, criterion, given)
+                next(self._passes, None)
+            if ignore_grad:
+                loss, size, output = self.step(
+                    sample=containers_copied(sample), criterion=criterion, ignore_grad=True, **given
+                )
+                return loss, size, combined(output, output, self._sums if first else AscentSums())
+            if last:
+                next(self._passes, None)
+                self.give_back()
+            return self._outcomes[self.position].result(self._sums if first else AscentSums())
+
+    def give_back(self) -> None:  # noqa: D102
+        if self._borrowed is not None:
+            self._borrowed.give_back()
+            self._borrowed = None
+        super().give_back()
+
+    @property
+    def seed(self) -> int:
+        """Seed of this update's groups and random directions."""
+        return seed_for(self.trainer.cfg.common.seed, self.update)
+
+    def _run(
+        self, samples: Sequence[Sample], criterion: Any, given: Mapping[str, Any]
+    ) -> Generator[None, None, None]:
+        """Run the groups one after the other; stop once, before the last pass."""
+        padding = self.trainer.get_criterion().padding_idx
+        losses = _losses(self, samples, given) if self.settings.group_by == "loss" else None
+        numbers = [ids(sample) if sample else [] for sample in samples]
+        groups = dealt(numbers, self.settings.groups, self.seed, losses)
+        pieces = [
+            split(sample, [group[place] for group in groups if group[place]], padding)
+            if sample
+            else []
+            for place, sample in enumerate(samples)
+        ]
+        rests = [iter(own) for own in pieces]
+        start = self.run.weights.state()
+        for number, group in enumerate(groups):
+            places = [place for place, rows in enumerate(group) if rows]
+            batch = [next(rests[place]) for place in places]
+            start.buffers.replay()
+            ascent = ascend(
+                self.step,
+                [(self.climbing(piece, self.seed + number), False) for piece in batch],
+                self.run,
+                criterion,
+                self.weighing(seed=self.seed, sole=len(batch) == 1),
+                workers=None,
+                given=given,
+                stepping=self.stepping,
+            )
+            self._borrowed = self.move(ascent, measure=number == 0)
+            self._sums = self._sums.plus(ascent.sums.with_realised(self._borrowed.realised))
+            for place, piece, (state, at_weights) in zip(places, batch, ascent.passes, strict=True):
+                final = number == len(groups) - 1 and place == places[-1]
+                if final and place == len(samples) - 1:
+                    yield
+                state.replay()
+                with ExitStack() as stack:
+                    if not final:
+                        stack.enter_context(without_sync(given["model"], criterion))
+                    loss, size, moved = self.step(
+                        sample=containers_copied(piece),
+                        criterion=descending(ascent, criterion),
+                        ignore_grad=False,
+                        **given,
+                    )
+                outcome = self._outcomes[place]
+                outcome.losses.append(loss)
+                outcome.sizes.append(size)
+                outcome.at_weights.append(at_weights or moved)
+                outcome.moved.append(moved)
+            self.give_back()
+        if len(groups) > 1 and start.buffers.changed():
+            self.leave_buffers([s for s in samples if s], start, criterion, given)
+        if self.trainer.data_parallel_world_size > 1:
+            self._sums = self._sums._replace(unshared=float(self.run.covered.unshared))
+
+
+def dealt(
+    numbers: Sequence[Sequence[int]], groups: int, seed: int, losses: Tensor | None = None
+) -> list[Group]:
+    """Deal the sentences of some micro-batches out to groups of like size.
+
+    Args:
+        numbers: Of the sentences of each micro-batch, by which they are told apart: how an
+            update is split makes no difference.
+        groups: How many groups, or as many as there are sentences if these are fewer.
+        seed: Of the order in which they are dealt.
+        losses: Losses of all sentences, one micro-batch after the other. Neighbours in their
+            order come together; without them a random order is cut.
+
+    Returns:
+        For each group its rows of each micro-batch, in order; the group of the last sentence
+        comes last.
+
+    Example:
+        >>> dealt([[7, 8], [5, 6]], 2, seed=0, losses=torch.tensor([0.1, 0.9, 0.2, 0.8]))
+        [[[0], [0]], [[1], [1]]]
+    """
+    everyone = torch.tensor([number for batch in numbers for number in batch])
+    order = everyone.argsort(stable=True)
+    if losses is None:
+        draw = torch.Generator().manual_seed(seed)
+        order = order[torch.randperm(len(order), generator=draw)]
+    else:
+        order = order[losses.cpu()[order].argsort(stable=True)]
+    whole = len(everyone)
+    parts = [sorted(part.tolist()) for part in order.tensor_split(min(groups, whole) or 1)]
+    parts.sort(key=lambda part: part[-1:] == [whole - 1])
+    dealt_out: list[Group] = [[] for _ in parts]
+    start = 0
+    for batch in numbers:
+        end = start + len(batch)
+        for group, part in zip(dealt_out, parts, strict=True):
+            group.append([row - start for row in part if start <= row < end])
+        start = end
+    return dealt_out
+
+
+def _losses(step: SharpStep, samples: Sequence[Sample], given: Mapping[str, Any]) -> Tensor:
+    """Score the sentences of some micro-batches, and put generators and buffers back."""
+    criterion = step.trainer.get_criterion()
+    read, state = reader_for(criterion), step.run.weights.state()
+    with torch.no_grad(), without_sync(given["model"]):
+        losses = [
+            read(criterion, given["model"], containers_copied(sample)).losses
+            for sample in samples
+            if sample
+        ]
+    state.replay()
+    torch.clear_autocast_cache()  # its casts were made without a graph
+    return torch.cat(losses) if losses else torch.zeros(0)

@@ -1,0 +1,251 @@
+"""How many sentences share a perturbation, which of them it is found on, and when."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from deltasam_fairseq.core.noise import gaussian_direction, seed_for
+from deltasam_fairseq.fairseq_plugin.sharpness.grouped import dealt
+from tests.support import fairseq_toys as toys
+from tests.support.workers import run_workers
+
+SGD = ("--sam-inner", "sgd", "--lr", "0.05", "--sam-rho", "0.3", "--sam-eta", "1e-3")
+SEED = 3  # of toys.COMMON
+
+
+def trainer_of(data: Path, *flags: str) -> Any:
+    return toys.make_trainer(data, *toys.PRECISE, *SGD, *flags, dtype=torch.float64)
+
+
+def change(data: Path, parts: list[range], *flags: str, updates: int = 1) -> list[Tensor]:
+    """Run updates whose micro-batches are these sentences; return the gradient of their sum."""
+    trainer = trainer_of(data, *flags)
+    before = [p.detach().clone() for p in trainer.get_model().parameters()]
+    dataset = trainer.task.dataset("train")
+    group = [dataset.collater([dataset[i] for i in part]) for part in parts]
+    for _ in range(updates):
+        toys.updates(trainer, [group])
+    size = sum(sample["ntokens"] for sample in group)
+    return [
+        (b - p.detach()) / 0.05 * size
+        for b, p in zip(before, trainer.get_model().parameters(), strict=True)
+    ]
+
+
+def close(got: list[Tensor], wanted: list[Tensor]) -> None:
+    assert max(w.abs().max() for w in wanted) > 0.1
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
+
+
+class Twin:
+    """Groups and shares by hand, in one graph per group."""
+
+    def __init__(self, data: Path, sentences: range) -> None:
+        self.trainer = trainer_of(data)
+        self.at = toys.Functional(self.trainer.get_model())
+        self.weights = [
+            p.detach().clone().requires_grad_() for p in self.trainer.get_model().parameters()
+        ]
+        dataset = self.trainer.task.dataset("train")
+        self.sample = dataset.collater([dataset[i] for i in sentences])
+
+    def losses(self, weights: list[Tensor]) -> Tensor:
+        self.at.at(weights)
+        tokens, _, _ = self.trainer.get_criterion()(self.at, self.sample, reduce=False)
+        return tokens.view(self.sample["target"].shape).sum(1)
+
+    def gradient(self, rows: list[int], weights: list[Tensor], shares: Tensor | None = None) -> Any:
+        losses = self.losses(weights)[rows]
+        value = (losses if shares is None else shares * losses).sum()
+        return torch.autograd.grad(value, weights)
+
+    def step(self, rows: list[int], ascent: list[int], shares: Tensor | None = None) -> Any:
+        v = self.gradient(ascent, self.weights, shares)
+        norm = torch.stack([d.norm() for d in v]).norm()
+        moved = [
+            (w.detach() + 0.3 * d / norm).requires_grad_()
+            for w, d in zip(self.weights, v, strict=True)
+        ]
+        return self.gradient(rows, moved)
+
+    def bend(self, rows: list[int], seed: int) -> Tensor:
+        """Eq. 5's weights of some sentences."""
+        clean = [w.detach() for w in self.weights]
+        r = gaussian_direction(clean, radius=0.3, seed=seed)
+        up, down, here = (
+            self.losses([w + s * d for w, d in zip(clean, r, strict=True)])[rows]
+            for s in (1, -1, 0)
+        )
+        return (up + down - 2 * here).abs() / (up - down).abs().clamp(min=1e-3)
+
+
+def summed(gradients: list[Any]) -> list[Tensor]:
+    return [torch.stack(parts).sum(0) for parts in zip(*gradients, strict=True)]
+
+
+def rows_of(groups: list[list[list[int]]]) -> list[list[int]]:
+    return [rows for ((rows),) in groups]
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("method", ["sam", "delta_sam"])
+@pytest.mark.parametrize("by", ["random", "loss"])
+def test_each_group_has_its_own_perturbation(translation: Path, method: str, by: str) -> None:
+    twin, seed = Twin(translation, range(8)), seed_for(SEED, 0)
+    losses = twin.losses(twin.weights).detach() if by == "loss" else None
+    groups = rows_of(dealt([twin.sample["id"].tolist()], 3, seed, losses))
+    assert sorted(map(len, groups)) == [2, 3, 3]
+    shares = [twin.bend(g, seed) if method == "delta_sam" else None for g in groups]
+    wanted = summed([twin.step(g, g, s) for g, s in zip(groups, shares, strict=True)])
+    flags = ("--sam-method", method, "--sam-groups", "3", "--sam-group-by", by)
+    close(change(translation, [range(8)], *flags), wanted)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("method", ["sam", "delta_sam"])
+@pytest.mark.parametrize("parts", [[range(4), range(4, 8)], [range(1), range(1, 6), range(6, 8)]])
+def test_how_an_update_is_split_is_no_matter(
+    translation: Path, method: str, parts: list[range]
+) -> None:
+    flags = ("--sam-method", method, "--sam-groups", "3")
+    whole = change(translation, [range(8)], *flags)
+    close(change(translation, parts, *flags, "--update-freq", str(len(parts))), whole)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(
+    ("scope", "parts"), [("update", [range(8)]), ("update", [range(5), range(5, 8)]),
+                         ("micro", [range(5), range(5, 8)])]
+)  # fmt: skip
+@pytest.mark.parametrize("groups", ["8", "99"])
+def test_as_many_groups_as_sentences_are_per_instance(
+    translation: Path, scope: str, parts: list[range], groups: str
+) -> None:
+    freq = ("--update-freq", str(len(parts)))
+    exact = change(translation, parts, "--sam-method", "per_instance", *freq)
+    flags = ("--sam-method", "sam", "--sam-scope", scope, "--sam-groups", groups, *freq)
+    close(change(translation, parts, *flags), exact)
+
+
+@pytest.mark.parametrize("method", ["sam", "delta_sam"])
+def test_what_is_asked_for_one_whole_is_the_usual(translation: Path, method: str) -> None:
+    """Bit for bit, with dropout and two micro-batches."""
+    flags = ("--dropout", "0.1", "--sam-method", method, "--update-freq", "2")
+    parts = [range(4), range(4, 8)]
+    usual = change(translation, parts, *flags, updates=2)
+    whole = ("--sam-groups", "1", "--sam-ascent-fraction", "1", "--sam-tail", "1")
+    for a, b in zip(change(translation, parts, *flags, *whole, updates=2), usual, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_share_of_the_sentences_gives_the_perturbation(translation: Path, groups: int) -> None:
+    twin, seed = Twin(translation, range(8)), seed_for(SEED, 0)
+    parts = (
+        rows_of(dealt([twin.sample["id"].tolist()], groups, seed))
+        if groups > 1
+        else [list(range(8))]
+    )
+    gradients = []
+    for number, rows in enumerate(parts):
+        draw = torch.Generator().manual_seed(seed + number)
+        chosen = torch.randperm(len(rows), generator=draw)[: -(-3 * len(rows) // 10)]
+        gradients.append(twin.step(rows, [rows[i] for i in chosen]))
+    flags = ("--sam-method", "sam", "--sam-ascent-fraction", "0.3", "--sam-groups", str(groups))
+    close(change(translation, [range(8)], *flags), summed(gradients))
+
+
+@pytest.mark.usefixtures("float64")
+def test_at_least_one_sentence_gives_it(translation: Path) -> None:
+    fraction = ("--sam-method", "delta_sam", "--sam-ascent-fraction", "0.001")
+    log = toys.updates(trainer := trainer_of(translation, *fraction), [[toys.batches(trainer)[0]]])
+    assert log[0]["sam_ess"] == pytest.approx(1)
+
+
+def sharp(data: Path, *flags: str, save: bool = False) -> set[int]:
+    """Which updates of a run were perturbed."""
+    log = toys.train(data, *toys.TRANSLATION, "--max-epoch", "9", *flags, save=save)
+    return {int(line["num_updates"]) for line in log if "sam_loss" in line}
+
+
+def test_the_tail_alone_is_perturbed_also_after_a_restart(
+    translation: Path, tmp_path: Path
+) -> None:
+    epoch = len(toys.batches(trainer_of(translation)))
+    end, tail = str(2 * epoch), set(range(epoch // 2 + 1, 2 * epoch + 1))
+    flags = ("--sam-method", "sam", "--sam-tail", str((2 * epoch - epoch // 2) / (2 * epoch)))
+    assert sharp(translation, *flags, "--max-update", end) == tail
+    folder = ("--save-dir", str(tmp_path), "--no-epoch-checkpoints")
+    decay = ("--lr-scheduler", "polynomial_decay", "--total-num-update", end)
+    first = sharp(translation, *flags, *decay, *folder, "--max-epoch", "1", save=True)
+    rest = sharp(translation, *flags, *decay, *folder, "--max-epoch", "2", save=True)
+    assert min(first) == min(tail)
+    assert min(rest) > epoch
+    assert first | rest == tail
+
+
+def test_a_tail_of_a_rate_that_stays_is_warned_of(
+    translation: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        trainer_of(translation, "--sam-tail", "0.5", "--max-update", "4").optimizer  # noqa: B018
+    assert "--sam-tail perturbs while the learning rate falls" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--sam-groups", "0"), "--sam-groups must be greater than 0"),
+        (("--sam-ascent-fraction", "1.5"), "--sam-ascent-fraction is a share, at most 1"),
+        (("--sam-ascent-fraction", "0"), "--sam-ascent-fraction must be greater than 0"),
+        (("--sam-tail", "0.5"), "nothing says how many there are; give --max-update"),
+        (("--sam-tail", "0.5", "--max-update", "4", "--sam-start-update", "2"), "give one"),
+        (("--sam-groups", "2", "--sam-method", "per_instance"), "a perturbation of its own"),
+        (("--sam-ascent-fraction", "0.5", "--sam-method", "per_instance"), "of its own"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    translation: Path, flags: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        trainer_of(translation, "--sam-method", "sam", *flags).optimizer  # noqa: B018
+
+
+def in_workers(rank: int, count: int, port: int, data: Path) -> list[Tensor]:
+    from fairseq.distributed import utils as distributed  # noqa: PLC0415
+
+    init = (
+        *("--distributed-world-size", str(count), "--distributed-rank", str(rank)),
+        *("--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp"),
+        *("--distributed-no-spawn", "--distributed-init-method", f"tcp://127.0.0.1:{port}"),
+    )
+    distributed.distributed_init(toys.config(data, *toys.PRECISE, *init))
+    toys.softmax_in_float64()
+    trainer = trainer_of(data, "--sam-method", "sam", "--sam-groups", "2", *init)
+    before = [p.detach().clone() for p in trainer.get_model().parameters()]
+    dataset = trainer.task.dataset("train")
+    share = (range(3), range(3, 8))[rank]
+    sample = dataset.collater([dataset[i] for i in share])
+    toys.updates(trainer, [[sample]])
+    after = trainer.get_model().parameters()
+    return [(b - p.detach()) / 0.05 for b, p in zip(before, after, strict=True)]
+
+
+@pytest.mark.multiprocess
+@pytest.mark.usefixtures("float64")
+def test_each_worker_has_groups_of_its_own(translation: Path, tmp_path: Path) -> None:
+    workers = run_workers(in_workers, 2, tmp_path, translation)
+    flags = ("--sam-method", "sam", "--sam-groups", "2")
+    shares = [change(translation, [part], *flags) for part in (range(3), range(3, 8))]
+    twin = Twin(translation, range(8))
+    size = twin.sample["ntokens"]
+    for worker in workers:
+        close([g * size for g in worker], summed(shares))
