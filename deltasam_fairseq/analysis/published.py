@@ -16,8 +16,8 @@ from deltasam_fairseq.analysis.table import (
     require_comparable,
     require_texts,
 )
+from deltasam_fairseq.choices import METHODS
 from deltasam_fairseq.errors import UserError
-from deltasam_fairseq.recipes.base import METHODS
 from deltasam_fairseq.recipes.run_folder import RunFolder
 from deltasam_fairseq.recipes.scoring import MODEL, read_scores
 

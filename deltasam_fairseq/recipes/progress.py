@@ -19,11 +19,6 @@ class Progress:
     The time left is what the remaining updates or epochs take, whichever end first, at the mean
     speed since the first line of numbers, validations included. A run that ``--patience`` stops
     takes less.
-
-    Args:
-        command: The call of fairseq-train.
-        say: Told the shortened lines.
-        clock: Seconds, from any beginning.
     """
 
     def __init__(
@@ -84,13 +79,10 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """Write a time as people say it.
-
-    Args:
-        seconds: How long.
+    """Write seconds as people say it: minutes and seconds, from an hour on hours and minutes.
 
     Returns:
-        Minutes and seconds, or from an hour on hours and minutes.
+        The text.
 
     Example:
         >>> duration(70), duration(7500)
