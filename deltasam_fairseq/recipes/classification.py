@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from deltasam_fairseq.data.sentence_task import SentenceTask
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.evaluation.glue import GlueTask, glue_scores
 from deltasam_fairseq.files import file_sha256, read_json, write_json, write_lines
-from deltasam_fairseq.plugin_path import plugin_dir
+from deltasam_fairseq.recipes.command import predict_command
 from deltasam_fairseq.recipes.evaluation import Evaluation, EvaluationOptions
 from deltasam_fairseq.recipes.run_folder import RunFolder
 
@@ -63,11 +62,7 @@ def classify(
     folder = run.predictions(split)
     folder.mkdir(parents=True, exist_ok=True)
     raw, log = folder / "logits.json", folder / "predict.log"
-    command = [
-        *(sys.executable, "-m", "deltasam_fairseq.decoding.predict", str(data.binary)),
-        *("--path", str(checkpoint), "--split", split, "--out", str(raw)),
-        *("--user-dir", str(plugin_dir()), *(("--cpu",) if cpu else ())),
-    ]
+    command = predict_command(data.binary, checkpoint, split, raw, cpu=cpu)
     began = time.monotonic()
     run_program("prediction", command, log)
     predictions = to_labels(task, read_json(raw))

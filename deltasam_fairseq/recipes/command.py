@@ -23,6 +23,9 @@ _OWN = {
     "save-dir": "--save-dir of deltasam train, --out of deltasam sweep",
     "user-dir": "always the plugin's own",
 }
+#: Our programs that run a checkpoint over a split, as modules.
+GENERATE = "deltasam_fairseq.decoding"
+PREDICT = "deltasam_fairseq.decoding.predict"
 #: Flags that training and decoding must agree on: what the model sees follows from them.
 _TASK = (
     "task",
@@ -109,8 +112,17 @@ def generate_command(
     }
     task = {name: recipe.flags[name] for name in _TASK if name in recipe.flags}
     arguments = merge_flags({**task, **recipe.generation, **own, **(flags or {})}, overrides)
-    program = [sys.executable, "-m", "deltasam_fairseq.decoding"]
+    program = [sys.executable, "-m", GENERATE]
     return [*program, str(data), "--user-dir", str(plugin_dir()), *arguments]
+
+
+def predict_command(data: Path, checkpoint: Path, split: str, out: Path, *, cpu: bool) -> list[str]:
+    """Build the call that writes the logits of a split."""
+    return [
+        *(sys.executable, "-m", PREDICT, str(data), "--path", str(checkpoint)),
+        *("--split", split, "--out", str(out), "--user-dir", str(plugin_dir())),
+        *(("--cpu",) if cpu else ()),
+    ]
 
 
 def precision_flags(precision: str | None) -> Flags:

@@ -8,8 +8,17 @@ from pathlib import Path
 
 from deltasam_fairseq.choices import PRECISIONS
 from deltasam_fairseq.evaluation.rouge import PROGRAMS, SPLITTERS, TOKENIZATIONS
-from deltasam_fairseq.recipes.generation import DECODE_BOS
+from deltasam_fairseq.recipes.command import precision_flags
+from deltasam_fairseq.recipes.methods import Flags
 from deltasam_fairseq.settings import setting
+
+#: Values of ``--decode-bos``, and the flags of fairseq that each stands for.
+DECODE_BOS: dict[str, Flags] = {
+    # What the decoder sees is what it saw in training: no <s> on either side.
+    "train_consistent": {},
+    # What bart.sample of fairseq's hub does: <s> before the source and before the hypothesis.
+    "hub": {"task": "deltasam_translation_bos"},
+}
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,24 @@ class EvaluationOptions:
     )
     force: bool = setting("replace results of another checkpoint", False)
     extra: Sequence[str] = ()
+
+    @property
+    def overrides(self) -> list[str]:
+        """Flags of fairseq-generate, as typed."""
+        return [*(["--beam", str(self.beam)] if self.beam else []), *self.extra]
+
+    def decoding(self) -> Flags:
+        """Return the flags of fairseq-generate that the other choices stand for."""
+        return {**precision_flags(self.precision), **DECODE_BOS[self.decode_bos]}
+
+    def rouge(self) -> dict[str, str]:
+        """Return the settings of ``rouge_scores`` that were given."""
+        given = {
+            "split": self.sentence_split,
+            "tokenization": self.tokenization,
+            "like": self.like,
+        }
+        return {name: value for name, value in given.items() if value}
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ from deltasam_fairseq.data.process import Say, require_fairseq
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.files import file_sha256, read_json, write_json, write_lines
 from deltasam_fairseq.recipes.base import Recipe
-from deltasam_fairseq.recipes.command import generate_command, merge_flags, precision_flags
+from deltasam_fairseq.recipes.command import generate_command, merge_flags
+from deltasam_fairseq.recipes.evaluation import EvaluationOptions
 from deltasam_fairseq.recipes.hypotheses import GPT2, SENTENCEPIECE, in_order
 from deltasam_fairseq.recipes.methods import Flags
 from deltasam_fairseq.recipes.run_folder import RunFolder
@@ -22,28 +22,6 @@ from deltasam_fairseq.recipes.shards import Shards
 MARKER = "generated.json"
 HYPOTHESES = "hypotheses.txt"
 REFERENCES = "references.txt"
-
-#: Values of ``--decode-bos``, and the flags of fairseq that each stands for.
-DECODE_BOS: dict[str, Flags] = {
-    # What the decoder sees is what it saw in training: no <s> on either side.
-    "train_consistent": {},
-    # What bart.sample of fairseq's hub does: <s> before the source and before the hypothesis.
-    "hub": {"task": "deltasam_translation_bos"},
-}
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How to decode, beyond the recipe; ``processes`` are how many parts are decoded at a time."""
-
-    overrides: Sequence[str] = ()
-    decode_bos: str = "train_consistent"
-    precision: str | None = None
-    processes: int = 1
-
-    def flags(self) -> Flags:
-        """Return the flags of fairseq that the choices stand for."""
-        return {**precision_flags(self.precision), **DECODE_BOS[self.decode_bos]}
 
 
 @dataclass(frozen=True)
@@ -61,24 +39,21 @@ def generate(
     data: PreparedData,
     run: RunFolder,
     split: str,
-    decoding: Decoding | None = None,
+    options: EvaluationOptions,
     *,
-    force: bool = False,
     say: Say = print,
 ) -> Generated:
     """Decode a split with a run's best checkpoint, or find that it is done already.
 
-    Parts that a broken-off call has finished are kept; ``force`` replaces results of another
-    checkpoint or of other flags.
+    Parts that a broken-off call has finished are kept.
 
     Returns:
         Hypotheses and references.
     """
-    decoding = decoding or Decoding()
     checkpoint = run.require_best_checkpoint()
     folder = run.results(split)
     references = data.texts(split, TARGET)
-    choices = decoding.flags()
+    choices = options.decoding()
     bpe = _bpe_flags(data) if data.is_gpt2 else {}
     command = generate_command(
         recipe,
@@ -86,14 +61,14 @@ def generate(
         checkpoint=checkpoint,
         split=split,
         flags={**choices, **bpe},
-        overrides=decoding.overrides,
+        overrides=options.overrides,
     )
     wanted = {
         "checkpoint_sha256": file_sha256(checkpoint),
         "data_sha256": data.sha256,
-        "flags": merge_flags({**recipe.generation, **choices}, decoding.overrides),
+        "flags": merge_flags({**recipe.generation, **choices}, options.overrides),
     }
-    facts = _finished(folder, wanted, force=force)
+    facts = _finished(folder, wanted, force=options.force)
     if facts is not None:
         say(f"{folder}: generated before from the same checkpoint; reusing it")
         hypotheses = (folder / HYPOTHESES).read_text(encoding="utf-8").split("\n")[:-1]
@@ -103,7 +78,7 @@ def generate(
         folder,
         wanted,
         len(references),
-        decoding.processes,
+        options.processes,
         GPT2 if data.is_gpt2 else SENTENCEPIECE,
         say,
     )

@@ -14,7 +14,7 @@ from deltasam_fairseq.evaluation.rouge import rouge_scores
 from deltasam_fairseq.files import read_json, write_json
 from deltasam_fairseq.recipes.base import Recipe
 from deltasam_fairseq.recipes.evaluation import Evaluation, EvaluationOptions
-from deltasam_fairseq.recipes.generation import Decoding, Generated, generate
+from deltasam_fairseq.recipes.generation import Generated, generate
 from deltasam_fairseq.recipes.run_folder import RunFolder
 
 SCORES = "scores.json"
@@ -26,20 +26,8 @@ def evaluate_texts(
 ) -> Evaluation:
     """Generate the texts of a split with a run's best checkpoint, and score them."""
     split = options.split or "test"
-    decoding = Decoding(
-        overrides=[*(["--beam", str(options.beam)] if options.beam else []), *options.extra],
-        decode_bos=options.decode_bos,
-        precision=options.precision,
-        processes=options.processes,
-    )
-    generated = generate(recipe, data, run, split, decoding, force=options.force)
-    given = {
-        "split": options.sentence_split,
-        "tokenization": options.tokenization,
-        "like": options.like,
-    }
-    rouge = {**recipe.rouge, **{name: value for name, value in given.items() if value}}
-    score_run(data, generated, split, rouge=rouge)
+    generated = generate(recipe, data, run, split, options)
+    score_run(data, generated, split, rouge={**recipe.rouge, **options.rouge()})
     return Evaluation(split, in_table=True)
 
 
