@@ -66,6 +66,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
+def read_marker(path: Path, missing: str) -> dict[str, Any]:
+    """Read the JSON file that is written last into a folder; ``missing`` says that it is not."""
+    try:
+        return read_json(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(missing) from None
+
+
 def write_json(path: Path, content: object) -> None:
     """Write a JSON file; whoever reads it meets the old content or the new one, never a part."""
     new = path.with_name(f"{path.name}.new")

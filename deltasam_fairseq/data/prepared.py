@@ -10,14 +10,14 @@ from typing import Any, ClassVar, TypeVar
 
 from deltasam_fairseq.data.aligned import read_lines
 from deltasam_fairseq.errors import UserError
-from deltasam_fairseq.files import read_json
+from deltasam_fairseq.files import read_marker
 
 Folder = TypeVar("Folder", bound="PreparedFolder")
 
 SOURCE, TARGET = "source", "target"
 SPLITS = ("train", "valid", "test")
-#: Every ``kind`` of pairs of texts.
-_PAIRS = ("text", "cnndm")
+#: Every ``kind`` of pairs of texts, with that of folders from before the demo was an example.
+_PAIRS = ("text", "cnndm", "docstrings")
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,7 @@ class PreparedFolder(ABC):
     @classmethod
     def load(cls: type[Folder], path: Path) -> Folder:
         """Open a folder; one that is unfinished, damaged or of another kind is an error."""
-        try:
-            facts = read_json(path / cls.MARKER)
-        except (FileNotFoundError, NotADirectoryError):
-            raise UserError(cls._unfinished(path)) from None
-        found = cls(path, facts)
+        found = cls(path, read_marker(path / cls.MARKER, cls._unfinished(path)))
         found._require_whole()
         return found
 

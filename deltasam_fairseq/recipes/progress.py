@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from deltasam_fairseq.data.process import Say
 from deltasam_fairseq.recipes.command import flag_values
 from deltasam_fairseq.recipes.train_log import UPDATES, LogLine, parse_line
 
@@ -24,7 +25,7 @@ class Progress:
     def __init__(
         self,
         command: Sequence[str],
-        say: Callable[[str], None],
+        say: Say,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         flags = flag_values(command)
@@ -35,11 +36,7 @@ class Progress:
         self._first: tuple[float, Mapping[str, float]] | None = None
 
     def __call__(self, line: str) -> None:
-        """Say what there is to say of a line.
-
-        Args:
-            line: As fairseq wrote it.
-        """
+        """Say what there is to say of a line that fairseq wrote."""
         entry = parse_line(line)
         if entry:
             self._say(self._summary(entry))

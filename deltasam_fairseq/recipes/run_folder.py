@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deltasam_fairseq.errors import UserError
-from deltasam_fairseq.files import read_json, write_json
+from deltasam_fairseq.files import read_marker, write_json
 
 RECORD = "run.json"
 
@@ -87,17 +87,12 @@ class RunFolder:
         Returns:
             Its content. A start that still trains, or was killed, has no end in it, and gets the
             seconds up to its last line in the log.
-
-        Raises:
-            UserError: If it is missing or damaged.
         """
-        try:
-            found = read_json(self.path / RECORD)
-        except (FileNotFoundError, NotADirectoryError):
-            raise UserError(
-                f"{self.path} is not a run (it has no {RECORD}); make one with: "
-                f"deltasam train RECIPE --data DIR --save-dir {self.path}"
-            ) from None
+        found = read_marker(
+            self.path / RECORD,
+            f"{self.path} is not a run (it has no {RECORD}); make one with: "
+            f"deltasam train RECIPE --data DIR --save-dir {self.path}",
+        )
         last = found["starts"][-1] if found.get("starts") else {}
         if "began" in last and "seconds" not in last and self.log.exists():
             began = datetime.strptime(last["began"], TIME).timestamp()

@@ -60,8 +60,8 @@ class DataKind(ABC, Generic[Corpus]):
     corpus: type[Corpus]
     #: What it starts from; none for random weights.
     checkpoint: ClassVar[type[PreparedCheckpoint] | None] = None
-    #: Dataclasses of :func:`~deltasam_fairseq.settings.setting` that :meth:`prepare` takes;
-    #: without any there is no ``deltasam prepare RECIPE``.
+    #: Dataclasses of :func:`~deltasam_fairseq.settings.setting` that :meth:`prepare` takes; the
+    #: docstring of the first is the help. Without any there is no ``deltasam prepare RECIPE``.
     prepare_settings: ClassVar[tuple[type, ...]] = ()
     #: Whether evaluating it takes further flags of fairseq.
     passes_on: ClassVar[bool] = False
