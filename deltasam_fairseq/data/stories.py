@@ -49,7 +49,7 @@ class StoryFiles:
     url_lists: Path | None = None
 
     def hashes(self) -> dict[str, str]:
-        """Return what is quick to find out of what the stories depend on: paths, hashed lists."""
+        """Return the paths, and hash the lists; to hash the stories themselves would be slow."""
         found = {"stories": ", ".join(str(folder.resolve()) for folder in self.folders)}
         if self.url_lists:
             for name in SPLITS:

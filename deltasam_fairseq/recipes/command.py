@@ -103,7 +103,7 @@ def generate_command(
     flags: Flags | None = None,
     overrides: Sequence[str] = (),
 ) -> list[str]:
-    """Build the call of our mended fairseq-generate; ``flags`` replace the recipe's."""
+    """Build the call of fairseq-generate as corrected here; ``flags`` replace the recipe's."""
     # fairseq-fixed leaves the last batch out if its size is no multiple of this.
     own: Flags = {
         "path": str(checkpoint),

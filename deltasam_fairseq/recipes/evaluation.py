@@ -80,7 +80,7 @@ class EvaluationOptions:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What to print: lines, or with ``in_table`` the row that ``deltasam table`` has for it."""
+    """What to print: lines, and with ``in_table`` the table that ``deltasam table`` makes."""
 
     split: str
     lines: tuple[str, ...] = ()

@@ -1,7 +1,7 @@
 """What differs between kinds of data: folders, checks, evaluation.
 
-A recipe names its kind, and all else asks that object: which kind it is, nobody asks. Another kind
-is one file beside this one:
+A recipe names its kind. All other code calls the methods of that object and never tests which
+kind it is. A new kind is one file, beside this one or of a user:
 
 1. A :class:`~deltasam_fairseq.data.prepared.PreparedCorpus`: its columns, how it ``holds`` a task.
 2. A :class:`DataKind`, or a :class:`~.encoders.EncoderKind` if it starts from a BERT or a RoBERTa:
