@@ -8,8 +8,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
 
+from deltasam_fairseq.choices import METHODS
 from deltasam_fairseq.errors import UserError
-from deltasam_fairseq.recipes.base import CONTROLS, METHODS
+from deltasam_fairseq.recipes.methods import CONTROLS
 from deltasam_fairseq.recipes.sweep_folder import read_records
 from deltasam_fairseq.recipes.sweep_plan import as_number, flag_of
 from deltasam_fairseq.registry import nearest

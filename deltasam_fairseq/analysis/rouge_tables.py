@@ -9,8 +9,8 @@ from statistics import fmean
 from typing import Any
 
 from deltasam_fairseq.analysis.table import NONE, NOT_RUN, Table
+from deltasam_fairseq.choices import METHODS
 from deltasam_fairseq.errors import UserError
-from deltasam_fairseq.recipes.base import METHODS
 from deltasam_fairseq.recipes.progress import duration
 from deltasam_fairseq.recipes.published import ROUGE, TABLE_3, TABLE_3_NOTE, TABLE_3_PAIRS
 from deltasam_fairseq.recipes.run_folder import RECORD, RunFolder

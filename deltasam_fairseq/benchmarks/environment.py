@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from deltasam_fairseq.recipes.surroundings import commit, cores, load, processor, versions
+from deltasam_fairseq.recipes.environment_record import commit, cores, load, processor, versions
 
 __all__ = ["commit", "cores", "hardware", "load", "versions"]
 

@@ -11,8 +11,8 @@ from deltasam_fairseq.benchmarks.environment import cores
 from deltasam_fairseq.benchmarks.measurement import CLOCKS
 from deltasam_fairseq.benchmarks.methods import METHODS, SLOW_METHODS
 from deltasam_fairseq.benchmarks.workloads import WORKLOADS, Workload
+from deltasam_fairseq.choices import PRECISIONS
 from deltasam_fairseq.errors import UserError, at_least
-from deltasam_fairseq.recipes.base import PRECISIONS
 from deltasam_fairseq.registry import nearest
 
 MODELS = tuple(WORKLOADS)

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from deltasam_fairseq.cli.options import positive_number, whole_number
-from deltasam_fairseq.data.prepared_sentences import PreparedSentences
+from deltasam_fairseq.data.labelled_sentences import PreparedSentences
 from deltasam_fairseq.recipes.adversarial_risk import measure_risk
 from deltasam_fairseq.recipes.run_folder import RunFolder
 

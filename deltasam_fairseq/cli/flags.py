@@ -26,17 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the flags.
-
-    Args:
-        args: ``markdown``.
-
-    Returns:
-        Zero.
-
-    Raises:
-        UserError: If fairseq, whose optimizers have most of them, is not there.
-    """
+    """Print the flags; most are those of optimizers of fairseq, which has to be there."""
     try:
         own, inner = own_flags(), inner_flag_rows()
     except ImportError as error:
@@ -57,11 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def own_flags() -> list[Row]:
-    """List the plugin's own flags.
-
-    Returns:
-        Flag with its choices, default, and meaning.
-    """
+    """List the plugin's own flags, with choices, default, and meaning."""
     from deltasam_fairseq.fairseq_plugin.config import SharpnessConfig  # noqa: PLC0415
 
     rows = []
@@ -73,11 +59,7 @@ def own_flags() -> list[Row]:
 
 
 def inner_flag_rows() -> list[Row]:
-    """List the flags of the optimizers that can be the inner one.
-
-    Returns:
-        Flag, no default (it is the optimizer's own), and which optimizers have it.
-    """
+    """List the flags of the inner optimizers, and which have it; defaults are their own."""
     from deltasam_fairseq.fairseq_plugin.inner_optimizer import inner_flags  # noqa: PLC0415
 
     return [
@@ -87,14 +69,7 @@ def inner_flag_rows() -> list[Row]:
 
 
 def markdown(rows: list[Row]) -> str:
-    """Write flags as a Markdown table.
-
-    Args:
-        rows: From :func:`own_flags`.
-
-    Returns:
-        The table.
-    """
+    """Write flags as a Markdown table."""
     cells = [(f"`{flag}`", f"`{default}`", text) for flag, default, text in rows]
     return "\n".join(markdown_lines(("flag", "default", "meaning"), ("---",) * 3, cells))
 

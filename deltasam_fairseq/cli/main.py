@@ -98,15 +98,7 @@ def _hush_imports() -> None:
 
 
 def build_parser(verb: str = "") -> argparse.ArgumentParser:
-    """Build the parser, with the arguments of one verb or of all.
-
-    Args:
-        verb: The one that will be used; all of them when it is none of ``VERBS``.
-
-    Returns:
-        A parser whose result has the verb's function as ``run``, and as
-        ``passes_on`` whether unknown arguments are meant for another program.
-    """
+    """Build the parser, with the arguments of one verb, or of all if it is none of ``VERBS``."""
     parser = Parser(
         prog="deltasam", description="Sharpness-aware training with fairseq, from text to table."
     )

@@ -1,43 +1,28 @@
-"""Options that several verbs share."""
+"""Options that several verbs share, and options from the fields of dataclasses."""
 
 from __future__ import annotations
 
 import argparse
+import os
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, fields
 from math import inf, nan
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
+from deltasam_fairseq.data.text_pairs import TextFiles
 from deltasam_fairseq.errors import UserError
 
 
 def whole_number(text: str) -> int:
-    """Read a whole number greater than zero; the type of an argparse option.
-
-    Args:
-        text: As typed.
-
-    Returns:
-        The number.
-
-    Raises:
-        argparse.ArgumentTypeError: If it is something else.
-    """
+    """Read a whole number greater than zero; the type of an argparse option."""
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number greater than zero")
     return int(text)
 
 
 def positive_number(text: str) -> float:
-    """Read a number greater than zero; the type of an argparse option.
-
-    Args:
-        text: As typed.
-
-    Returns:
-        The number.
-
-    Raises:
-        argparse.ArgumentTypeError: If it is something else.
-    """
+    """Read a number greater than zero; the type of an argparse option."""
     try:
         number = float(text)
     except ValueError:
@@ -47,27 +32,72 @@ def positive_number(text: str) -> float:
     return number
 
 
-def add_number(parser: argparse.ArgumentParser, flag: str, default: int, text: str) -> None:
-    """Add an option whose value is a whole number.
+#: How the value of a field is read, by its type.
+_READ: Mapping[type, Mapping[str, Any]] = {
+    bool: {"action": "store_true"},
+    int: {"type": whole_number, "metavar": "N"},
+    Path: {"type": Path, "metavar": "DIR"},
+    str: {},
+}
 
-    Args:
-        parser: Where to.
-        flag: With its dashes.
-        default: Named in the help as well.
-        text: The help.
-    """
+
+def add_number(parser: argparse.ArgumentParser, flag: str, default: int, text: str) -> None:
+    """Add an option whose value is a whole number, with its default behind its help."""
     parser.add_argument(
         flag, type=whole_number, default=default, metavar="N", help=f"{text} (%(default)s)"
     )
 
 
-def add_text_files(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    """Add options for source and target files of each split, and for holding out.
+def add_settings(
+    parser: argparse.ArgumentParser, settings: type, **more: Mapping[str, Any]
+) -> None:
+    """Add an option for each field of a dataclass that :func:`~.settings.setting` describes.
 
     Args:
         parser: Where to.
-        required: Whether the training files have to be given.
+        settings: The dataclass; how a value is read follows from the type of its field.
+        more: Further arguments of ``add_argument``, by the name of the field.
     """
+    types = get_type_hints(settings)
+    for one in described(settings):
+        kind = next((part for part in get_args(types[one.name]) if part in _READ), types[one.name])
+        default = {"required": True} if one.default is MISSING else {"default": one.default}
+        parser.add_argument(
+            *(one.metadata["flags"] or (f"--{one.name.replace('_', '-')}",)),
+            dest=one.name,
+            help=one.metadata["help"],
+            **{**default, **_READ[kind], **one.metadata["how"], **more.get(one.name, {})},
+        )
+
+
+def values_of(settings: type, args: argparse.Namespace) -> dict[str, Any]:
+    """Return the values of the options of :func:`add_settings`, by the name of the field."""
+    return {one.name: getattr(args, one.name) for one in described(settings)}
+
+
+def described(settings: type) -> list[Field[Any]]:
+    """Return the fields of a dataclass that a user sets."""
+    return [one for one in fields(settings) if "help" in one.metadata]
+
+
+def add_out(parser: argparse.ArgumentParser, text: str = "the data folder to make") -> None:
+    """Add the folder to make."""
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help=text)
+
+
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    """Add how many processes work, and whether to replace what is there."""
+    text = "processes; the result does not depend on it"
+    add_number(parser, "--workers", os.cpu_count() or 1, text)
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="make it anew in any case, in the place of what is there",
+    )
+
+
+def add_text_files(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    """Add options for source and target files of each split, and for holding out."""
     for split in ("train", "valid", "test"):
         for side in ("source", "target"):
             parser.add_argument(
@@ -86,19 +116,14 @@ def add_text_files(parser: argparse.ArgumentParser, *, required: bool) -> None:
     )
 
 
-def both_files(args: argparse.Namespace, split: str) -> tuple[Path, Path] | None:
-    """Return a split's files of :func:`add_text_files`.
+def text_files(args: argparse.Namespace) -> TextFiles | None:
+    """Return the files of :func:`add_text_files`, or none if there are none to train on."""
+    train = _both_files(args, "train")
+    valid, test = _both_files(args, "valid"), _both_files(args, "test")
+    return None if train is None else TextFiles(train, valid, test)
 
-    Args:
-        args: Parsed.
-        split: Its name.
 
-    Returns:
-        Source and target, or none if neither is given.
-
-    Raises:
-        UserError: If one is given without the other.
-    """
+def _both_files(args: argparse.Namespace, split: str) -> tuple[Path, Path] | None:
     source, target = getattr(args, f"{split}_source"), getattr(args, f"{split}_target")
     if (source is None) != (target is None):
         raise UserError(f"--{split}-source and --{split}-target belong together: give both or none")
@@ -106,12 +131,7 @@ def both_files(args: argparse.Namespace, split: str) -> tuple[Path, Path] | None
 
 
 def add_gpt2_files(parser: argparse.ArgumentParser, *names: str) -> None:
-    """Add options for the files of GPT-2's BPE.
-
-    Args:
-        parser: Where to.
-        names: Which of ``encoder.json``, ``vocab.bpe`` and ``dict.txt``.
-    """
+    """Add options for files of GPT-2's BPE: ``encoder.json``, ``vocab.bpe``, ``dict.txt``."""
     parser.add_argument("--gpt2", type=Path, metavar="DIR", help=f"holds {', '.join(names)}")
     for name in names:
         parser.add_argument(
@@ -120,18 +140,7 @@ def add_gpt2_files(parser: argparse.ArgumentParser, *names: str) -> None:
 
 
 def gpt2_file(args: argparse.Namespace, name: str) -> Path:
-    """Return one of the files of :func:`add_gpt2_files`.
-
-    Args:
-        args: Parsed.
-        name: Its usual name.
-
-    Returns:
-        Where it is.
-
-    Raises:
-        UserError: If neither it nor the folder is given.
-    """
+    """Return where one of the files of :func:`add_gpt2_files` is."""
     given: Path | None = getattr(args, _flag(name)[2:].replace("-", "_"))
     if given is None and args.gpt2 is None:
         raise UserError(f"give {name}, with {_flag(name)} FILE or in the folder of --gpt2 DIR")

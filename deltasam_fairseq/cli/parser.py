@@ -28,15 +28,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **options)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse, and keep what the flags of the chosen verb are.
-
-        Args:
-            args: As for argparse.
-            namespace: As for argparse.
-
-        Returns:
-            The arguments, and those that are unknown.
-        """
+        """Parse as argparse does, and keep what the flags of the chosen verb are."""
         self._typed = _flags(sys.argv[1:] if args is None else args)
         found, extra = super().parse_known_args(args, namespace)
         # A verb's parser runs within that of the program, which hands its attributes on.
@@ -45,11 +37,7 @@ class Parser(argparse.ArgumentParser):
         return found, extra
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong, and stop; a required argument may be there, but mistyped.
-
-        Args:
-            message: What is wrong.
-        """
+        """Say what is wrong, and stop; a required argument may be there, but mistyped."""
         if " are required: " in message:
             known = self._option_string_actions
             unknown = (flag for flag in self._typed if flag not in known)
@@ -67,10 +55,6 @@ class Parser(argparse.ArgumentParser):
 def unrecognized(extra: Sequence[str], known: Sequence[str]) -> str:
     """Say which arguments are unknown, and what each flag among them was probably meant to be.
 
-    Args:
-        extra: The arguments.
-        known: The flags there are.
-
     Returns:
         One line.
 
@@ -84,10 +68,6 @@ def unrecognized(extra: Sequence[str], known: Sequence[str]) -> str:
 
 def passed_on(extra: Sequence[str], known: Sequence[str]) -> list[str]:
     """Find flags for another program that look like mistyped ones of this.
-
-    Args:
-        extra: Arguments for the other program.
-        known: Flags of this one.
 
     Returns:
         One line for each.

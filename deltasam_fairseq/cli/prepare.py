@@ -15,21 +15,22 @@ deltasam prepare glue/rte --glue DIR --model MODEL
 from __future__ import annotations
 
 import argparse
-import os
+import inspect
 from collections.abc import Collection
-from pathlib import Path
 
-from deltasam_fairseq.cli import (
-    prepare_bart,
-    prepare_cnndm,
-    prepare_encoder,
-    prepare_sentences,
+from deltasam_fairseq.cli import prepare_bart, prepare_cnndm, prepare_encoder
+from deltasam_fairseq.cli.options import (
+    add_out,
+    add_settings,
+    add_text_files,
+    add_workers,
+    text_files,
+    values_of,
 )
-from deltasam_fairseq.cli.options import add_number, add_text_files, both_files
-from deltasam_fairseq.data.pipeline import prepare
-from deltasam_fairseq.data.text_origin import TextFiles, text_origin
+from deltasam_fairseq.data.text_pairs import prepare_pairs, text_origin
 from deltasam_fairseq.data.tokens import TokenSettings
 from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.recipes.base import Recipe
 from deltasam_fairseq.recipes.catalogue import RECIPES, load_packages
 
 HELP = "make a data folder, or a checkpoint to start from"
@@ -42,7 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(metavar="KIND", required=True)
     text = kinds.add_parser("text", help="two aligned text files")
     add_text_files(text, required=True)
-    _add_text_arguments(text)
+    add_out(text)
+    add_settings(text, TokenSettings)
+    add_workers(text)
     text.set_defaults(prepare=_prepare_text)
     for name, module in _KINDS.items():
         kind = kinds.add_parser(name, help=module.HELP, description=module.__doc__)
@@ -51,25 +54,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     load_packages()
     own = tuple(kinds.choices)
     for name, recipe in RECIPES.items():
-        if recipe.sentences is not None:
+        settings = recipe.kind.prepare_settings
+        if settings:
             _require_free(name, own)
             kind = kinds.add_parser(
                 name,
                 help=recipe.description.replace("%", "%%"),  # argparse would fill something in
-                description=prepare_sentences.__doc__,
+                description=inspect.getdoc(settings[0]),
             )
-            prepare_sentences.add_arguments(kind, recipe)
+            for one in settings:
+                add_settings(kind, one, model={"choices": tuple(recipe.models)})
+            kind.set_defaults(prepare=_prepare_recipe, of=recipe)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prepare one of them.
-
-    Args:
-        args: Of :func:`add_arguments`.
-
-    Returns:
-        Zero.
-    """
+    """Prepare one of them."""
     args.prepare(args)
     return 0
 
@@ -83,30 +82,14 @@ def _require_free(name: str, own: Collection[str]) -> None:
 
 
 def _prepare_text(args: argparse.Namespace) -> None:
-    files = TextFiles(
-        train=(args.train_source, args.train_target),
-        valid=both_files(args, "valid"),
-        test=both_files(args, "test"),
-    )
-    origin = text_origin(files, held_out=args.hold_out)
-    tokens = TokenSettings(args.vocab_size, args.max_source_tokens, args.max_target_tokens)
-    prepare(args.out, origin, tokens, workers=args.workers, force=args.force)
+    files = text_files(args)
+    if files is not None:
+        origin = text_origin(files, held_out=args.hold_out)
+        tokens = TokenSettings(**values_of(TokenSettings, args))
+        prepare_pairs(args.out, origin, tokens, workers=args.workers, force=args.force)
 
 
-def _add_text_arguments(parser: argparse.ArgumentParser) -> None:
-    tokens = TokenSettings()
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="the data folder to make"
-    )
-    for flag, value, text in (
-        ("--vocab-size", tokens.vocab_size, "pieces of the joint sentencepiece model"),
-        ("--max-source-tokens", tokens.max_source_tokens, "sources are cut here, in pieces"),
-        ("--max-target-tokens", tokens.max_target_tokens, "targets are cut here, in pieces"),
-        ("--workers", os.cpu_count() or 1, "processes; the result does not depend on it"),
-    ):
-        add_number(parser, flag, value, text)
-    parser.add_argument(
-        "--force",
-        action="store_true",
-        help="make it anew in any case, in the place of what is there",
-    )
+def _prepare_recipe(args: argparse.Namespace) -> None:
+    recipe: Recipe = args.of
+    settings = (one(**values_of(one, args)) for one in recipe.kind.prepare_settings)
+    recipe.kind.prepare(recipe, *settings)

@@ -10,7 +10,7 @@ import argparse
 import importlib
 from pathlib import Path
 
-from deltasam_fairseq.cli.options import add_gpt2_files, add_number, gpt2_file
+from deltasam_fairseq.cli.options import add_gpt2_files, add_number, add_out, gpt2_file
 from deltasam_fairseq.data.bart import ARCHITECTURES
 
 HELP = "a BART model, from fairseq or Hugging Face"
@@ -27,16 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_number(parser, "--seed", 1, "of random weights")
     add_gpt2_files(parser, "encoder.json", "dict.txt")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to make")
+    add_out(parser, "the folder to make")
     parser.add_argument("--force", action="store_true", help="replace the folder that is there")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Convert the model.
-
-    Args:
-        args: Of :func:`add_arguments`.
-    """
+    """Convert the model."""
     # Imports torch, which the listing of verbs and kinds can do without.
     module = importlib.import_module("deltasam_fairseq.conversion.prepare_bart")
     has_encoder = args.encoder_json or args.gpt2

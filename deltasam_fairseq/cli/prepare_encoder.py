@@ -10,6 +10,8 @@ import argparse
 import importlib
 from pathlib import Path
 
+from deltasam_fairseq.cli.options import add_out
+
 HELP = "a BERT or RoBERTa, from Hugging Face or fairseq"
 
 
@@ -42,18 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="leave out the head, also where its labels are the classes of a task of GLUE",
     )
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="the folder to make: models/MODEL"
-    )
+    add_out(parser, "the folder to make: models/MODEL")
     parser.add_argument("--force", action="store_true", help="replace the folder that is there")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Convert the model.
-
-    Args:
-        args: Of :func:`add_arguments`.
-    """
+    """Convert the model."""
     # Imports torch, which the listing of verbs and kinds can do without.
     module = importlib.import_module("deltasam_fairseq.conversion.prepare_encoder")
     request = module.EncoderRequest(

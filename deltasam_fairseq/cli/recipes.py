@@ -12,8 +12,9 @@ import shlex
 from collections.abc import Mapping
 
 from deltasam_fairseq.errors import UserError
-from deltasam_fairseq.recipes.base import Flags, Model, Recipe
+from deltasam_fairseq.recipes.base import Model, Recipe
 from deltasam_fairseq.recipes.catalogue import RECIPES, find_recipe, load_packages
+from deltasam_fairseq.recipes.methods import Flags
 
 HELP = "list what can be trained, or show all of one recipe"
 
@@ -25,17 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print one recipe or the list.
-
-    Args:
-        args: ``name`` and ``model``.
-
-    Returns:
-        Zero.
-
-    Raises:
-        UserError: If there is a model without a recipe.
-    """
+    """Print one recipe or the list; a model without a recipe is an error."""
     if args.name:
         print(describe(find_recipe(args.name), args.model))
     elif args.model:
@@ -45,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         load_packages()
         rows = [
-            (name, recipe.metric, RECIPES.describe(name), _models(recipe))
+            (name, recipe.metric, RECIPES.describe(name), recipe.kind.starts_from(recipe))
             for name, recipe in RECIPES.items()
         ]
         print(_aligned([("recipe", "metric", "what it is", "models"), *rows]))
@@ -53,25 +44,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def describe(recipe: Recipe, model: str | None = None) -> str:
-    """Write a recipe out.
-
-    Args:
-        recipe: The recipe.
-        model: Name of the model that it is written out for, its flags in their places; none
-            puts what each model changes behind what they share.
-
-    Returns:
-        Several lines.
-    """
+    """Write a recipe out: for a model, with its flags in their places, or for all models."""
     models: Mapping[str, Model] = recipe.models
     own: list[str] = []
     if model is not None:
         recipe, models, own = recipe.with_model(model), {}, _facts(model, recipe.model(model))
+    usage = f"deltasam train {recipe.name} {recipe.kind.usage(recipe)}"
     parts = [
         f"{recipe.name}, version {recipe.version}: {recipe.description}",
         *own,
         f"data:    {_named(recipe.prepare, model)}",
-        f"train:   {_named(_train(recipe), model)}",
+        f"train:   {_named(usage, model)}",
         f"metric:  {recipe.metric}",
         *(f"note:    {note}" for note in recipe.notes),
         *([f"no GPU:  {recipe.on_cpu}"] if recipe.on_cpu else []),
@@ -86,13 +69,6 @@ def describe(recipe: Recipe, model: str | None = None) -> str:
         ),
     ]
     return "\n".join(parts)
-
-
-def _train(recipe: Recipe) -> str:
-    if recipe.models:
-        return f"deltasam train {recipe.name} --model MODEL --method METHOD --seed N"
-    bart = " --bart DIR" if recipe.starts_from_bart else ""
-    return f"deltasam train {recipe.name} --data DIR --save-dir RUN{bart}"
 
 
 def _named(command: str, model: str | None) -> str:
@@ -115,12 +91,6 @@ def _model(name: str, model: Model) -> list[str]:
 
 def _methods(methods: Mapping[str, Flags], prefix: str) -> list[str]:
     return [f"with {prefix}--method {name}:\n{_listing(flags)}" for name, flags in methods.items()]
-
-
-def _models(recipe: Recipe) -> str:
-    if recipe.starts_from_bart:
-        return "BART"
-    return " ".join(recipe.models) or "from scratch"
 
 
 def _aligned(rows: list[tuple[str, ...]]) -> str:

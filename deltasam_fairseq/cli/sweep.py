@@ -16,14 +16,15 @@ import shlex
 import sys
 from pathlib import Path
 
+from deltasam_fairseq.choices import METHODS, PRECISIONS
 from deltasam_fairseq.cli.options import positive_number, whole_number
 from deltasam_fairseq.data.encoder import PreparedEncoder
-from deltasam_fairseq.data.prepared_sentences import PreparedSentences
+from deltasam_fairseq.data.labelled_sentences import PreparedSentences
 from deltasam_fairseq.errors import UserError
-from deltasam_fairseq.recipes.base import CONTROLS, METHODS, PRECISIONS
 from deltasam_fairseq.recipes.catalogue import find_recipe
 from deltasam_fairseq.recipes.command import flag_values
-from deltasam_fairseq.recipes.places import data_folder, encoder_folder, sweep_folder
+from deltasam_fairseq.recipes.default_folders import data_folder, encoder_folder, sweep_folder
+from deltasam_fairseq.recipes.methods import CONTROLS
 from deltasam_fairseq.recipes.slurm_array import array_script, submit
 from deltasam_fairseq.recipes.sweep import Sweep, run_sweep
 from deltasam_fairseq.recipes.sweep_folder import SweepFolder
@@ -85,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     """
     cells = plan(args.methods.split(","), read_seeds(args.seeds), read_grid(args.grid))
     recipe = find_recipe(args.recipe)
-    if recipe.sentences is None:
+    if recipe.kind.task is None:
         raise UserError(
             f"the recipe {recipe.name} is no task on sentences; sweeps run those: "
             "train it with deltasam train, once per method and seed"
@@ -97,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.export:
         out = SweepFolder(args.export / recipe.name / args.model)
-        count = export_records(recipe.sentences, folder, out, data=args.data)
+        count = export_records(recipe.kind.task, folder, out, data=args.data)
         print(f"{out.path}: {count} records")
         return 0
     if args.cell is not None and args.slurm:

@@ -29,9 +29,10 @@ from deltasam_fairseq.analysis.grid_table import grid_table
 from deltasam_fairseq.analysis.paper_tables import table_1, table_4, table_6
 from deltasam_fairseq.analysis.rouge_tables import PUBLISHED, run_table, table_3
 from deltasam_fairseq.analysis.table import FORMATS, Table
+from deltasam_fairseq.choices import METHODS
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.figures import check_figure
-from deltasam_fairseq.recipes.base import CONTROLS, METHODS
+from deltasam_fairseq.recipes.methods import CONTROLS
 from deltasam_fairseq.registry import did_you_mean
 
 HELP = "compare runs in a table"

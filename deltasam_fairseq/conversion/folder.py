@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from deltasam_fairseq.conversion.checkpoint import load
-from deltasam_fairseq.data.json_file import read_json
 from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.files import read_json
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,13 +17,12 @@ from deltasam_fairseq.conversion.bart_weights import BartWeights, random_weights
 from deltasam_fairseq.conversion.folder import HuggingFaceFolder, require_same_order
 from deltasam_fairseq.data.bart import (
     ARCHITECTURES,
-    BART_MARKER,
     SPECIAL_SYMBOLS,
     PreparedBart,
     require_rows,
 )
-from deltasam_fairseq.data.files import count_lines, file_sha256
 from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.files import count_lines, file_sha256, write_json
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ def prepare_bart(
         "bytes": checkpoint.stat().st_size,
         "sha256": file_sha256(checkpoint),
     }
-    (out / BART_MARKER).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    write_json(out / PreparedBart.MARKER, facts)
     say(f"{checkpoint}: {facts['parameters']:,} parameters, {weights.rows:,} symbols")
     return PreparedBart.load(out)
 
@@ -103,13 +101,17 @@ def _origin(request: BartRequest) -> dict[str, Any]:
     return {"kind": kind, "source": str(source.resolve()), "source_bytes": size}
 
 
+#: What a call that was killed can leave.
+_UNFINISHED = {"model.pt", "model.pt.new", f"{PreparedBart.MARKER}.new"}
+
+
 def _is_made(out: Path, wanted: Mapping[str, Any], *, force: bool) -> bool:
     if not out.exists():
         return False
     names = {path.name for path in out.iterdir()}
-    if BART_MARKER not in names and not names <= {"model.pt", "model.pt.new"}:
+    if PreparedBart.MARKER not in names and not names <= _UNFINISHED:
         raise UserError(f"{out} exists and was not made by deltasam prepare bart; give another")
-    if BART_MARKER not in names or force:
+    if PreparedBart.MARKER not in names or force:
         return False
     facts = PreparedBart.load(out).facts
     different = [name for name, value in wanted.items() if facts[name] != value]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -30,15 +29,13 @@ from deltasam_fairseq.data.encoder import (
     ARCHITECTURES,
     BERT,
     CUTTING,
-    ENCODER_MARKER,
     ROBERTA,
     SIZES,
     PreparedEncoder,
 )
-from deltasam_fairseq.data.files import count_lines, file_sha256
-from deltasam_fairseq.data.tokens import write_lines
 from deltasam_fairseq.data.vocabulary import GPT2_FILES, write_bert_dictionary
 from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.files import count_lines, file_sha256, write_json, write_lines
 
 #: Names of fairseq's flags and of the entries of config.json.
 _CONFIG_SIZES = {
@@ -91,17 +88,22 @@ def prepare_encoder(
     Raises:
         UserError: If ``out`` is something else or the source cannot be used.
     """
-    if (out / ENCODER_MARKER).is_file() and not force:
+    if (out / PreparedEncoder.MARKER).is_file() and not force:
         found = PreparedEncoder.load(out)
         different = _difference(found.facts, request)
         if not different:
             say(f"{out}: finished before from the same checkpoint; nothing to do")
             return found
         raise UserError(f"{out} was made {different}; pass --force to replace it, or another --out")
-    if out.exists() and any(out.iterdir()) and not (out / ENCODER_MARKER).is_file() and not force:
+    if (
+        out.exists()
+        and any(out.iterdir())
+        and not (out / PreparedEncoder.MARKER).is_file()
+        and not force
+    ):
         raise UserError(f"{out} exists and was not made by deltasam prepare encoder; give another")
     out.mkdir(parents=True, exist_ok=True)
-    (out / ENCODER_MARKER).unlink(missing_ok=True)
+    (out / PreparedEncoder.MARKER).unlink(missing_ok=True)
     say(f"reading {request.source} …")
     make = _from_huggingface if request.source.is_dir() else _from_fairseq
     facts = make(out, request, say)
@@ -112,7 +114,7 @@ def prepare_encoder(
         "bytes": found.checkpoint.stat().st_size,
         "sha256": file_sha256(found.checkpoint),
     }
-    (out / ENCODER_MARKER).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    write_json(out / PreparedEncoder.MARKER, facts)
     say(f"head: {facts['head']['note']}")
     say(f"{found.checkpoint}: {facts['family']}, {facts['rows']:,} symbols")
     return PreparedEncoder.load(out)

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from deltasam_fairseq.conversion.folder import TOKENIZER, part, vocabulary
-from deltasam_fairseq.data.files import read_utf8
-from deltasam_fairseq.data.json_file import read_json
 from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.files import read_json, read_utf8
 
 VOCABULARY = "vocab.txt"
 _CONFIG = "tokenizer_config.json"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 
-METHODS = ("none", "sam", "delta_sam", "per_instance")
-
 
 def positive(value: float, name: str) -> float:
     """Return ``value`` if it is a finite number greater than zero.

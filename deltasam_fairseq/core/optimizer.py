@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from deltasam_fairseq.core.checks import METHODS, not_negative, one_of, positive
+from deltasam_fairseq.choices import METHODS
+from deltasam_fairseq.core.checks import not_negative, one_of, positive
 from deltasam_fairseq.core.covered import Covered
 from deltasam_fairseq.core.estimators import ESTIMATORS, finite_difference
 from deltasam_fairseq.core.noise import seed_for

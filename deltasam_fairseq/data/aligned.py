@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltasam_fairseq.data.files import read_utf8
 from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.files import read_utf8
 
 _SHOWN = 5
 
 
 @dataclass(frozen=True)
 class Aligned:
-    """Sources and their targets, equally many.
-
-    Args:
-        sources: One text per example, each on one line.
-        targets: Their summaries, in the same order.
-    """
+    """Sources and their targets, in the same order, each text on one line."""
 
     sources: list[str]
     targets: list[str]
@@ -29,22 +25,23 @@ class Aligned:
         return len(self.sources)
 
 
+#: The pairs of each split.
+Splits = Mapping[str, Aligned]
+
+
 def read_lines(path: Path) -> list[str]:
-    r"""Read the lines of a UTF-8 file, with their white space collapsed.
+    r"""Read the lines of a UTF-8 file, which must have some, with white space collapsed.
 
     Only ``\n`` and ``\r\n`` end a line. A lone carriage return or one of the
     other characters that :meth:`str.splitlines` breaks at counts as a space:
     CNN/DailyMail articles contain them, and breaking there shifts every
     following line against its summary.
 
-    Args:
-        path: The file.
-
     Returns:
-        Its lines.
+        The lines.
 
     Raises:
-        UserError: If the file is missing, empty, or not UTF-8; the message names the line.
+        UserError: If the file is empty.
     """
     text = read_utf8(path)
     if not text:
@@ -53,18 +50,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_aligned(source: Path, target: Path) -> Aligned:
-    """Read a source file and its target file.
-
-    Args:
-        source: One text per line.
-        target: One summary per line.
-
-    Returns:
-        Both, checked.
-
-    Raises:
-        UserError: If the numbers of lines differ or a line is empty; the message says where.
-    """
+    """Read a source file and its target file, as many lines as each other and none empty."""
     pair = Aligned(read_lines(source), read_lines(target))
     if len(pair.sources) != len(pair.targets):
         raise UserError(
@@ -82,15 +68,11 @@ def read_aligned(source: Path, target: Path) -> Aligned:
 
 
 def hold_out(train: Aligned, size: int) -> tuple[Aligned, Aligned]:
-    """Take some examples out of the training data.
+    """Take ``size`` examples out of the training data, or a few more if sources repeat.
 
     The ones with the smallest SHA-256 of their source go, so the choice is
     reproducible, does not depend on the order of the lines, and puts all
     examples with the same source on the same side.
-
-    Args:
-        train: All examples.
-        size: Number of examples to take; a few more if sources repeat.
 
     Returns:
         What stays and what was taken, both in their old order.

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from deltasam_fairseq.data.json_file import read_json
+from deltasam_fairseq.data.prepared import PreparedCheckpoint, PreparedCorpus
 from deltasam_fairseq.errors import UserError
 
-BART_MARKER = "bart.json"
 #: ``<s>``, ``<pad>``, ``</s>`` and ``<unk>`` stand before the words of every dictionary.
 SPECIAL_SYMBOLS = 4
 
@@ -45,111 +42,78 @@ ARCHITECTURES: Mapping[str, Mapping[str, int | str]] = {
 }
 
 
-@dataclass(frozen=True)
-class PreparedBart:
-    """A checkpoint that fairseq can start from.
+class PreparedBart(PreparedCheckpoint):
+    """A BART to fine-tune.
 
-    Args:
-        path: The folder. It holds ``model.pt`` and, written last, ``bart.json``.
-        facts: Content of ``bart.json``: ``kind`` and ``source`` say where the
-            weights are from, ``sizes`` has an entry per name of ``SIZES``,
-            ``rows`` is the number of rows of the embedding, ``dict_sha256`` the
-            hash of its dictionary, ``bytes`` and ``sha256`` are those of ``model.pt``.
+    ``facts`` has an entry per name of ``SIZES`` in ``sizes``, ``kind`` and ``source`` (where the
+    weights are from), ``rows`` of the embedding and ``dict_sha256``, the hash of its dictionary.
     """
 
-    path: Path
-    facts: dict[str, Any]
+    MARKER = "bart.json"
+    NAME = "bart"
+    MISSING = (
+        "fine-tunes BART: give --bart DIR, made by deltasam prepare bart; without a checkpoint "
+        "fairseq would train random weights"
+    )
 
-    @classmethod
-    def load(cls, path: Path) -> PreparedBart:
-        """Open a finished folder.
-
-        Args:
-            path: The folder.
-
-        Returns:
-            It.
+    def require_fit(self, flags: Mapping[str, str], data: PreparedCorpus) -> None:
+        """Check sizes, length of micro-batches and dictionary.
 
         Raises:
-            UserError: If there is no such folder, if it is something else, or
-                if its checkpoint is not the one that was written.
+            UserError: If one of them does not fit.
         """
-        if not path.exists():
-            raise UserError(f"{path}: no such file; make a checkpoint with: {_COMMAND}")
-        try:
-            facts = read_json(path / BART_MARKER)
-        except (FileNotFoundError, NotADirectoryError):
+        sizes = ARCHITECTURES.get(flags.get("arch", ""))
+        if sizes is None:
             raise UserError(
-                f"{path} was not made by deltasam prepare bart (it has no {BART_MARKER}). Check "
-                "and convert a fairseq checkpoint or a Hugging Face folder with: "
-                f"{_COMMAND.replace('CHECKPOINT', str(path))}"
-            ) from None
-        bart = cls(path, facts)
-        size = bart.checkpoint.stat().st_size if bart.checkpoint.is_file() else None
-        if size != facts["bytes"]:
-            found = "is missing" if size is None else f"has {size} bytes, not {facts['bytes']}"
-            raise UserError(f"{bart.checkpoint} {found}; make {path} anew with: {_COMMAND}")
-        return bart
-
-    @property
-    def checkpoint(self) -> Path:
-        """The file for ``--restore-file``."""
-        return self.path / "model.pt"
-
-    def require_sizes(self, wanted: Mapping[str, object]) -> None:
-        """Check that the checkpoint fits a model.
-
-        Args:
-            wanted: Sizes of the model, by name.
-
-        Raises:
-            UserError: If one differs.
-        """
-        sizes = self.facts["sizes"]
-        different = [
-            f"{name} is {sizes[name]}, the model's is {value}"
-            for name, value in wanted.items()
-            if str(sizes[name]) != str(value)
-        ]
-        if different:
-            raise UserError(
-                f"{self.checkpoint} does not fit this recipe: {'; '.join(different)}. Give the "
-                "recipe's own size of BART, or the sizes of yours as flags, as in: "
-                f"--{different[0].split()[0]} {sizes[different[0].split()[0]]}"
+                f"--arch {flags.get('arch')} is no BART; known: "
+                f"{', '.join(name for name in ARCHITECTURES if name.startswith('bart'))}"
             )
-
-    def require_dictionary(self, sha256: str, words: int) -> None:
-        """Check that the rows of the embedding are the words of a dictionary.
-
-        Args:
-            sha256: Hash of the dictionary that the data was binarized with.
-            words: Its number of lines.
-
-        Raises:
-            UserError: If they are another dictionary's.
-        """
+        wanted = {name: flags.get(name, value) for name, value in sizes.items()}
+        advice = "Give the recipe's own size of BART, or the sizes of yours as flags"
+        self._require_sizes(wanted, model="this recipe", advice=advice)
+        positions = int(wanted["max-source-positions"])
+        if int(flags.get("max-tokens", positions)) < positions:
+            raise UserError(
+                f"--max-tokens {flags['max-tokens']} is less than the {positions} tokens of the "
+                "longest articles; fairseq would leave those out of the training. Use "
+                f"--max-tokens {positions} or more"
+            )
+        if data.facts.get("bpe") != "gpt2":
+            raise UserError(
+                f"{data.path} is not in GPT-2's BPE, which BART needs; make it with: deltasam "
+                "prepare cnndm"
+            )
+        sha256 = data.facts["settings"]["dict.txt"]
         if self.facts["dict_sha256"] != sha256:
             raise UserError(
                 f"{self.path} was prepared for another dictionary ({self.facts['rows']} rows, "
-                f"sha256 {self.facts['dict_sha256'][:12]}…) than the data ({words} words, sha256 "
-                f"{sha256[:12]}…); prepare both with the same --dict"
+                f"sha256 {self.facts['dict_sha256'][:12]}…) than the data "
+                f"({data.facts['pieces']} words, sha256 {sha256[:12]}…); prepare both with the "
+                "same --dict"
             )
+
+    def _command(self) -> str:
+        return _COMMAND
+
+    @classmethod
+    def _unfinished(cls, path: Path) -> str:
+        if not path.exists():
+            return f"{path}: no such file; make a checkpoint with: {_COMMAND}"
+        return (
+            f"{path} was not made by deltasam prepare bart (it has no {cls.MARKER}). Check and "
+            "convert a fairseq checkpoint or a Hugging Face folder with: "
+            f"{_COMMAND.replace('CHECKPOINT', str(path))}"
+        )
 
 
 _COMMAND = "deltasam prepare bart CHECKPOINT --gpt2 DIR --out DIR"
 
 
 def require_rows(rows: int, words: int, what: str) -> None:
-    """Check an embedding's number of rows.
-
-    Args:
-        rows: Rows of the embedding.
-        words: Lines of the dictionary.
-        what: The checkpoint, for the message.
+    """Check that a checkpoint embeds all special symbols and words, with or without ``<mask>``.
 
     Raises:
-        UserError: Unless there is a row per special symbol and word, with or
-            without one more for ``<mask>``.
+        UserError: If it embeds another number of symbols.
     """
     least = words + SPECIAL_SYMBOLS
     if rows not in (least, least + 1):

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deltasam_fairseq.data.aligned import Aligned, hold_out, read_lines
-from deltasam_fairseq.data.pipeline import Origin
+from deltasam_fairseq.data.aligned import Aligned, Splits, read_lines
 from deltasam_fairseq.data.prepared import SPLITS
-from deltasam_fairseq.data.stories import StoryFiles, read_stories, story_inputs, strip_byline
-from deltasam_fairseq.data.text_origin import TextFiles, default_hold_out, text_inputs
+from deltasam_fairseq.data.process import Say
+from deltasam_fairseq.data.stories import StoryFiles, read_stories, strip_byline
+from deltasam_fairseq.data.text_pairs import Origin, TextFiles, with_held_out
 from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.settings import setting
 
 #: Pairs with text on both sides, as in the published results.
 COUNTS = {"train": 287_113, "valid": 13_368, "test": 11_490}
@@ -20,79 +21,43 @@ COUNTS = {"train": 287_113, "valid": 13_368, "test": 11_490}
 
 @dataclass(frozen=True)
 class CnndmOptions:
-    """How the text is cleaned and counted.
+    """How the text is cleaned and counted; ``held_out`` is for files without all splits."""
 
-    Args:
-        keep_bylines: Whether ``(CNN) --`` stays at the beginning of articles.
-        strict: Whether another number of pairs than the published one is an error.
-        held_out: For aligned files without validation or test files.
-        workers: Number of threads that read stories.
-    """
-
-    keep_bylines: bool = False
-    strict: bool = False
+    keep_bylines: bool = setting("leave '(CNN) --' where articles begin with it", False)
+    strict_counts: bool = setting("stop if there are not 287,113, 13,368 and 11,490 pairs", False)
     held_out: int | None = None
     workers: int = 1
 
 
 def cnndm_origin(
-    files: StoryFiles | TextFiles,
-    options: CnndmOptions,
-    *,
-    say: Callable[[str], None] = print,
+    files: StoryFiles | TextFiles, options: CnndmOptions, *, say: Say = print
 ) -> Origin:
-    """Describe a CNN/DailyMail corpus.
+    """Describe a CNN/DailyMail corpus, of stories or of aligned files."""
+    inputs: dict[str, Any] = {"keep_bylines": options.keep_bylines, **files.hashes()}
+    if not isinstance(files, StoryFiles):
+        inputs["hold_out"] = options.held_out
 
-    Args:
-        files: Stories, or aligned files.
-        options: How to clean and count.
-        say: Told what is left out and how the counts differ.
-
-    Returns:
-        What :func:`~deltasam_fairseq.data.pipeline.prepare` takes.
-    """
-    inputs: dict[str, Any] = {"keep_bylines": options.keep_bylines}
-    if isinstance(files, StoryFiles):
-        inputs |= story_inputs(files)
-    else:
-        inputs |= text_inputs(files) | {"hold_out": options.held_out}
-
-    def load(folder: Path) -> Mapping[str, Aligned]:
+    def load(folder: Path) -> Splits:
         if isinstance(files, StoryFiles):
             raw = read_stories(files, workers=options.workers, say=say)
         else:
             raw = {name: _read_pair(*pair) for name, pair in files.given().items()}
-        splits = {
-            name: clean(pair, name, keep_bylines=options.keep_bylines, say=say)
-            for name, pair in raw.items()
-        }
-        size = options.held_out or default_hold_out(len(splits["train"]))
-        for name in ("test", "valid"):
-            if name not in splits:
-                splits["train"], splits[name] = hold_out(splits["train"], size)
-        check_counts({name: len(splits[name]) for name in SPLITS}, strict=options.strict, say=say)
+        splits = with_held_out(
+            {
+                name: clean(pair, name, keep_bylines=options.keep_bylines, say=say)
+                for name, pair in raw.items()
+            },
+            options.held_out,
+        )
+        counts = {name: len(splits[name]) for name in SPLITS}
+        check_counts(counts, strict=options.strict_counts, say=say)
         return splits
 
     return Origin("cnndm", inputs, load)
 
 
-def clean(
-    pair: Aligned, split: str, *, keep_bylines: bool = False, say: Callable[[str], None] = print
-) -> Aligned:
-    """Strip bylines and leave pairs out that lack article or summary.
-
-    Args:
-        pair: As read.
-        split: Its name, for what is said.
-        keep_bylines: Whether bylines stay.
-        say: Told the numbers.
-
-    Returns:
-        What is left.
-
-    Raises:
-        UserError: If nothing is left.
-    """
+def clean(pair: Aligned, split: str, *, keep_bylines: bool = False, say: Say = print) -> Aligned:
+    """Strip bylines and leave pairs out that lack article or summary; some must be left."""
     sources = pair.sources if keep_bylines else [strip_byline(text) for text in pair.sources]
     stripped = sum(new != old for new, old in zip(sources, pair.sources, strict=True))
     if stripped:
@@ -105,19 +70,8 @@ def clean(
     return Aligned([s for s, _ in kept], [t for _, t in kept])
 
 
-def check_counts(
-    counts: Mapping[str, int], *, strict: bool, say: Callable[[str], None] = print
-) -> None:
-    """Compare the numbers of pairs with the published ones.
-
-    Args:
-        counts: By split.
-        strict: Whether a difference is an error.
-        say: Told each difference otherwise.
-
-    Raises:
-        UserError: If ``strict`` and a number differs.
-    """
+def check_counts(counts: Mapping[str, int], *, strict: bool, say: Say = print) -> None:
+    """Compare the numbers of pairs with the published ones; a difference is said, or an error."""
     different = [
         f"{name}: {counts[name]:,} pairs, CNN/DailyMail has {COUNTS[name]:,} "
         f"({counts[name] - COUNTS[name]:+,})"

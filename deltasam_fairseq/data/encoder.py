@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from deltasam_fairseq.data.json_file import read_json
+from deltasam_fairseq.data.prepared import PreparedCheckpoint, PreparedCorpus
 from deltasam_fairseq.errors import UserError
 
-ENCODER_MARKER = "model.json"
 BERT, ROBERTA = "bert", "roberta"
 
 #: What of a BERT's facts its tokens depend on, beside the vocabulary.
@@ -40,57 +37,21 @@ ARCHITECTURES: Mapping[str, Mapping[str, int]] = {
 }
 
 
-@dataclass(frozen=True)
-class PreparedEncoder:
-    """A checkpoint that fairseq can start from, with its vocabulary.
+class PreparedEncoder(PreparedCheckpoint):
+    """A BERT or a RoBERTa to fine-tune, with its vocabulary.
 
-    Args:
-        path: The folder: ``model.pt``, ``dict.txt``, ``vocab.txt`` (BERT) or ``gpt2/``
-            (RoBERTa) and, written last, ``model.json``.
-        facts: Content of ``model.json``: ``family``, ``source``, ``sizes``, ``rows``,
-            ``dict_sha256``, ``head`` (``tasks`` that may start from it, ``classes``, ``note``),
-            ``bytes`` and ``sha256`` of ``model.pt``; of a BERT also ``lowercase`` and
-            ``lowercase_from``, ``strip_accents``, ``split_chinese`` and ``pooler`` (whether
-            the checkpoint has one).
+    Beside ``model.pt`` there are ``dict.txt`` and ``vocab.txt`` (BERT) or ``gpt2/`` (RoBERTa).
+    ``facts`` has ``family``, ``source``, ``sizes``, ``rows``, ``dict_sha256``, ``head`` (``tasks``
+    that may start from it, ``classes``, ``note``); of a BERT also ``lowercase`` and
+    ``lowercase_from``, ``strip_accents``, ``split_chinese`` and ``pooler`` (whether the checkpoint
+    has one).
     """
 
-    path: Path
-    facts: dict[str, Any]
-
-    @classmethod
-    def load(cls, path: Path) -> PreparedEncoder:
-        """Open a finished folder.
-
-        Args:
-            path: The folder.
-
-        Returns:
-            It.
-
-        Raises:
-            UserError: If it is unfinished, or its checkpoint is not the one that was written.
-        """
-        try:
-            facts = read_json(path / ENCODER_MARKER)
-        except (FileNotFoundError, NotADirectoryError):
-            raise UserError(
-                f"{path} is no encoder made by deltasam (it has no {ENCODER_MARKER}); make one "
-                f"with: deltasam prepare encoder CHECKPOINT --out {path}"
-            ) from None
-        found = cls(path, facts)
-        size = found.checkpoint.stat().st_size if found.checkpoint.is_file() else None
-        if size != facts["bytes"]:
-            state = "is missing" if size is None else f"has {size} bytes, not {facts['bytes']}"
-            raise UserError(
-                f"{found.checkpoint} {state}; make {path} anew with: deltasam prepare encoder "
-                f"CHECKPOINT --out {path} --force"
-            )
-        return found
-
-    @property
-    def checkpoint(self) -> Path:
-        """The file for ``--restore-file``."""
-        return self.path / "model.pt"
+    MARKER = "model.json"
+    NAME = "encoder"
+    MISSING = (
+        "fine-tunes an encoder: give --model NAME, and --encoder DIR if it is not in models/NAME"
+    )
 
     @property
     def dictionary(self) -> Path:
@@ -107,16 +68,31 @@ class PreparedEncoder:
         """How text is cut, beside the vocabulary; empty for a RoBERTa."""
         return {name: self.facts[name] for name in CUTTING} if self.is_bert else {}
 
-    def require_architecture(self, arch: str, flags: Mapping[str, str]) -> None:
-        """Check that the checkpoint fits a model.
-
-        Args:
-            arch: Name of the architecture.
-            flags: Of the command; sizes among them replace the architecture's.
+    def require_fit(self, flags: Mapping[str, str], data: PreparedCorpus) -> None:
+        """Check architecture, vocabulary and head.
 
         Raises:
-            UserError: If it does not.
+            UserError: If one of them does not fit.
         """
+        self._require_architecture(flags.get("arch", ""), flags)
+        wanted = {"dict.txt": self.facts["dict_sha256"], **self.cutting}
+        for name, value in wanted.items():
+            if data.facts["settings"].get(name) != value:
+                kind = "vocabulary" if name == "dict.txt" else f"value of {name}"
+                raise UserError(
+                    f"{data.path} was prepared with another {kind} than that of {self.path}; "
+                    f"prepare it with: deltasam prepare RECIPE --encoder {self.path} … --force"
+                )
+        tasks, classes = self.facts["head"]["tasks"], self.facts["head"]["classes"]
+        as_many = int(flags.get("num-classes", 2)) == len(classes)
+        if tasks and as_many and data.holds not in tasks:
+            raise UserError(
+                f"{self.path} has a head for {' and '.join(tasks)}, with as many classes as "
+                f"{data.holds}, which would start from it; make it without: deltasam "
+                f"prepare encoder {self.facts['source']} --new-head --out {self.path} --force"
+            )
+
+    def _require_architecture(self, arch: str, flags: Mapping[str, str]) -> None:
         family = BERT if arch.startswith("deltasam_bert") else ROBERTA
         if family != self.facts["family"]:
             raise UserError(
@@ -125,15 +101,15 @@ class PreparedEncoder:
             )
         wanted = {**ARCHITECTURES.get(arch, {})}
         wanted |= {name: int(flags[name]) for name in SIZES if name in flags}
-        sizes = self.facts["sizes"]
-        different = [
-            f"{name} is {sizes[name]}, the model's is {value}"
-            for name, value in wanted.items()
-            if sizes[name] != value
-        ]
-        if different:
-            raise UserError(
-                f"{self.checkpoint} does not fit --arch {arch}: {'; '.join(different)}. Give the "
-                "model of that size with --model, or its sizes as flags, as in: "
-                f"--{different[0].split()[0]} {sizes[different[0].split()[0]]}"
-            )
+        advice = "Give the model of that size with --model, or its sizes as flags"
+        self._require_sizes(wanted, model=f"--arch {arch}", advice=advice)
+
+    def _command(self) -> str:
+        return f"deltasam prepare encoder CHECKPOINT --out {self.path} --force"
+
+    @classmethod
+    def _unfinished(cls, path: Path) -> str:
+        return (
+            f"{path} is no encoder made by deltasam (it has no {cls.MARKER}); make one with: "
+            f"deltasam prepare encoder CHECKPOINT --out {path}"
+        )

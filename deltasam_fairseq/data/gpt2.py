@@ -6,15 +6,16 @@ import importlib.util
 import re
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from deltasam_fairseq.data.files import count_lines, file_sha256
+from deltasam_fairseq.data.aligned import Splits
 from deltasam_fairseq.data.prepared import SOURCE, SPLITS, TARGET, PreparedData
-from deltasam_fairseq.data.process import failure, run_logged
-from deltasam_fairseq.data.tokens import Say, Splits
+from deltasam_fairseq.data.process import Say, run_program
 from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.files import count_lines, file_sha256, write_lines
 
 
 class KnownFile(NamedTuple):
@@ -43,14 +44,10 @@ _PROGRESS = re.compile(r"^processed (\d+) lines")
 
 @dataclass(frozen=True)
 class Gpt2Bpe:
-    """The tokens of GPT-2, RoBERTa and BART.
+    """The tokens of GPT-2, RoBERTa and BART; ``dict_txt`` has them in the order of the rows.
 
-    Args:
-        encoder_json: Tokens and their numbers.
-        vocab_bpe: Merges.
-        dict_txt: The numbers in the order of the model's rows.
-        max_test_target_tokens: Test targets are cut here in the binary files, so
-            that none is too long to be loaded; references for scoring are not.
+    Test targets are cut at ``max_test_target_tokens`` in the binary files, so that none is too
+    long to be loaded; references for scoring are not.
     """
 
     encoder_json: Path
@@ -63,11 +60,7 @@ class Gpt2Bpe:
         return dict(zip(KNOWN, (self.encoder_json, self.vocab_bpe, self.dict_txt), strict=True))
 
     def require_known(self) -> None:
-        """Check that the files are the ones that BART was trained with.
-
-        Raises:
-            UserError: If one is missing or another; the message says in what.
-        """
+        """Check that the files are the ones that BART was trained with."""
         for name, path in self.files().items():
             known = KNOWN[name]
             found = KnownFile(path.stat().st_size if path.is_file() else 0, file_sha256(path))
@@ -85,17 +78,7 @@ class Gpt2Bpe:
     def write(
         self, data: PreparedData, splits: Splits, *, workers: int, say: Say
     ) -> dict[str, Any]:
-        """Copy the files and encode the text with fairseq's program.
-
-        Args:
-            data: The growing folder.
-            splits: Its text.
-            workers: Number of processes.
-            say: Told every 10,000 lines how far it is.
-
-        Returns:
-            ``pieces``, the number of words of the dictionary, and ``bpe``.
-        """
+        """Copy the files and encode the text; see :meth:`~.tokens.Tokens.write`."""
         for name, path in self.files().items():
             data.gpt2(name).parent.mkdir(exist_ok=True)
             shutil.copyfile(path, data.gpt2(name))
@@ -117,22 +100,18 @@ class Gpt2Bpe:
     def _encode(
         self, data: PreparedData, split: str, pairs: int, *, workers: int, say: Say
     ) -> None:
-        command = [
-            *(sys.executable, str(bpe_program()), "--keep-empty", "--workers", str(workers)),
-            *("--encoder-json", str(data.gpt2("encoder.json"))),
-            *("--vocab-bpe", str(data.gpt2("vocab.bpe"))),
-            *("--inputs", *(str(data.raw(split, side)) for side in (SOURCE, TARGET))),
-            *("--outputs", *(str(data.pieces(split, side)) for side in (SOURCE, TARGET))),
-        ]
-
         def report(line: str) -> None:
             if found := _PROGRESS.match(line):
                 say(f"  {found.group(1)} of {pairs}")
 
         log = data.path / "encode.log"
-        status = run_logged(command, log, append=log.exists(), on_line=report)
-        if status:
-            raise UserError(failure("fairseq's BPE encoder", status, log))
+        encode_files(
+            {data.raw(split, side): data.pieces(split, side) for side in (SOURCE, TARGET)},
+            data.gpt2("encoder.json").parent,
+            workers=workers,
+            log=log,
+            on_line=report,
+        )
         for side in (SOURCE, TARGET):
             lines = count_lines(data.pieces(split, side))
             if lines != pairs:
@@ -142,15 +121,25 @@ class Gpt2Bpe:
                 )
 
 
+def encode_files(
+    files: Mapping[Path, Path],
+    gpt2: Path,
+    *,
+    workers: int,
+    log: Path,
+    on_line: Say = lambda line: None,
+) -> None:
+    """Cut files, what to write by what to read, into GPT-2's tokens with fairseq's program."""
+    command = [
+        *(sys.executable, str(bpe_program()), "--keep-empty", "--workers", str(workers)),
+        *("--encoder-json", str(gpt2 / "encoder.json"), "--vocab-bpe", str(gpt2 / "vocab.bpe")),
+        *("--inputs", *map(str, files), "--outputs", *map(str, files.values())),
+    ]
+    run_program("fairseq's BPE encoder", command, log, append=log.exists(), on_line=on_line)
+
+
 def bpe_program() -> Path:
-    """Return fairseq's program that encodes text in parallel.
-
-    Returns:
-        Its file.
-
-    Raises:
-        UserError: If this fairseq lacks it.
-    """
+    """Return the file of fairseq's program that encodes text in parallel."""
     spec = importlib.util.find_spec("fairseq")
     for folder in (spec and spec.submodule_search_locations) or ():
         if (path := Path(folder) / _PROGRAM).is_file():
@@ -163,5 +152,4 @@ def bpe_program() -> Path:
 
 def _cut(path: Path, tokens: int) -> None:
     lines = path.read_text(encoding="utf-8").splitlines()
-    cut = (" ".join(line.split(" ")[:tokens]) for line in lines)
-    path.write_text("".join(f"{line}\n" for line in cut), encoding="utf-8")
+    write_lines(path, [" ".join(line.split(" ")[:tokens]) for line in lines])

@@ -9,31 +9,24 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from deltasam_fairseq.errors import UserError
+
+#: A function that is told what happens, line by line.
+Say = Callable[[str], None]
 
 # Seconds in which an interrupted program may end by itself.
 _PATIENCE = 10
 
 
 def fairseq_program(name: str) -> list[str]:
-    """Return the start of a command that runs one of fairseq's programs.
-
-    Args:
-        name: ``preprocess``, ``train`` or ``generate``.
-
-    Returns:
-        This Python and the module to run, so that the program needs not be on ``PATH``.
-    """
+    """Return the start of a command that runs a program of fairseq, which needs no ``PATH``."""
     return [sys.executable, "-m", f"fairseq_cli.{name}"]
 
 
 def require_fairseq() -> None:
-    """Check that fairseq is installed, without importing it.
-
-    Raises:
-        UserError: If it is not.
-    """
+    """Check that fairseq is installed, without importing it."""
     if importlib.util.find_spec("fairseq_cli") is None:
         raise UserError(
             "fairseq is not installed for this Python; one of: pip install "
@@ -48,9 +41,9 @@ def run_logged(
     append: bool = False,
     environment: Mapping[str, str] | None = None,
     inherited: Sequence[int] = (),
-    on_line: Callable[[str], None] = lambda line: None,
+    on_line: Say = lambda line: None,
 ) -> int:
-    """Run a program and write all it says to a file while it says it.
+    """Run a program, write all it says to a file while it says it, and return its status.
 
     Args:
         command: Program and arguments.
@@ -91,6 +84,15 @@ def run_logged(
     return process.returncode
 
 
+def run_program(
+    name: str, command: Sequence[str], log: Path, *, append: bool = False, **how: Any
+) -> None:
+    """Run a program as :func:`run_logged` does; a failure is an error that quotes its log."""
+    status = run_logged(command, log, append=append, **how)
+    if status:
+        raise UserError(failure(name, status, log))
+
+
 def _last_words(process: subprocess.Popen[str]) -> str:
     """Wait for the end of a program that a terminal's Ctrl-C has reached as well, or end it."""
     try:
@@ -101,28 +103,13 @@ def _last_words(process: subprocess.Popen[str]) -> str:
 
 
 def processor_seconds() -> float:
-    """Return what the programs that this process ran have taken of the processor.
-
-    Returns:
-        User and system time, in seconds, of those that have ended and of their own programs:
-        the difference of two calls around :func:`run_logged` is its program's.
-    """
+    """Return the seconds, user and system, that programs of this process took until they ended."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
 
 def failure(program: str, status: int, log: Path, *, lines: int = 12) -> str:
-    """Describe how a program failed.
-
-    Args:
-        program: What to call it.
-        status: Its exit status.
-        log: What it wrote.
-        lines: How many of the last lines to quote.
-
-    Returns:
-        A message that names the log and ends with its last lines.
-    """
+    """Describe how a program failed, with the last lines of its log."""
     tail = log.read_text(encoding="utf-8").splitlines()[-lines:]
     quoted = "\n".join(f"  | {line[:300]}" for line in tail)
     return f"{program} ended with status {status}; the end of {log}:\n{quoted}"

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
 
-from deltasam_fairseq.data.files import read_utf8
 from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.files import read_utf8
 
 _SHOWN = 5
 
@@ -30,11 +30,7 @@ class Layout:
     columns: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a layout that cannot be read.
-
-        Raises:
-            ValueError: If there is neither a header nor a number of columns.
-        """
+        """Refuse a layout with neither a header nor a number of columns."""
         if not self.header and self.columns is None:
             raise ValueError("a layout without a header needs its number of columns")
 
@@ -84,17 +80,7 @@ class SentenceTask:
         return not self.classes
 
     def split(self, name: str) -> SplitFile:
-        """Look a split up.
-
-        Args:
-            name: Its name.
-
-        Returns:
-            It.
-
-        Raises:
-            UserError: If the task has no such split.
-        """
+        """Look a split up by its name."""
         for split in self.splits:
             if split.name == name:
                 return split
@@ -104,13 +90,7 @@ class SentenceTask:
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of one file.
-
-    Args:
-        texts: One list per sentence column, of equal lengths.
-        labels: As in the file, or none if it has none.
-        malformed: What was left out, by the number of the line.
-    """
+    """The rows of one file: a list per column of texts, and what was left out by its line."""
 
     texts: tuple[list[str], ...]
     labels: list[str] | None
@@ -125,21 +105,14 @@ def read_rows(path: Path, task: SentenceTask, split: SplitFile, *, skip: bool = 
     r"""Read one split.
 
     Only ``\n`` and ``\r\n`` end a line, quotation marks are text, and white space inside
-    a sentence collapses to one space.
-
-    Args:
-        path: The file.
-        task: Whose labels it holds.
-        split: Its columns.
-        skip: Whether malformed rows are left out; never of a file without labels, whose
-            predictions are counted.
+    a sentence collapses to one space. Malformed rows are an error that names their lines, or are
+    left out with ``skip``; not those of a file without labels, whose predictions are counted.
 
     Returns:
         The rows.
 
     Raises:
-        UserError: If the file is missing, not UTF-8, has other columns, or has malformed
-            rows; the message names the lines.
+        UserError: If the file has malformed rows, or none.
     """
     lines = _lines(path)
     columns, label, width = _positions(path, split.layout, lines[0] if lines else "")
@@ -165,14 +138,7 @@ def read_rows(path: Path, task: SentenceTask, split: SplitFile, *, skip: bool = 
 
 
 def describe_malformed(rows: Rows) -> str:
-    """Say what was left out of a split.
-
-    Args:
-        rows: Of :func:`read_rows`.
-
-    Returns:
-        One line, empty if nothing was.
-    """
+    """Say what was left out of a split, in one line; nothing if nothing was."""
     return _listing(rows.malformed) if rows.malformed else ""
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from deltasam_fairseq.data.aligned import Aligned, read_lines
 from deltasam_fairseq.data.prepared import SPLITS
+from deltasam_fairseq.data.process import Say
 from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.files import file_sha256
 
 #: Names of the lists and of the folders of each split, in the order they are looked for.
 LISTS = {"train": ("all_train.txt",), "valid": ("all_val.txt", "all_valid.txt")}
@@ -46,6 +48,14 @@ class StoryFiles:
     folders: tuple[Path, ...]
     url_lists: Path | None = None
 
+    def hashes(self) -> dict[str, str]:
+        """Return the paths, and hash the lists; to hash the stories themselves would be slow."""
+        found = {"stories": ", ".join(str(folder.resolve()) for folder in self.folders)}
+        if self.url_lists:
+            for name in SPLITS:
+                found[f"{name}.urls"] = file_sha256(_list_of(self.url_lists, name))
+        return found
+
 
 def parse_story(text: str) -> tuple[str, str]:
     r"""Split a story into article and summary, each on one line.
@@ -76,9 +86,6 @@ def parse_story(text: str) -> tuple[str, str]:
 def strip_byline(article: str) -> str:
     """Remove the agency from the beginning of an article.
 
-    Args:
-        article: On one line.
-
     Returns:
         The article without ``(CNN) --`` and the place before it.
 
@@ -89,22 +96,8 @@ def strip_byline(article: str) -> str:
     return _BYLINE.sub("", article, count=1)
 
 
-def read_stories(
-    files: StoryFiles, *, workers: int = 1, say: Callable[[str], None] = print
-) -> dict[str, Aligned]:
-    """Read the stories of all splits.
-
-    Args:
-        files: Where they are.
-        workers: Number of threads that read.
-        say: Told what is missing and how far it is.
-
-    Returns:
-        Articles and summaries, empty ones included.
-
-    Raises:
-        UserError: If a split has no story, or a story is not UTF-8.
-    """
+def read_stories(files: StoryFiles, *, workers: int = 1, say: Say = print) -> dict[str, Aligned]:
+    """Read the stories of all splits, with empty articles and summaries, by threads."""
     paths = _by_list(files, say) if files.url_lists else _by_folder(files)
     splits = {}
     for name in SPLITS:
@@ -118,24 +111,7 @@ def read_stories(
     return splits
 
 
-def story_inputs(files: StoryFiles) -> dict[str, str]:
-    """Return what the stories depend on, as far as that is quick to find out.
-
-    Args:
-        files: Where they are.
-
-    Returns:
-        Paths, and hashes of the lists.
-    """
-    found = {"stories": ", ".join(str(folder.resolve()) for folder in files.folders)}
-    if files.url_lists:
-        for name in SPLITS:
-            content = _list_of(files.url_lists, name).read_bytes()
-            found[f"{name}.urls"] = hashlib.sha256(content).hexdigest()
-    return found
-
-
-def _by_list(files: StoryFiles, say: Callable[[str], None]) -> dict[str, list[Path]]:
+def _by_list(files: StoryFiles, say: Say) -> dict[str, list[Path]]:
     there = {path.stem: path for folder in files.folders for path in _stories(folder)}
     paths = {}
     for name in SPLITS:
@@ -176,7 +152,7 @@ def _stories(folder: Path) -> Iterator[Path]:
     yield from sorted(folder.rglob("*.story"))
 
 
-def _read(paths: Sequence[Path], workers: int, say: Callable[[str], None]) -> Aligned:
+def _read(paths: Sequence[Path], workers: int, say: Say) -> Aligned:
     pair = Aligned([], [])
     with ThreadPoolExecutor(workers) as pool:
         for done, (article, summary) in enumerate(pool.map(_read_one, paths), start=1):

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltasam_fairseq.data.files import read_utf8
 from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.files import read_utf8
 
 #: Scored pairs that papers evaluate on, by set, in the order of Table 2's columns. STS13 is
 #: without SMT, whose sentences need a licence of the LDC.

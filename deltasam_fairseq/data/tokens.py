@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from deltasam_fairseq.data import pieces
-from deltasam_fairseq.data.aligned import Aligned
+from deltasam_fairseq.data.aligned import Aligned, Splits
 from deltasam_fairseq.data.prepared import SOURCE, SPLITS, TARGET, PreparedData
-
-Splits = Mapping[str, Aligned]
-Say = Callable[[str], None]
+from deltasam_fairseq.data.process import Say
+from deltasam_fairseq.data.sentencepiece_model import encode, train_model
+from deltasam_fairseq.files import write_lines
+from deltasam_fairseq.settings import setting
 
 
 class Tokens(Protocol):
@@ -52,15 +52,12 @@ class Tokens(Protocol):
 class TokenSettings:
     """Pieces of a sentencepiece model that is trained on the training text.
 
-    Args:
-        vocab_size: Pieces of the joint sentencepiece model.
-        max_source_tokens: Sources are cut here, in pieces.
-        max_target_tokens: Targets are cut here, in pieces; references for scoring are not.
+    References for scoring are not cut.
     """
 
-    vocab_size: int = 8000
-    max_source_tokens: int = 512
-    max_target_tokens: int = 128
+    vocab_size: int = setting("pieces of the joint sentencepiece model (%(default)s)", 8000)
+    max_source_tokens: int = setting("sources are cut here, in pieces (%(default)s)", 512)
+    max_target_tokens: int = setting("targets are cut here, in pieces (%(default)s)", 128)
 
     def settings(self) -> dict[str, Any]:
         """Return the three numbers by name."""
@@ -73,7 +70,7 @@ class TokenSettings:
         size = self._train(data, splits["train"], say)
         limits = {SOURCE: self.max_source_tokens, TARGET: self.max_target_tokens}
         for name, side, lines in sides(splits):
-            encoded = pieces.encode(lines, data.model, max_tokens=limits[side], workers=workers)
+            encoded = encode(lines, data.model, max_tokens=limits[side], workers=workers)
             write_lines(data.pieces(name, side), encoded)
         return {"pieces": size}
 
@@ -91,7 +88,7 @@ class TokenSettings:
         say(f"training sentencepiece on {len(train)} training pairs …")
         began = time.monotonic()
         texts = [*sources, *train.targets]
-        size = pieces.train_model(texts, data.model, vocab_size=self.vocab_size)
+        size = train_model(texts, data.model, vocab_size=self.vocab_size)
         wish = ""
         if size != self.vocab_size:
             wish = f" (of {self.vocab_size}: the text gives no more)"
@@ -104,15 +101,3 @@ def sides(splits: Splits) -> Iterator[tuple[str, str, list[str]]]:
     for name in SPLITS:
         yield name, SOURCE, splits[name].sources
         yield name, TARGET, splits[name].targets
-
-
-def write_lines(path: Path, lines: list[str]) -> None:
-    """Write a text file.
-
-    Args:
-        path: The file; its folder is made.
-        lines: Without their newlines.
-    """
-    path.parent.mkdir(exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(f"{line}\n" for line in lines)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from deltasam_fairseq.data.encoder import PreparedEncoder
-from deltasam_fairseq.data.gpt2 import bpe_program
-from deltasam_fairseq.data.process import failure, run_logged
-from deltasam_fairseq.data.tokens import write_lines
+from deltasam_fairseq.data.gpt2 import encode_files
 from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.files import write_lines
 
 GPT2_FILES = ("encoder.json", "vocab.bpe")
 
@@ -40,14 +38,7 @@ class Vocabulary(Protocol):
 
 
 def vocabulary_of(encoder: PreparedEncoder) -> Vocabulary:
-    """Return an encoder's vocabulary.
-
-    Args:
-        encoder: The encoder.
-
-    Returns:
-        WordPiece for a BERT, GPT-2's BPE for a RoBERTa.
-    """
+    """Return an encoder's vocabulary: WordPiece for a BERT, GPT-2's BPE for a RoBERTa."""
     if encoder.is_bert:
         return WordPiece(encoder.path / "vocab.txt", **encoder.cutting)
     return Gpt2Words(encoder.path / "gpt2")
@@ -55,14 +46,7 @@ def vocabulary_of(encoder: PreparedEncoder) -> Vocabulary:
 
 @dataclass(frozen=True)
 class WordPiece:
-    """BERT's tokens, by the ``tokenizers`` library.
-
-    Args:
-        vocab: ``vocab.txt``.
-        lowercase: Whether text is lower-cased.
-        strip_accents: Whether accents are taken off.
-        split_chinese: Whether every Chinese character is a word.
-    """
+    """BERT's tokens, by the ``tokenizers`` library; ``vocab`` is ``vocab.txt``."""
 
     vocab: Path
     lowercase: bool
@@ -99,16 +83,8 @@ class Gpt2Words:
     def encode(self, lines: Sequence[str], work: Path, *, workers: int) -> list[list[str]]:
         """Cut sentences; see :meth:`Vocabulary.encode`."""
         source, target, log = work / "bpe.in", work / "bpe.out", work / "encode.log"
-        write_lines(source, list(lines))
-        command = [
-            *(sys.executable, str(bpe_program()), "--keep-empty", "--workers", str(workers)),
-            *("--encoder-json", str(self.folder / "encoder.json")),
-            *("--vocab-bpe", str(self.folder / "vocab.bpe")),
-            *("--inputs", str(source), "--outputs", str(target)),
-        ]
-        status = run_logged(command, log, append=log.exists())
-        if status:
-            raise UserError(failure("fairseq's BPE encoder", status, log))
+        write_lines(source, lines)
+        encode_files({source: target}, self.folder, workers=workers, log=log)
         encoded = [line.split() for line in target.read_text(encoding="utf-8").split("\n")[:-1]]
         source.unlink()
         target.unlink()
@@ -125,11 +101,7 @@ class Gpt2Words:
 
 
 def cut(sides: Sequence[list[str]], limit: int) -> list[list[str]]:
-    """Cut one or two sentences to a common limit, the longer one first.
-
-    Args:
-        sides: Tokens of one or two sentences.
-        limit: Most tokens in all.
+    """Cut the tokens of one or two sentences to a common limit, the longer one first.
 
     Returns:
         What stays. Of two equally long ones the second is cut.
@@ -146,11 +118,7 @@ def cut(sides: Sequence[list[str]], limit: int) -> list[list[str]]:
 
 
 def write_bert_dictionary(vocab: Path, out: Path) -> list[int]:
-    """Write BERT's vocabulary as a dictionary of fairseq.
-
-    Args:
-        vocab: ``vocab.txt``, one token per line.
-        out: The dictionary.
+    """Write BERT's vocabulary, a file with one token per line, as a dictionary of fairseq.
 
     Returns:
         For each row of fairseq's embedding the row of BERT's: ``[CLS] [PAD] [SEP] [UNK]``

@@ -11,7 +11,8 @@ from typing import Any, List
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from omegaconf import II
 
-from deltasam_fairseq.core.checks import METHODS, not_negative, positive
+from deltasam_fairseq.choices import METHODS
+from deltasam_fairseq.core.checks import not_negative, positive
 from deltasam_fairseq.core.estimators import ESTIMATORS
 from deltasam_fairseq.fairseq_plugin.inner_optimizer import inner_flags
 from deltasam_fairseq.fairseq_plugin.sharpness.radius_rules import RADIUS_RULES

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from deltasam_fairseq.data.prepared_sentences import PreparedSentences
+from deltasam_fairseq.data.labelled_sentences import PreparedSentences
 from deltasam_fairseq.data.process import failure, run_logged
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.plugin_path import plugin_dir

@@ -4,40 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-from deltasam_fairseq.data.sentence_task import SentenceTask
+from deltasam_fairseq.choices import METHODS
 from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.recipes.kinds.base import DataKind
+from deltasam_fairseq.recipes.kinds.text_pairs import TextPairs
+from deltasam_fairseq.recipes.methods import CONTROLS, Flags
 from deltasam_fairseq.registry import nearest
-
-#: ``True`` is a flag without a value, ``False`` a flag left out.
-FlagValue = str | int | float | bool
-Flags = Mapping[str, FlagValue]
-
-#: Values of ``--method``, passed on as ``--sam-method``.
-METHODS = ("none", "sam", "delta_sam", "per_instance")
-
-
-@dataclass(frozen=True)
-class Control:
-    """A method to compare with, made of another one.
-
-    Args:
-        method: The one of ``METHODS`` that it runs as, with that one's hyperparameters.
-        flags: What it changes.
-    """
-
-    method: str
-    flags: Flags
-
-
-#: Further values of ``--method``. With random weights delta_sam does all that it does but
-#: look at the sentences: the difference is what the weights know.
-CONTROLS: Mapping[str, Control] = {
-    "random": Control("delta_sam", {"sam-estimator": "random"}),
-}
-
-#: Values of ``--precision``; all but fp32 are flags of fairseq.
-PRECISIONS = ("fp32", "fp16", "bf16")
 
 
 @dataclass(frozen=True)
@@ -84,10 +58,9 @@ class Recipe:
         generation: For fairseq-generate.
         metric: Name of the score.
         start: Flags of the first start alone, not of one that continues a run.
-        starts_from_bart: Whether it fine-tunes a BART that has to be given.
         tokens_per_update: Most source tokens in one update, over all GPUs and
             micro-batches; none leaves ``--update-freq`` alone.
-        sentences: How its tables are read, if it classifies or scores sentences.
+        kind: The kind of its data, and what follows from that.
         models: The pretrained models that it fits, by name.
         grid: Values to search, by the name of the flag; the paper's.
         notes: What a user should know, one line each.
@@ -108,10 +81,9 @@ class Recipe:
     generation: Flags = field(default_factory=dict)
     metric: str = "rouge"
     start: Flags = field(default_factory=dict)
-    starts_from_bart: bool = False
     tokens_per_update: int | None = None
     rouge: Mapping[str, str] = field(default_factory=dict)
-    sentences: SentenceTask | None = None
+    kind: DataKind[Any] = field(default_factory=TextPairs)
     models: Mapping[str, Model] = field(default_factory=dict)
     grid: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -121,17 +93,7 @@ class Recipe:
         _require_methods(f"the recipe {self.name}", self.methods)
 
     def model(self, name: str) -> Model:
-        """Look one of its models up.
-
-        Args:
-            name: Its name.
-
-        Returns:
-            It.
-
-        Raises:
-            UserError: If the recipe does not fit it.
-        """
+        """Look one of its models up by its name."""
         if name not in self.models:
             raise UserError(
                 f"the recipe {self.name} has no model {name!r}{nearest(name, self.models)}"
@@ -139,14 +101,7 @@ class Recipe:
         return self.models[name]
 
     def with_model(self, name: str) -> Recipe:
-        """Return the recipe for one of its models.
-
-        Args:
-            name: Its name.
-
-        Returns:
-            The recipe with the model's flags, and what it says of CPUs, in the place of its own.
-        """
+        """Return the recipe with a model's flags, and what it says of CPUs, in their places."""
         model = self.model(name)
         methods = {
             method: {**self.methods.get(method, {}), **model.methods.get(method, {})}

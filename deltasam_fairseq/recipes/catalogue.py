@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 from deltasam_fairseq.errors import UserError
-from deltasam_fairseq.recipes import cnndm, glue, text
+from deltasam_fairseq.recipes import cnndm, glue, text_pairs
 from deltasam_fairseq.recipes.base import Recipe
 from deltasam_fairseq.registry import Registry
 
@@ -21,13 +21,10 @@ RECIPES: Registry[Recipe] = Registry("recipe")
 
 
 def register_recipe(make: Callable[[], Recipe]) -> Callable[[], Recipe]:
-    """Register the recipe that a function returns; a decorator.
-
-    Args:
-        make: Called once, at once.
+    """Register the recipe that a function, which is called at once, returns; a decorator.
 
     Returns:
-        It, unchanged.
+        The function.
 
     Raises:
         TypeError: If it returns something else than a recipe.
@@ -40,17 +37,7 @@ def register_recipe(make: Callable[[], Recipe]) -> Callable[[], Recipe]:
 
 
 def load_file(path: Path) -> list[str]:
-    """Run a Python file that registers recipes; the same file a second time does nothing.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The names that it registered.
-
-    Raises:
-        UserError: If it is missing, fails, or registers nothing.
-    """
+    """Run a Python file that registers recipes, once, and return the names that it registers."""
     path = path.resolve()
     name = f"deltasam_recipe_file_{hashlib.sha256(str(path).encode()).hexdigest()}"
     if name in sys.modules:
@@ -85,15 +72,7 @@ def _registered_by(path: Path, name: str) -> list[str]:
 
 
 def find_recipe(name: str, file: Path | None = None) -> Recipe:
-    """Look a recipe up.
-
-    Args:
-        name: Its name.
-        file: A Python file that registers it, or none.
-
-    Returns:
-        The recipe.
-    """
+    """Look a recipe up, after the file that registers it, if any, and those of packages."""
     if file is not None:
         load_file(file)
     if name not in RECIPES:
@@ -123,7 +102,7 @@ def _reason(error: Exception) -> str:
 
 
 for _recipe in (
-    *(text.TEXT, cnndm.CNNDM, cnndm.CNNDM_SMALL),
+    *(text_pairs.TEXT_PAIRS, cnndm.CNNDM, cnndm.CNNDM_SMALL),
     *glue.RECIPES.values(),
 ):
     RECIPES.register(_recipe.name, description=_recipe.description)(_recipe)

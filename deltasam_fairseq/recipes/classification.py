@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deltasam_fairseq.data.files import file_sha256
-from deltasam_fairseq.data.prepared_sentences import PreparedSentences
-from deltasam_fairseq.data.process import failure, require_fairseq, run_logged
+from deltasam_fairseq.data.labelled_sentences import PreparedSentences, write_submission
+from deltasam_fairseq.data.process import Say, require_fairseq, run_program
 from deltasam_fairseq.data.sentence_task import SentenceTask
-from deltasam_fairseq.data.submission import write_submission
-from deltasam_fairseq.data.tokens import write_lines
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.evaluation.glue import GlueTask, glue_scores
-from deltasam_fairseq.plugin_path import plugin_dir
+from deltasam_fairseq.files import file_sha256, read_json, write_json, write_lines
+from deltasam_fairseq.recipes.command import predict_command
+from deltasam_fairseq.recipes.evaluation import Evaluation, EvaluationOptions
 from deltasam_fairseq.recipes.run_folder import RunFolder
 
 SCORES = "scores.json"
@@ -27,19 +23,27 @@ PREDICTIONS = "predictions.txt"
 
 @dataclass(frozen=True)
 class Classified:
-    """What a checkpoint made of a split.
-
-    Args:
-        folder: Holds ``predictions.txt`` and ``scores.json`` or the submission file.
-        predictions: Labels or scores as the task's files have them, in their order.
-        scores: Content of ``scores.json``; none for a split without labels.
-        submission: The file to hand in, for a split without labels.
-    """
+    """What a checkpoint made of a split: ``scores``, or for one without labels ``submission``."""
 
     folder: Path
     predictions: list[str]
     scores: dict[str, Any] | None
     submission: Path | None
+
+
+def evaluate_labels(
+    task: SentenceTask, data: PreparedSentences, run: RunFolder, options: EvaluationOptions
+) -> Evaluation:
+    """Predict the labels of a split with a run's best checkpoint, and score them if it has some."""
+    split = options.split or "valid"
+    found = classify(task, data, run, split, cpu=options.cpu)
+    if found.scores is None:
+        count = len(found.predictions)
+        said = f"{found.submission}: {count} predictions, without labels to score"
+        return Evaluation(split, (said,))
+    marks = {task.metrics[0]: "   the paper's"}
+    lines = (f"{name:9} {found.scores[name]:7.2f}{marks.get(name, '')}" for name in task.metrics)
+    return Evaluation(split, tuple(lines))
 
 
 def classify(
@@ -49,44 +53,19 @@ def classify(
     split: str,
     *,
     cpu: bool = False,
-    say: Callable[[str], None] = print,
+    say: Say = print,
 ) -> Classified:
-    """Run the best checkpoint over a split, and score it or write the submission.
-
-    Args:
-        task: What is predicted.
-        data: What the run was trained on.
-        run: The run.
-        split: Name of the split.
-        cpu: Whether to leave a GPU alone.
-        say: Told what happens, line by line.
-
-    Returns:
-        Predictions, and scores where there are labels.
-
-    Raises:
-        UserError: If there is no checkpoint or no such split, or if the process fails.
-    """
-    checkpoint = run.best_checkpoint
-    if not checkpoint.is_file():
-        raise UserError(
-            f"{checkpoint}: no such file; train first (it is written after the first validation)"
-        )
+    """Run the best checkpoint over a split, and score it or write the file to hand in."""
+    checkpoint = run.require_best_checkpoint()
     data.require_split(split)
     require_fairseq()
     folder = run.predictions(split)
     folder.mkdir(parents=True, exist_ok=True)
     raw, log = folder / "logits.json", folder / "predict.log"
-    command = [
-        *(sys.executable, "-m", "deltasam_fairseq.inference", "predict", str(data.binary)),
-        *("--path", str(checkpoint), "--split", split, "--out", str(raw)),
-        *("--user-dir", str(plugin_dir()), *(("--cpu",) if cpu else ())),
-    ]
+    command = predict_command(data.binary, checkpoint, split, raw, cpu=cpu)
     began = time.monotonic()
-    status = run_logged(command, log)
-    if status:
-        raise UserError(failure("prediction", status, log))
-    predictions = to_labels(task, json.loads(raw.read_text(encoding="utf-8")))
+    run_program("prediction", command, log)
+    predictions = to_labels(task, read_json(raw))
     if len(predictions) != data.facts["rows"][split]:
         raise UserError(
             f"{raw}: {len(predictions)} predictions for {data.facts['rows'][split]} rows"
@@ -106,20 +85,16 @@ def classify(
         "data_sha256": data.sha256,
         "seconds": round(time.monotonic() - began, 1),
     }
-    (folder / SCORES).write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / SCORES, scores)
     say(f"{folder / SCORES}: {task.metrics[0]} {scores[task.metrics[0]]:.2f}, n = {scores['n']}")
     return Classified(folder, predictions, scores, None)
 
 
 def to_labels(task: SentenceTask, found: dict[str, Any]) -> list[str]:
-    """Turn logits into labels, in the order of the data.
-
-    Args:
-        task: What is predicted.
-        found: ``ids`` and ``logits``.
+    """Turn logits into classes, or scores within their range, in the order of the data.
 
     Returns:
-        Classes, or for a regression scores within its range.
+        Labels as the task's files have them.
 
     Example:
         >>> from deltasam_fairseq.data.glue import GLUE

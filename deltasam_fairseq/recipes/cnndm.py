@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from deltasam_fairseq.data.bart import ARCHITECTURES
-from deltasam_fairseq.recipes.base import Flags, Recipe
+from deltasam_fairseq.recipes.base import Recipe
+from deltasam_fairseq.recipes.kinds.text_pairs import PairsFromBart
+from deltasam_fairseq.recipes.methods import Flags
 
 # examples/bart/README.summarization.md of fairseq, in its order. There the optimizer
 # is adam; here adam is what runs inside.
@@ -71,7 +73,7 @@ CNNDM = Recipe(
     methods=_METHODS,
     generation={**_DECODING, "batch-size": 32, "fp16": True},
     start=_START,
-    starts_from_bart=True,
+    kind=PairsFromBart(),
     tokens_per_update=8 * 2048 * 4,
     rouge=_ROUGE,
     on_cpu="on two cores an update of delta_sam takes most of an hour; cnndm-small runs the same "
@@ -105,6 +107,6 @@ CNNDM_SMALL = Recipe(
     methods=_METHODS,
     generation={**_DECODING, "batch-size": 25, "cpu": True},
     start=_START,
-    starts_from_bart=True,
+    kind=PairsFromBart(),
     rouge=_ROUGE,
 )

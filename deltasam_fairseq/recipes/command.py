@@ -6,19 +6,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from deltasam_fairseq.choices import PRECISIONS
 from deltasam_fairseq.data.process import fairseq_program
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.plugin_path import plugin_dir
-from deltasam_fairseq.recipes.base import (
-    CONTROLS,
-    METHODS,
-    PRECISIONS,
-    Control,
-    Flags,
-    FlagValue,
-    Recipe,
-)
+from deltasam_fairseq.recipes.base import Recipe
 from deltasam_fairseq.recipes.launch import Launch, update_freq
+from deltasam_fairseq.recipes.methods import Flags, FlagValue, find_method
 from deltasam_fairseq.registry import nearest
 
 #: Flags that say what a run is, and what deltasam calls them.
@@ -29,6 +23,8 @@ _OWN = {
     "save-dir": "--save-dir of deltasam train, --out of deltasam sweep",
     "user-dir": "always the plugin's own",
 }
+#: Our programs that run a checkpoint over a split, as a module.
+INFERENCE = "deltasam_fairseq.inference"
 #: Flags that training and decoding must agree on: what the model sees follows from them.
 _TASK = (
     "task",
@@ -52,47 +48,36 @@ def train_command(
     precision: str | None = None,
     launch: Launch | None = None,
 ) -> list[str]:
-    """Build the call of fairseq-train.
+    """Build the call of fairseq-train, with each flag once.
 
     Args:
         recipe: What to train.
         data: Folder of binary files.
         save_dir: Folder for checkpoints.
-        method: How the weights are perturbed, one of ``METHODS`` or ``CONTROLS``.
+        method: A value of ``--method``.
         seed: Seed of weights, order and dropout.
         overrides: Further flags of fairseq, as typed; they replace the recipe's.
         start: Flags of a first start, such as ``restore-file``.
-        precision: One of ``PRECISIONS``; none is the recipe's own.
-        launch: On how many GPUs, and who starts it; none leaves both to fairseq.
+        precision: None is the recipe's own.
+        launch: None leaves the number of GPUs to fairseq.
 
     Returns:
-        Program and arguments, each flag once.
-
-    Raises:
-        UserError: If the method or the precision is unknown, or if an override would make the
-            run another one than it is called.
+        Program and arguments.
 
     Example:
         >>> recipe = Recipe("r", 1, "", "", {"lr": 0.1, "fp16": True})
+        >>> paths = {"data": Path("d"), "save_dir": Path("s")}
         >>> command = train_command(
-        ...     recipe,
-        ...     data=Path("d"),
-        ...     save_dir=Path("s"),
-        ...     method="sam",
-        ...     seed=1,
-        ...     overrides=["--lr", "0.2"],
+        ...     recipe, **paths, method="sam", seed=1, overrides=["--lr", "0.2"]
         ... )
         >>> command[3], command[6:]
         ('d', ['--lr', '0.2', '--fp16', '--sam-method', 'sam', '--seed', '1', '--save-dir', 's'])
     """
     _require_no_own(overrides)
-    if method not in (*METHODS, *CONTROLS):
-        raise UserError(f"unknown method {method!r}{nearest(method, (*METHODS, *CONTROLS))}")
-    control = CONTROLS.get(method, Control(method, {}))
+    chosen = find_method(method)
     launch = launch or Launch()
-    own: Flags = {"sam-method": control.method, "seed": seed, "save-dir": str(save_dir)}
-    flags = {**recipe.flags, **precision_flags(precision)}
-    flags |= {**recipe.methods.get(control.method, {}), **control.flags}
+    own: Flags = {"sam-method": chosen.method, "seed": seed, "save-dir": str(save_dir)}
+    flags = {**recipe.flags, **precision_flags(precision), **chosen.flags_of(recipe.methods)}
     flags |= {**_launch_flags(recipe, flags, launch, overrides), **(start or {}), **own}
     arguments = merge_flags(flags, overrides)
     program = [*launch.prefix(), *fairseq_program("train")]
@@ -117,19 +102,7 @@ def generate_command(
     flags: Flags | None = None,
     overrides: Sequence[str] = (),
 ) -> list[str]:
-    """Build the call of fairseq-generate, through our module that mends it.
-
-    Args:
-        recipe: How to decode.
-        data: Folder of binary files.
-        checkpoint: Model to decode with.
-        split: Subset to decode, ``test`` or ``valid``.
-        flags: Further flags; they replace the recipe's.
-        overrides: Further flags of fairseq, as typed; they replace all others.
-
-    Returns:
-        Program and arguments, each flag once.
-    """
+    """Build the call of fairseq-generate as corrected here; ``flags`` replace the recipe's."""
     # fairseq-fixed leaves the last batch out if its size is no multiple of this.
     own: Flags = {
         "path": str(checkpoint),
@@ -138,18 +111,24 @@ def generate_command(
     }
     task = {name: recipe.flags[name] for name in _TASK if name in recipe.flags}
     arguments = merge_flags({**task, **recipe.generation, **own, **(flags or {})}, overrides)
-    program = [sys.executable, "-m", "deltasam_fairseq.inference", "generate"]
+    program = [sys.executable, "-m", INFERENCE, "generate"]
     return [*program, str(data), "--user-dir", str(plugin_dir()), *arguments]
 
 
-def precision_flags(precision: str | None) -> Flags:
-    """Write a precision as flags of fairseq.
+def predict_command(data: Path, checkpoint: Path, split: str, out: Path, *, cpu: bool) -> list[str]:
+    """Build the call that writes the logits of a split."""
+    return [
+        *(sys.executable, "-m", INFERENCE, "predict", str(data), "--path", str(checkpoint)),
+        *("--split", split, "--out", str(out), "--user-dir", str(plugin_dir())),
+        *(("--cpu",) if cpu else ()),
+    ]
 
-    Args:
-        precision: One of ``PRECISIONS``, or none.
+
+def precision_flags(precision: str | None) -> Flags:
+    """Write a precision as flags of fairseq, which replace those of a recipe.
 
     Returns:
-        Flags that replace those of a recipe.
+        The flags; nothing for no precision.
 
     Raises:
         UserError: If it is unknown.
@@ -185,10 +164,6 @@ def _launch_flags(recipe: Recipe, flags: Flags, launch: Launch, overrides: Seque
 def merge_flags(flags: Flags, overrides: Sequence[str]) -> list[str]:
     """Write flags as arguments, with those of the user in the place of the recipe's.
 
-    Args:
-        flags: Names without dashes, and values.
-        overrides: As typed: ``--lr 0.1``, ``--lr=0.1``, ``--fp16``; the first must be a flag.
-
     Returns:
         Arguments in the order of ``flags``, then the user's other flags.
 
@@ -208,10 +183,7 @@ def merge_flags(flags: Flags, overrides: Sequence[str]) -> list[str]:
 
 
 def flag_values(arguments: Sequence[str]) -> dict[str, str]:
-    """Read arguments back.
-
-    Args:
-        arguments: Of :func:`merge_flags`, or a whole command.
+    """Read arguments, or a whole command, back.
 
     Returns:
         Values by name, without dashes; empty for a flag without one.

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deltasam_fairseq.data.files import file_sha256
 from deltasam_fairseq.data.prepared import TARGET, PreparedData
-from deltasam_fairseq.data.process import require_fairseq
+from deltasam_fairseq.data.process import Say, require_fairseq
 from deltasam_fairseq.errors import UserError
-from deltasam_fairseq.recipes.base import Flags, Recipe
-from deltasam_fairseq.recipes.command import generate_command, merge_flags, precision_flags
+from deltasam_fairseq.files import file_sha256, read_json, write_json, write_lines
+from deltasam_fairseq.recipes.base import Recipe
+from deltasam_fairseq.recipes.command import generate_command, merge_flags
+from deltasam_fairseq.recipes.evaluation import EvaluationOptions
 from deltasam_fairseq.recipes.hypotheses import GPT2, SENTENCEPIECE, in_order
+from deltasam_fairseq.recipes.methods import Flags
 from deltasam_fairseq.recipes.run_folder import RunFolder
 from deltasam_fairseq.recipes.shards import Shards
 
@@ -23,48 +23,10 @@ MARKER = "generated.json"
 HYPOTHESES = "hypotheses.txt"
 REFERENCES = "references.txt"
 
-#: Values of ``--decode-bos``, and the flags of fairseq that each stands for.
-DECODE_BOS: dict[str, Flags] = {
-    # What the decoder sees is what it saw in training: no <s> on either side.
-    "train_consistent": {},
-    # What bart.sample of fairseq's hub does: <s> before the source and before the hypothesis.
-    "hub": {"task": "deltasam_translation_bos"},
-}
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How to decode, beyond the recipe.
-
-    Args:
-        overrides: Further flags of fairseq-generate.
-        decode_bos: A key of ``DECODE_BOS``.
-        precision: One of ``PRECISIONS``; none is the recipe's own.
-        processes: How many parts are decoded at a time, each on a GPU of its own
-            if there are GPUs.
-    """
-
-    overrides: Sequence[str] = ()
-    decode_bos: str = "train_consistent"
-    precision: str | None = None
-    processes: int = 1
-
-    def flags(self) -> Flags:
-        """Return the flags of fairseq that the choices stand for."""
-        return {**precision_flags(self.precision), **DECODE_BOS[self.decode_bos]}
-
 
 @dataclass(frozen=True)
 class Generated:
-    """What a checkpoint made of a split.
-
-    Args:
-        folder: Holds ``hypotheses.txt``, ``references.txt``, the logs and
-            ``generated.json``, which is written last.
-        hypotheses: Plain text, in the order of the split.
-        references: Plain text.
-        facts: Content of ``generated.json``.
-    """
+    """What a checkpoint made of a split, in its order; ``facts`` are in ``generated.json``."""
 
     folder: Path
     hypotheses: list[str]
@@ -77,40 +39,21 @@ def generate(
     data: PreparedData,
     run: RunFolder,
     split: str,
-    decoding: Decoding | None = None,
+    options: EvaluationOptions,
     *,
-    force: bool = False,
-    say: Callable[[str], None] = print,
+    say: Say = print,
 ) -> Generated:
     """Decode a split with a run's best checkpoint, or find that it is done already.
 
     Parts that a broken-off call has finished are kept.
 
-    Args:
-        recipe: How to decode.
-        data: What the run was trained on.
-        run: The run.
-        split: ``test`` or ``valid``.
-        decoding: How to decode, beyond the recipe.
-        force: Whether to replace results of another checkpoint or of other flags.
-        say: Told what happens, line by line.
-
     Returns:
         Hypotheses and references.
-
-    Raises:
-        UserError: If there is no checkpoint, if there are other results and
-            ``force`` is not given, or if fairseq-generate fails.
     """
-    decoding = decoding or Decoding()
-    checkpoint = run.best_checkpoint
-    if not checkpoint.is_file():
-        raise UserError(
-            f"{checkpoint}: no such file; train first (it is written after the first validation)"
-        )
+    checkpoint = run.require_best_checkpoint()
     folder = run.results(split)
     references = data.texts(split, TARGET)
-    choices = decoding.flags()
+    choices = options.decoding()
     bpe = _bpe_flags(data) if data.is_gpt2 else {}
     command = generate_command(
         recipe,
@@ -118,23 +61,24 @@ def generate(
         checkpoint=checkpoint,
         split=split,
         flags={**choices, **bpe},
-        overrides=decoding.overrides,
+        overrides=options.overrides,
     )
     wanted = {
         "checkpoint_sha256": file_sha256(checkpoint),
         "data_sha256": data.sha256,
-        "flags": merge_flags({**recipe.generation, **choices}, decoding.overrides),
+        "flags": merge_flags({**recipe.generation, **choices}, options.overrides),
     }
-    facts = _finished(folder, wanted, force=force)
+    facts = _finished(folder, wanted, force=options.force)
     if facts is not None:
         say(f"{folder}: generated before from the same checkpoint; reusing it")
-        return Generated(folder, _read(folder / HYPOTHESES), references, facts)
+        hypotheses = (folder / HYPOTHESES).read_text(encoding="utf-8").split("\n")[:-1]
+        return Generated(folder, hypotheses, references, facts)
     require_fairseq()
     shards = Shards(
         folder,
         wanted,
         len(references),
-        decoding.processes,
+        options.processes,
         GPT2 if data.is_gpt2 else SENTENCEPIECE,
         say,
     )
@@ -142,10 +86,10 @@ def generate(
     say(f"decoding {len(references)} {split} sentences with {checkpoint} …")
     began = time.monotonic()
     hypotheses = in_order(shards.run(command), count=len(references))
-    _write(folder / HYPOTHESES, hypotheses)
-    _write(folder / REFERENCES, references)
+    write_lines(folder / HYPOTHESES, hypotheses)
+    write_lines(folder / REFERENCES, references)
     facts = {**wanted, "seconds": round(time.monotonic() - began, 1), "command": command}
-    (folder / MARKER).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / MARKER, facts)
     shards.discard()
     return Generated(folder, hypotheses, references, facts)
 
@@ -160,7 +104,7 @@ def _bpe_flags(data: PreparedData) -> Flags:
 
 def _finished(folder: Path, wanted: dict[str, Any], *, force: bool) -> dict[str, Any] | None:
     try:
-        facts: dict[str, Any] = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        facts = read_json(folder / MARKER)
     except FileNotFoundError:
         return None
     different = [name for name, value in wanted.items() if facts[name] != value]
@@ -177,12 +121,3 @@ def _finished(folder: Path, wanted: dict[str, Any], *, force: bool) -> dict[str,
         f"{folder} holds results of {' and '.join(names[name] for name in different)}; "
         "pass --force to replace them"
     )
-
-
-def _read(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").split("\n")[:-1]
-
-
-def _write(path: Path, lines: Sequence[str]) -> None:
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(f"{line}\n" for line in lines)

@@ -6,7 +6,9 @@ from math import ceil
 from typing import NamedTuple
 
 from deltasam_fairseq.data.glue import GLUE
-from deltasam_fairseq.recipes.base import Flags, Model, Recipe
+from deltasam_fairseq.recipes.base import Model, Recipe
+from deltasam_fairseq.recipes.kinds.labelled_sentences import LabelledSentences
+from deltasam_fairseq.recipes.methods import Flags
 from deltasam_fairseq.recipes.published import BERT, ROBERTA, TABLE_5, published
 
 
@@ -183,7 +185,7 @@ def _recipe(name: str) -> Recipe:
         flags={**COMMON, **_criterion(name)},
         metric=task.metrics[0],
         start=START,
-        sentences=task,
+        kind=LabelledSentences(task),
         models={
             "roberta_large": _roberta(name, "roberta_large"),
             "roberta_base": _roberta(name, "roberta_base"),

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from deltasam_fairseq.data.pieces import decode
+from deltasam_fairseq.data.sentencepiece_model import decode
 from deltasam_fairseq.errors import UserError
 
 
@@ -27,14 +27,7 @@ class Reader:
         return self.pattern.match(line) is not None
 
     def read(self, lines: Iterable[str]) -> dict[int, str]:
-        """Pick the best hypothesis of each sentence.
-
-        Args:
-            lines: The output, best hypotheses first.
-
-        Returns:
-            Text by the sentence's number in the data.
-        """
+        """Pick each sentence's best hypothesis, the first, by its number in the data."""
         found: dict[int, str] = {}
         for match in filter(None, map(self.pattern.match, lines)):
             number = int(match.group(1))
@@ -50,18 +43,7 @@ GPT2 = Reader(re.compile(r"^D-(\d+)\t[^\t]*\t(.*)$"), str.strip)
 
 
 def in_order(found: Mapping[int, str], *, count: int) -> list[str]:
-    """Put hypotheses in the order of the data; fairseq decodes by length.
-
-    Args:
-        found: Text by number.
-        count: Number of sentences there should be.
-
-    Returns:
-        One entry per sentence.
-
-    Raises:
-        UserError: If a sentence is missing.
-    """
+    """Put hypotheses in the order of the data, none missing; fairseq decodes by length."""
     missing = sorted(set(range(count)).difference(found))
     if missing:
         raise UserError(

@@ -11,25 +11,19 @@ _CPUS_PER_GPU = 4
 
 @dataclass(frozen=True)
 class Launch:
-    """Where fairseq-train runs.
-
-    Args:
-        gpus: Number of GPUs, all of one machine; none leaves it to fairseq, which
-            takes all it sees.
-        slurm: Whether SLURM starts it.
-    """
+    """Where fairseq-train runs: how many GPUs of one machine (none: all), and whether by SLURM."""
 
     gpus: int | None = None
     slurm: bool = False
 
     def prefix(self) -> list[str]:
-        """Return what stands before the command.
+        """Return what stands before the command: nothing, or a call of ``srun``.
 
-        One task, which starts one process per GPU itself. Partition, time and
+        SLURM starts one task, which starts one process per GPU itself. Partition, time and
         account are SLURM's own variables: ``SLURM_PARTITION`` and so on.
 
         Returns:
-            Nothing, or a call of ``srun``.
+            Program and arguments.
 
         Example:
             >>> " ".join(Launch(gpus=2, slurm=True).prefix())
@@ -45,12 +39,7 @@ class Launch:
 
 
 def update_freq(tokens_per_update: int, *, gpus: int, max_tokens: int) -> int:
-    """Return how many micro-batches make an update of a given size.
-
-    Args:
-        tokens_per_update: Most tokens in an update.
-        gpus: Number of GPUs.
-        max_tokens: Most tokens in a micro-batch of one GPU.
+    """Return how many micro-batches, of a number of GPUs, make an update of a given size.
 
     Returns:
         The value of ``--update-freq``.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from deltasam_fairseq.data.process import Say
 from deltasam_fairseq.recipes.command import flag_values
 from deltasam_fairseq.recipes.train_log import UPDATES, LogLine, parse_line
 
@@ -19,17 +20,12 @@ class Progress:
     The time left is what the remaining updates or epochs take, whichever end first, at the mean
     speed since the first line of numbers, validations included. A run that ``--patience`` stops
     takes less.
-
-    Args:
-        command: The call of fairseq-train.
-        say: Told the shortened lines.
-        clock: Seconds, from any beginning.
     """
 
     def __init__(
         self,
         command: Sequence[str],
-        say: Callable[[str], None],
+        say: Say,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         flags = flag_values(command)
@@ -40,11 +36,7 @@ class Progress:
         self._first: tuple[float, Mapping[str, float]] | None = None
 
     def __call__(self, line: str) -> None:
-        """Say what there is to say of a line.
-
-        Args:
-            line: As fairseq wrote it.
-        """
+        """Say what there is to say of a line that fairseq wrote."""
         entry = parse_line(line)
         if entry:
             self._say(self._summary(entry))
@@ -84,13 +76,10 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """Write a time as people say it.
-
-    Args:
-        seconds: How long.
+    """Write seconds as people say it: minutes and seconds, from an hour on hours and minutes.
 
     Returns:
-        Minutes and seconds, or from an hour on hours and minutes.
+        The text.
 
     Example:
         >>> duration(70), duration(7500)

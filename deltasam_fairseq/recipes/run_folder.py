@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from deltasam_fairseq.data.json_file import read_json
 from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.files import read_marker, write_json
 
 RECORD = "run.json"
 
@@ -33,9 +32,6 @@ class RunFolder:
     ``checkpoints/``  fairseq's checkpoints
     ``generate-…/``   what ``deltasam evaluate`` made of a split; ``predict-…/`` of labels
     ================  =========================================================
-
-    Args:
-        path: The folder.
     """
 
     path: Path
@@ -54,6 +50,15 @@ class RunFolder:
     def best_checkpoint(self) -> Path:
         """The checkpoint that did best in validation, by ``--best-checkpoint-metric``."""
         return self.checkpoints / "checkpoint_best.pt"
+
+    def require_best_checkpoint(self) -> Path:
+        """Return the best checkpoint; that there is none is an error."""
+        if not self.best_checkpoint.is_file():
+            raise UserError(
+                f"{self.best_checkpoint}: no such file; train first (it is written after the "
+                "first validation)"
+            )
+        return self.best_checkpoint
 
     def results(self, split: str) -> Path:
         """Return the folder of what was generated for a split."""
@@ -82,17 +87,12 @@ class RunFolder:
         Returns:
             Its content. A start that still trains, or was killed, has no end in it, and gets the
             seconds up to its last line in the log.
-
-        Raises:
-            UserError: If it is missing or damaged.
         """
-        try:
-            found = read_json(self.path / RECORD)
-        except (FileNotFoundError, NotADirectoryError):
-            raise UserError(
-                f"{self.path} is not a run (it has no {RECORD}); make one with: "
-                f"deltasam train RECIPE --data DIR --save-dir {self.path}"
-            ) from None
+        found = read_marker(
+            self.path / RECORD,
+            f"{self.path} is not a run (it has no {RECORD}); make one with: "
+            f"deltasam train RECIPE --data DIR --save-dir {self.path}",
+        )
         last = found["starts"][-1] if found.get("starts") else {}
         if "began" in last and "seconds" not in last and self.log.exists():
             began = datetime.strptime(last["began"], TIME).timestamp()
@@ -100,27 +100,12 @@ class RunFolder:
         return found
 
     def write_record(self, record: dict[str, Any]) -> None:
-        """Write ``run.json``, all or nothing.
-
-        Args:
-            record: Its content.
-        """
+        """Write ``run.json``, all or nothing."""
         self.path.mkdir(parents=True, exist_ok=True)
-        new = self.path / f"{RECORD}.new"
-        new.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        new.replace(self.path / RECORD)
+        write_json(self.path / RECORD, record)
 
     def require_choice(self, *, resume: bool, restart: bool) -> None:
-        """Make sure that a run is neither continued nor begun again by accident.
-
-        Args:
-            resume: Whether the user asked to continue.
-            restart: Whether the user asked to start over.
-
-        Raises:
-            UserError: If there are checkpoints and no wish, or a wish to resume and no checkpoint,
-                or if the place is taken by something else.
-        """
+        """Make sure that a run is neither continued nor begun again by accident."""
         if self.path.exists() and not self._is_free_or_run():
             raise UserError(f"{self.path} exists and was not made by deltasam train; give another")
         if self.has_checkpoints() and not (resume or restart):
@@ -139,14 +124,7 @@ class RunFolder:
         return names <= {f"{RECORD}.new"} or RECORD in names or self.has_checkpoints()
 
     def require_same(self, **wanted: object) -> None:
-        """Make sure that a continued run stays what it was.
-
-        Args:
-            wanted: Entries of ``run.json`` and the values that they must have.
-
-        Raises:
-            UserError: If an entry has another value.
-        """
+        """Make sure that a continued run has these values in ``run.json``."""
         record = self.record()
         for name, value in wanted.items():
             if record[name] != value:
@@ -156,14 +134,7 @@ class RunFolder:
                 )
 
     def move_aside(self) -> Path | None:
-        """Give the folder a dated name.
-
-        Returns:
-            The new place, or none if there was nothing to move.
-
-        Raises:
-            UserError: If this process stands in it: names of files would lead to the new place.
-        """
+        """Give the folder a dated name, and return it; none if there was nothing to move."""
         if not self.path.exists():
             return None
         if Path.cwd().is_relative_to(self.path.resolve()):

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from deltasam_fairseq.data.json_file import read_json
 from deltasam_fairseq.data.prepared import SOURCE, TARGET, PreparedData
+from deltasam_fairseq.data.process import Say
 from deltasam_fairseq.evaluation.baselines import lead, median_words, most_frequent
 from deltasam_fairseq.evaluation.rouge import rouge_scores
-from deltasam_fairseq.recipes.generation import Generated
+from deltasam_fairseq.files import read_json, write_json
+from deltasam_fairseq.recipes.base import Recipe
+from deltasam_fairseq.recipes.evaluation import Evaluation, EvaluationOptions
+from deltasam_fairseq.recipes.generation import Generated, generate
 from deltasam_fairseq.recipes.run_folder import RunFolder
 
 SCORES = "scores.json"
 MODEL = "model"
+
+
+def evaluate_texts(
+    recipe: Recipe, data: PreparedData, run: RunFolder, options: EvaluationOptions
+) -> Evaluation:
+    """Generate the texts of a split with a run's best checkpoint, and score them."""
+    split = options.split or "test"
+    generated = generate(recipe, data, run, split, options)
+    score_run(data, generated, split, rouge={**recipe.rouge, **options.rouge()})
+    return Evaluation(split, in_table=True)
 
 
 def score_run(
@@ -25,20 +37,13 @@ def score_run(
     split: str,
     *,
     rouge: Mapping[str, str] | None = None,
-    say: Callable[[str], None] = print,
+    say: Say = print,
 ) -> dict[str, Any]:
-    """Score a model's summaries and two baselines on the same references.
-
-    Args:
-        data: What the run was trained on.
-        generated: What its model made of the split.
-        split: Name of the split.
-        rouge: Settings of ``rouge_scores``: ``split``, ``tokenization``, ``like``.
-        say: Told what happens, line by line.
+    """Score a model's texts and two baselines on the same references, with ``rouge_scores``.
 
     Returns:
-        What is written to ``scores.json``: ``systems`` maps ``model`` and the
-        names of the baselines to their ROUGE report.
+        What is written to ``scores.json``: ``systems`` maps ``model`` and the names of the
+        baselines to their ROUGE report.
     """
     settings = rouge or {}
     sources, targets = data.texts(split, SOURCE), data.texts("train", TARGET)
@@ -71,22 +76,11 @@ def score_run(
         "decoding": generated.facts["flags"],
         "systems": {name: report.as_json() for name, report in reports.items()},
     }
-    path = generated.folder / SCORES
-    path.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+    write_json(generated.folder / SCORES, scores)
     return scores
 
 
 def read_scores(run: Path, split: str) -> dict[str, Any] | None:
-    """Read what :func:`score_run` wrote.
-
-    Args:
-        run: Folder of a run.
-        split: Name of the split.
-
-    Returns:
-        The scores, or none if the run was not evaluated on that split.
-    """
+    """Read what :func:`score_run` wrote; none if the run was not evaluated on that split."""
     path = RunFolder(run).results(split) / SCORES
-    if not path.is_file():
-        return None
-    return read_json(path)
+    return read_json(path) if path.is_file() else None

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deltasam_fairseq.data.process import failure, run_logged
-from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.data.process import Say, run_program
+from deltasam_fairseq.files import read_json, write_json
+from deltasam_fairseq.recipes.environment_record import hardware
 from deltasam_fairseq.recipes.hypotheses import Reader
-from deltasam_fairseq.recipes.surroundings import hardware
 
 #: Sentences in a part: few enough that a stopped decoding loses little.
 PART = 1000
@@ -46,7 +45,7 @@ class Shards:
     sentences: int
     processes: int
     reader: Reader
-    say: Callable[[str], None]
+    say: Say
     parts: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -55,23 +54,15 @@ class Shards:
         rounds = math.ceil(self.sentences / PART / self.processes)
         self.parts = max(1, rounds) * self.processes
         plan = self.folder / PLAN
-        earlier = json.loads(plan.read_text(encoding="utf-8")) if plan.is_file() else {}
+        earlier = read_json(plan) if plan.is_file() else {}
         if earlier.get("wanted") == self.wanted:
             self.parts = earlier["parts"]
         else:
             self.discard()
-            content = {"wanted": self.wanted, "parts": self.parts}
-            _write(plan, content)
+            write_json(plan, {"wanted": self.wanted, "parts": self.parts})
 
     def run(self, command: Sequence[str]) -> dict[int, str]:
-        """Decode the parts that are not there yet.
-
-        Args:
-            command: The call that decodes all.
-
-        Returns:
-            Text by number, of all parts. If a part fails, those that are finished stay.
-        """
+        """Decode the parts that are not there yet, with the call for all; finished ones stay."""
         todo = [part for part in range(self.parts) if not self._result(part).is_file()]
         if len(todo) < self.parts:
             self.say(f"{self.parts - len(todo)} of {self.parts} parts are there from before")
@@ -109,20 +100,16 @@ class Shards:
         for path in [*self.folder.glob("part-*.json"), self.folder / PLAN]:
             path.unlink(missing_ok=True)
 
-    def _decode(
-        self, part: int, command: Sequence[str], slot: int, count: Callable[[str], None]
-    ) -> None:
+    def _decode(self, part: int, command: Sequence[str], slot: int, count: Say) -> None:
         log = self.folder / f"{self._name(part, 'generate')}.log"
-        shard = []
-        if self.parts > 1:
-            rank = ("--distributed-world-size", str(self.parts), "--distributed-rank", str(part))
-            shard = list(rank)
+        rank = ("--distributed-world-size", str(self.parts), "--distributed-rank", str(part))
+        shard = rank if self.parts > 1 else ()
         environment = _gpu_of(slot) if self.processes > 1 else {}
-        status = run_logged([*command, *shard], log, environment=environment, on_line=count)
-        if status:
-            raise UserError(failure("fairseq-generate", status, log))
+        run_program(
+            "fairseq-generate", [*command, *shard], log, environment=environment, on_line=count
+        )
         with log.open(encoding="utf-8") as lines:
-            _write(self._result(part), self.reader.read(line.rstrip("\n") for line in lines))
+            write_json(self._result(part), self.reader.read(line.rstrip("\n") for line in lines))
 
     def _name(self, part: int, stem: str) -> str:
         return stem if self.parts == 1 else f"{stem}-{part + 1}-of-{self.parts}"
@@ -131,10 +118,9 @@ class Shards:
         return self.folder / f"part-{part + 1}-of-{self.parts}.json"
 
     def _read(self, part: int) -> dict[int, str]:
-        content = json.loads(self._result(part).read_text(encoding="utf-8"))
-        return {int(number): text for number, text in content.items()}
+        return {int(number): text for number, text in read_json(self._result(part)).items()}
 
-    def _counter(self, done: int) -> Callable[[str], None]:
+    def _counter(self, done: int) -> Say:
         """Return a function that reports every tenth of the hypotheses that go by."""
         lock = threading.Lock()
 
@@ -156,9 +142,3 @@ def _gpu_of(slot: int) -> dict[str, str]:
     there = [str(number) for number in range(len(hardware().get("gpus", ())))]
     gpus = [gpu for gpu in given.split(",") if gpu] if given is not None else there
     return {"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {}
-
-
-def _write(path: Path, content: object) -> None:
-    new = path.with_name(f"{path.name}.new")
-    new.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
-    new.replace(path)

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from deltasam_fairseq.data.encoder import PreparedEncoder
-from deltasam_fairseq.data.prepared_sentences import PreparedSentences
+from deltasam_fairseq.data.labelled_sentences import PreparedSentences
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.recipes.adversarial_risk import measure_risk, on_cpu
 from deltasam_fairseq.recipes.base import Recipe
+from deltasam_fairseq.recipes.checks_before_training import check_data
 from deltasam_fairseq.recipes.classification import classify
 from deltasam_fairseq.recipes.run_folder import RunFolder
-from deltasam_fairseq.recipes.start import check_data
 from deltasam_fairseq.recipes.sweep_folder import SweepFolder
 from deltasam_fairseq.recipes.sweep_plan import Cell
 from deltasam_fairseq.recipes.sweep_record import make_record
@@ -77,7 +77,7 @@ class Sweep:
             gpus=self.gpus,
             precision=self.precision,
             model=self.model,
-            encoder=self.encoder,
+            checkpoint=self.encoder,
             recipe_file=self.recipe_file,
         )
 
@@ -172,7 +172,7 @@ def _check(sweep: Sweep, cells: Sequence[Cell]) -> None:
 
 def _run_cell(sweep: Sweep, cell: Cell, lock: int, say: Callable[[str], None]) -> dict[str, Any]:
     """Train a run, or go on with it, and evaluate it."""
-    task = sweep.recipe.sentences
+    task = sweep.recipe.kind.task
     if task is None:
         raise UserError(f"the recipe {sweep.recipe.name} is no task on sentences")
     request = sweep.request(cell)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deltasam_fairseq.data.json_file import read_json
 from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.files import read_json
 
 PLAN = "sweep.json"
 RECORDS = "records"

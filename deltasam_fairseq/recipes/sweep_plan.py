@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 
+from deltasam_fairseq.choices import METHODS
 from deltasam_fairseq.errors import UserError
-from deltasam_fairseq.recipes.base import CONTROLS, METHODS
+from deltasam_fairseq.recipes.methods import CONTROLS
 from deltasam_fairseq.registry import nearest
 
 #: Short names of flags, and the methods that they mean something to.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deltasam_fairseq.data.aligned import read_lines
-from deltasam_fairseq.data.prepared_sentences import PreparedSentences
+from deltasam_fairseq.data.labelled_sentences import PreparedSentences
 from deltasam_fairseq.data.sentence_task import SentenceTask
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.evaluation.glue import GlueTask, glue_scores

@@ -37,14 +37,7 @@ class LogLine:
 
 
 def parse_line(line: str) -> LogLine | None:
-    """Read one line of the log.
-
-    Args:
-        line: As fairseq wrote it.
-
-    Returns:
-        Its numbers, or none if it holds none.
-    """
+    """Read the numbers of one line of the log, if it holds some."""
     found = _NUMBERS.search(line)
     if not found:
         return None
@@ -62,14 +55,10 @@ def parse_line(line: str) -> LogLine | None:
 
 
 def read_curve(path: Path, tag: str = UPDATES) -> list[dict[str, float]]:
-    """Read how a run's numbers went.
+    """Read how a run's numbers went, from the lines of one tag.
 
     After a run was killed and continued, some updates are in the log twice;
     the later ones count.
-
-    Args:
-        path: The log.
-        tag: Which lines to read; those of a subset begin their names with it.
 
     Returns:
         The meters of each line, without the tag in their names, by growing
@@ -98,14 +87,6 @@ def read_curve(path: Path, tag: str = UPDATES) -> list[dict[str, float]]:
 
 
 def column(curve: Sequence[dict[str, float]], name: str) -> tuple[list[float], list[float]]:
-    """Take one meter out of a curve.
-
-    Args:
-        curve: From :func:`read_curve`.
-        name: Name of the meter.
-
-    Returns:
-        Numbers of updates and values, where the meter was logged; both empty if it never was.
-    """
+    """Return the numbers of updates and the values of one meter, where it was logged."""
     points = [values for values in curve if name in values]
     return [p["num_updates"] for p in points], [p[name] for p in points]

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deltasam_fairseq.data.bart import PreparedBart
-from deltasam_fairseq.data.encoder import PreparedEncoder
-from deltasam_fairseq.data.prepared import PreparedData
-from deltasam_fairseq.data.prepared_sentences import PreparedSentences
+from deltasam_fairseq.choices import METHODS, PRECISIONS
+from deltasam_fairseq.data.prepared import PreparedCheckpoint, PreparedCorpus
 from deltasam_fairseq.data.process import (
+    Say,
     failure,
     processor_seconds,
     require_fairseq,
@@ -21,12 +20,19 @@ from deltasam_fairseq.data.process import (
 )
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.recipes.base import Recipe
+from deltasam_fairseq.recipes.checks_before_training import (
+    check_data,
+    check_start,
+    cpu_note,
+    start_flags,
+)
 from deltasam_fairseq.recipes.command import flag_values, train_command
+from deltasam_fairseq.recipes.environment_record import environment_record
 from deltasam_fairseq.recipes.launch import Launch
+from deltasam_fairseq.recipes.methods import CONTROLS
 from deltasam_fairseq.recipes.progress import Progress, duration
 from deltasam_fairseq.recipes.run_folder import RunFolder, now
-from deltasam_fairseq.recipes.start import check_data, check_start, cpu_note, start_flags
-from deltasam_fairseq.recipes.surroundings import surroundings
+from deltasam_fairseq.settings import setting
 
 DEFAULT_METHOD = "delta_sam"
 DEFAULT_SEED = 1
@@ -36,36 +42,40 @@ DEFAULT_SEED = 1
 class TrainRequest:
     """What the user asked for.
 
+    What is left out is the run's own if it is continued, else the recipe's, or the default.
+
     Args:
         recipe: What to train.
         data: On what.
         run: Where to keep it.
-        method: How the weights are perturbed; none is the run's own if it is
-            continued, else ``delta_sam``.
-        seed: None is the run's own if it is continued, else 1.
         overrides: Further flags of fairseq.
-        bart: What to fine-tune, if the recipe does that; not needed to continue.
-        gpus: None is the run's own if it is continued, else what the recipe needs.
-        precision: None is the run's own if it is continued, else the recipe's.
-        slurm: Whether SLURM starts it.
+        checkpoint: What to fine-tune, if the recipe does that; not needed to continue.
         model: Name of the pretrained model, if the recipe fits several.
-        encoder: What to fine-tune, if the recipe does that; not needed to continue.
         recipe_file: Where the recipe is from, if it is not one of an installed package.
     """
 
     recipe: Recipe
-    data: PreparedData | PreparedSentences
+    data: PreparedCorpus
     run: RunFolder
-    method: str | None = None
-    seed: int | None = None
     overrides: Sequence[str] = field(default=())
-    bart: PreparedBart | None = None
-    gpus: int | None = None
-    precision: str | None = None
-    slurm: bool = False
+    checkpoint: PreparedCheckpoint | None = None
     model: str | None = None
-    encoder: PreparedEncoder | None = None
     recipe_file: Path | None = None
+    method: str | None = setting(
+        f"how the weights are perturbed; {DEFAULT_METHOD}, or the run's own with --resume",
+        None,
+        choices=(*METHODS, *CONTROLS),
+    )
+    seed: int | None = setting(f"{DEFAULT_SEED}, or the run's own with --resume", None)
+    gpus: int | None = setting(
+        "GPUs of one machine; recipes with a fixed number of tokens per update adapt "
+        "--update-freq (they take 1 if it is not given)",
+        None,
+    )
+    precision: str | None = setting(
+        "default: the recipe's, or the run's with --resume", None, choices=PRECISIONS
+    )
+    slurm: bool = setting("start it with srun; see docs/cnndm.md", False)
 
     def command(self, *, resume: bool = False, check: bool = True) -> list[str]:
         """Build the call of fairseq-train.
@@ -80,7 +90,7 @@ class TrainRequest:
         record = self.run.record() if resume else {}
         method, seed = self._choices(record)
         model = self.model or record.get("model")
-        source = None if resume else self.bart or self.encoder
+        checkpoint = None if resume else self.checkpoint
         command = train_command(
             self.recipe.with_model(model) if model else self.recipe,
             data=self.data.binary,
@@ -88,13 +98,13 @@ class TrainRequest:
             method=method,
             seed=seed,
             overrides=[*record.get("overrides", ()), *self.overrides],
-            start={} if resume else start_flags(self.recipe, source),
+            start={} if resume else start_flags(self.recipe, checkpoint),
             precision=self.precision or record.get("precision"),
             launch=Launch(self.gpus or record.get("gpus"), self.slurm),
         )
         if check:
             check_data(self.recipe, self.data)
-            check_start(command, source, self.data)
+            check_start(command, checkpoint, self.data)
         return command
 
     def facts(self) -> dict[str, Any]:
@@ -111,10 +121,9 @@ class TrainRequest:
             "gpus": self.gpus,
             "precision": self.precision,
             "model": self.model,
-            "encoder": self.encoder
-            and {**self.encoder.facts, "path": str(self.encoder.path.resolve())},
+            "encoder": self._checkpoint_facts("encoder"),
             "recipe_file": self.recipe_file and str(self.recipe_file.resolve()),
-            "bart": self.bart and {**self.bart.facts, "path": str(self.bart.path.resolve())},
+            "bart": self._checkpoint_facts("bart"),
         }
 
     def require_same_run(self) -> None:
@@ -128,6 +137,12 @@ class TrainRequest:
         wanted.update({name: value for name, value in chosen.items() if value is not None})
         self.run.require_same(**wanted)
 
+    def _checkpoint_facts(self, name: str) -> dict[str, Any] | None:
+        found = self.checkpoint
+        if found is None or found.NAME != name:
+            return None
+        return {**found.facts, "path": str(found.path.resolve())}
+
     def _choices(self, record: dict[str, Any]) -> tuple[str, int]:
         method = self.method or record.get("method", DEFAULT_METHOD)
         seed = record.get("seed", DEFAULT_SEED) if self.seed is None else self.seed
@@ -140,7 +155,7 @@ def train(
     resume: bool = False,
     restart: bool = False,
     inherited: Sequence[int] = (),
-    say: Callable[[str], None] = print,
+    say: Say = print,
 ) -> None:
     """Train, and keep a record of it in ``run.json``.
 
@@ -149,7 +164,7 @@ def train(
         resume: Continue the run that is there.
         restart: Move the run that is there aside first.
         inherited: File descriptors, of locks, that fairseq-train holds as long as it lives.
-        say: Told what happens, line by line.
+        say: Told what happens.
 
     Raises:
         UserError: If the folder's state and the wishes do not fit, or fairseq-train fails.
@@ -172,7 +187,7 @@ def train(
         moved = run.move_aside() if restart else None
         if moved:
             say(f"the earlier run is now {moved}")
-        record = {**request.facts(), **surroundings(), "finished": False, "starts": []}
+        record = {**request.facts(), **environment_record(), "finished": False, "starts": []}
     model = record.get("model")
     note = cpu_note(request.recipe.with_model(model) if model else request.recipe, command)
     if note and not request.slurm:  # what the job's machine has is not known here

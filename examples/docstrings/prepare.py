@@ -9,10 +9,8 @@ DIR gets the two aligned files of each split (``train.source``, ``train.target``
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -20,9 +18,9 @@ from importlib import metadata
 from pathlib import Path
 
 from deltasam_fairseq.cli.options import add_number
-from deltasam_fairseq.data.pipeline import work_folder
-from deltasam_fairseq.data.tokens import write_lines
+from deltasam_fairseq.data.pipeline import finished_folder
 from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.files import read_json, write_json, write_lines
 from examples.docstrings.corpus import CORPUS_VERSION, Corpus, CorpusSettings, build_corpus
 from examples.docstrings.harvest import harvest, package_folders, python_files
 
@@ -78,7 +76,7 @@ def prepare(out: Path, settings: CorpusSettings, *, workers: int, force: bool = 
     if out.exists() and not (out / SUMMARY).is_file():
         raise UserError(f"{out} exists and is no corpus; give another --out or remove it")
     if out.exists() and not force:
-        found = json.loads((out / SUMMARY).read_text(encoding="utf-8"))
+        found = read_json(out / SUMMARY)
         if any(found.get(name) != value for name, value in wanted.items()):
             raise UserError(f"{out} was made with other settings; pass --force to replace it")
         print(f"{out}: finished before; nothing to do")
@@ -97,15 +95,12 @@ def prepare(out: Path, settings: CorpusSettings, *, workers: int, force: bool = 
     seconds = time.monotonic() - began
     left_out = ", ".join(counts) or "none"
     print(f"{len(documented)} docstrings, {seconds:.0f} s; left out: {left_out}", flush=True)
-    with work_folder(out) as work:
+    with finished_folder(out) as work:
         for name, pairs in corpus.splits.items():
             write_lines(work / f"{name}.source", [pair.source for pair in pairs])
             write_lines(work / f"{name}.target", [pair.target for pair in pairs])
         summary = {**wanted, **summary_of(corpus, docstrings=len(documented))}
-        (work / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-        if out.exists():
-            shutil.rmtree(out)
-        work.rename(out)
+        write_json(work / SUMMARY, summary)
 
 
 def summary_of(corpus: Corpus, *, docstrings: int) -> dict[str, object]:

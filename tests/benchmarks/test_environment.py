@@ -2,7 +2,7 @@ import torch
 
 import deltasam_fairseq
 from deltasam_fairseq.benchmarks import environment
-from deltasam_fairseq.recipes import surroundings
+from deltasam_fairseq.recipes import environment_record
 
 
 def test_the_machine_is_described() -> None:
@@ -20,7 +20,7 @@ def test_versions_are_those_that_run() -> None:
 
 
 def test_both_kinds_of_records_describe_the_same_machine() -> None:
-    ours, of_runs = environment.hardware(), surroundings.hardware()
+    ours, of_runs = environment.hardware(), environment_record.hardware()
     assert (ours["processor"], ours["cores"]) == (of_runs["cpu"], of_runs["cores"])
-    assert environment.versions() == surroundings.versions()
-    assert environment.commit() == surroundings.commit()
+    assert environment.versions() == environment_record.versions()
+    assert environment.commit() == environment_record.commit()

@@ -7,8 +7,8 @@ import pytest
 from deltasam_fairseq.benchmarks.methods import METHOD_FLAGS, METHODS
 from deltasam_fairseq.benchmarks.plan import BOTH, MODELS, Plan
 from deltasam_fairseq.benchmarks.workloads import WORKLOADS
+from deltasam_fairseq.choices import METHODS as KNOWN
 from deltasam_fairseq.cli import bench
-from deltasam_fairseq.core.checks import METHODS as KNOWN
 from deltasam_fairseq.errors import UserError
 
 

@@ -18,9 +18,9 @@ from deltasam_fairseq.conversion.heads import place_head
 from deltasam_fairseq.conversion.prepare_encoder import EncoderRequest, prepare_encoder
 from deltasam_fairseq.data.encoder import PreparedEncoder
 from deltasam_fairseq.data.glue import GLUE
-from deltasam_fairseq.data.prepared_sentences import PreparedSentences
+from deltasam_fairseq.data.labelled_sentences import PreparedSentences
 from deltasam_fairseq.errors import UserError
-from deltasam_fairseq.recipes.start import check_start
+from deltasam_fairseq.recipes.checks_before_training import check_start
 from tests.support.encoder_toys import SIZE_FLAGS, bert_state, write_bert
 
 WEIGHT, BIAS = f"{HEAD}.out_proj.weight", f"{HEAD}.out_proj.bias"

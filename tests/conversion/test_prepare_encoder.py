@@ -10,10 +10,10 @@ import torch
 
 from deltasam_fairseq.conversion.prepare_encoder import EncoderRequest, prepare_encoder
 from deltasam_fairseq.data.encoder import PreparedEncoder
-from deltasam_fairseq.data.prepared_sentences import PreparedSentences
+from deltasam_fairseq.data.labelled_sentences import PreparedSentences
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.recipes.catalogue import RECIPES
-from deltasam_fairseq.recipes.start import check_start, start_flags
+from deltasam_fairseq.recipes.checks_before_training import check_start, start_flags
 from tests.support.encoder_toys import CONFIG, TOKENS, bert_state, write_bert
 
 pytest.importorskip("safetensors")

@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from deltasam_fairseq.core.checks import METHODS, not_negative, one_of, positive
+from deltasam_fairseq.choices import METHODS
+from deltasam_fairseq.core.checks import not_negative, one_of, positive
 
 
 @pytest.mark.parametrize("check", [positive, not_negative])

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from deltasam_fairseq.choices import METHODS
 from deltasam_fairseq.core import DeltaSAM, meet
-from deltasam_fairseq.core.checks import METHODS
 from deltasam_fairseq.core.estimators import Estimator, Weights
 from deltasam_fairseq.per_instance import Engine, batched_per_instance_step
 from tests.support.compare import assert_close

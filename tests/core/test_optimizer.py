@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from deltasam_fairseq.choices import METHODS
 from deltasam_fairseq.core import DeltaSAM, StepReport, delta_sam_step, reference
-from deltasam_fairseq.core.checks import METHODS
 from deltasam_fairseq.core.estimators import finite_difference
 from deltasam_fairseq.core.noise import gaussian_direction, seed_for
 from deltasam_fairseq.registry import UnknownName

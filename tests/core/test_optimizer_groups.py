@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 from torch.utils.checkpoint import checkpoint
 
+from deltasam_fairseq.choices import METHODS
 from deltasam_fairseq.core import DeltaSAM, StepReport, reference
-from deltasam_fairseq.core.checks import METHODS
 from deltasam_fairseq.core.noise import gaussian_direction, seed_for
 from tests.core.stepping import every_inner, sgd, train, train_plainly
 from tests.support.compare import assert_close, assert_same_bits, copies

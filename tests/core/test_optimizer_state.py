@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from deltasam_fairseq.choices import METHODS
 from deltasam_fairseq.core import DeltaSAM
-from deltasam_fairseq.core.checks import METHODS
 from tests.core.stepping import every_inner, sgd, train, train_plainly
 from tests.support.compare import assert_close, assert_same_bits, copies
 from tests.support.problems import Problem, mlp

@@ -10,6 +10,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from deltasam_fairseq.choices import METHODS
 from deltasam_fairseq.core import (
     DeltaSAM,
     delta_sam_step,
@@ -18,7 +19,6 @@ from deltasam_fairseq.core import (
     reference,
     sam_step,
 )
-from deltasam_fairseq.core.checks import METHODS
 from deltasam_fairseq.core.noise import seed_for
 from tests.core.stepping import (
     ETA,

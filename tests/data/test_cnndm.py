@@ -4,7 +4,7 @@ import pytest
 
 from deltasam_fairseq.data.aligned import Aligned
 from deltasam_fairseq.data.cnndm import COUNTS, CnndmOptions, check_counts, clean, cnndm_origin
-from deltasam_fairseq.data.text_origin import TextFiles
+from deltasam_fairseq.data.text_pairs import TextFiles
 from deltasam_fairseq.errors import UserError
 
 PAIR = Aligned(["(CNN) -- It rained.", "", "(CNN)", "Sun."], ["Rain.", "x", "y", "Sunny."])
@@ -61,4 +61,4 @@ def test_real_articles(data_folder: Path, tmp_path: Path) -> None:
     everything = [text for pair in splits.values() for text in pair.sources]
     assert not any(text.startswith("(CNN)") for text in everything)
     with pytest.raises(UserError, match=r"-286,213"):
-        cnndm_origin(files, CnndmOptions(held_out=50, strict=True)).load(tmp_path)
+        cnndm_origin(files, CnndmOptions(held_out=50, strict_counts=True)).load(tmp_path)

@@ -7,8 +7,8 @@ from deltasam_fairseq.data import gpt2
 from deltasam_fairseq.data.aligned import Aligned
 from deltasam_fairseq.data.gpt2 import Gpt2Bpe
 from deltasam_fairseq.data.prepared import PreparedData
-from deltasam_fairseq.data.tokens import write_lines
 from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.files import write_lines
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from deltasam_fairseq.data import pipeline
+from deltasam_fairseq.data import pipeline, text_pairs
 from deltasam_fairseq.data.aligned import Aligned
-from deltasam_fairseq.data.pipeline import Origin, prepare
-from deltasam_fairseq.data.prepared import MARKER, PreparedData
+from deltasam_fairseq.data.prepared import PreparedData
+from deltasam_fairseq.data.text_pairs import Origin, prepare_pairs
 from deltasam_fairseq.data.tokens import TokenSettings
 from deltasam_fairseq.errors import UserError
 
@@ -37,12 +37,12 @@ def without_fairseq(monkeypatch: pytest.MonkeyPatch) -> None:
         destination.mkdir()
         log.write_text("done\n")
 
-    monkeypatch.setattr(pipeline, "binarize", binarize)
+    monkeypatch.setattr(text_pairs, "binarize", binarize)
     monkeypatch.setattr(pipeline, "require_fairseq", lambda: None)
 
 
 def test_a_finished_folder_holds_text_pieces_and_facts(tmp_path: Path) -> None:
-    data = prepare(tmp_path / "d", origin(), TOKENS, say=lambda line: None)
+    data = prepare_pairs(tmp_path / "d", origin(), TOKENS, say=lambda line: None)
     assert data.texts("test", "target") == PAIRS.targets
     lines = data.pieces("train", "source").read_text().splitlines()
     assert len(lines) == 30
@@ -57,7 +57,7 @@ def test_the_hash_is_that_of_the_content(tmp_path: Path) -> None:
 
     def made(name: str, test: Aligned) -> PreparedData:
         splits = {**SPLITS, "test": test}
-        return prepare(
+        return prepare_pairs(
             tmp_path / name, origin(load=lambda folder: splits), TOKENS, say=lambda line: None
         )
 
@@ -67,8 +67,8 @@ def test_the_hash_is_that_of_the_content(tmp_path: Path) -> None:
 
 def test_the_same_inputs_are_not_read_again(tmp_path: Path) -> None:
     said: list[str] = []
-    prepare(tmp_path / "d", origin(), TOKENS, say=lambda line: None)
-    prepare(tmp_path / "d", origin(load=fail), TOKENS, say=said.append)
+    prepare_pairs(tmp_path / "d", origin(), TOKENS, say=lambda line: None)
+    prepare_pairs(tmp_path / "d", origin(load=fail), TOKENS, say=said.append)
     assert said == [f"{tmp_path / 'd'}: finished before from the same inputs; nothing to do"]
 
 
@@ -83,26 +83,26 @@ def test_the_same_inputs_are_not_read_again(tmp_path: Path) -> None:
 def test_other_inputs_need_force(
     tmp_path: Path, changed: Origin, tokens: TokenSettings, message: str
 ) -> None:
-    prepare(tmp_path / "d", origin(), TOKENS, say=lambda line: None)
-    before = (tmp_path / "d" / MARKER).read_text()
+    prepare_pairs(tmp_path / "d", origin(), TOKENS, say=lambda line: None)
+    before = (tmp_path / "d" / PreparedData.MARKER).read_text()
     with pytest.raises(UserError, match=message):
-        prepare(tmp_path / "d", changed, tokens, say=lambda line: None)
-    assert (tmp_path / "d" / MARKER).read_text() == before
+        prepare_pairs(tmp_path / "d", changed, tokens, say=lambda line: None)
+    assert (tmp_path / "d" / PreparedData.MARKER).read_text() == before
 
 
 def test_force_replaces_the_folder(tmp_path: Path) -> None:
-    prepare(tmp_path / "d", origin(), TOKENS, say=lambda line: None)
-    data = prepare(tmp_path / "d", origin(2), TOKENS, force=True, say=lambda line: None)
+    prepare_pairs(tmp_path / "d", origin(), TOKENS, say=lambda line: None)
+    data = prepare_pairs(tmp_path / "d", origin(2), TOKENS, force=True, say=lambda line: None)
     assert data.facts["inputs"] == {"number": 2}
 
 
 def test_a_failure_leaves_nothing_and_keeps_what_was_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="broke off"):
-        prepare(tmp_path / "d", origin(load=fail), TOKENS, say=lambda line: None)
+        prepare_pairs(tmp_path / "d", origin(load=fail), TOKENS, say=lambda line: None)
     assert list(tmp_path.iterdir()) == []
-    prepare(tmp_path / "d", origin(), TOKENS, say=lambda line: None)
+    prepare_pairs(tmp_path / "d", origin(), TOKENS, say=lambda line: None)
     with pytest.raises(UserError, match="broke off"):
-        prepare(tmp_path / "d", origin(2, fail), TOKENS, force=True, say=lambda line: None)
+        prepare_pairs(tmp_path / "d", origin(2, fail), TOKENS, force=True, say=lambda line: None)
     assert PreparedData.load(tmp_path / "d").facts["inputs"] == {"number": 1}
 
 
@@ -111,12 +111,12 @@ def test_what_a_killed_process_left_is_never_taken_as_finished(tmp_path: Path) -
     (left / "raw").mkdir(parents=True)
     with pytest.raises(UserError, match=r"is not a finished data folder.*deltasam prepare"):
         PreparedData.load(left)
-    prepare(tmp_path / "d", origin(), TOKENS, say=lambda line: None)
-    assert json.loads((tmp_path / "d" / MARKER).read_text())["pieces"] > 0
+    prepare_pairs(tmp_path / "d", origin(), TOKENS, say=lambda line: None)
+    assert json.loads((tmp_path / "d" / PreparedData.MARKER).read_text())["pieces"] > 0
 
 
 def test_data_of_a_task_on_sentences_is_no_text_to_generate(tmp_path: Path) -> None:
-    (tmp_path / MARKER).write_text(json.dumps({"kind": "sentences", "task": "RTE"}))
+    (tmp_path / PreparedData.MARKER).write_text(json.dumps({"kind": "sentences", "task": "RTE"}))
     with pytest.raises(UserError, match="was made for RTE, not for texts to generate; give"):
         PreparedData.load(tmp_path)
 
@@ -125,5 +125,5 @@ def test_a_folder_of_someone_else_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "thesis.tex").write_text("")
     with pytest.raises(UserError, match="was not made by deltasam prepare"):
-        prepare(tmp_path / "d", origin(), TOKENS, force=True, say=lambda line: None)
+        prepare_pairs(tmp_path / "d", origin(), TOKENS, force=True, say=lambda line: None)
     assert (tmp_path / "d" / "thesis.tex").exists()

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from deltasam_fairseq.data.glue import GLUE
+from deltasam_fairseq.data.labelled_sentences import write_submission
 from deltasam_fairseq.data.sentence_task import (
     Layout,
     SentenceTask,
@@ -12,7 +13,6 @@ from deltasam_fairseq.data.sentence_task import (
     describe_malformed,
     read_rows,
 )
-from deltasam_fairseq.data.submission import write_submission
 from deltasam_fairseq.errors import UserError
 
 PAIR = SplitFile("train", "train.tsv", Layout(True, ("b", "a"), "label"))

@@ -21,7 +21,7 @@ from deltasam_fairseq.fairseq_plugin import register  # noqa: E402, F401
 from deltasam_fairseq.inference.generate import mend_ngram_blocking  # noqa: E402
 from deltasam_fairseq.recipes.catalogue import RECIPES  # noqa: E402
 from deltasam_fairseq.recipes.command import generate_command, train_command  # noqa: E402
-from deltasam_fairseq.recipes.generation import DECODE_BOS  # noqa: E402
+from deltasam_fairseq.recipes.evaluation import DECODE_BOS  # noqa: E402
 from tests.support import fairseq_data  # noqa: E402
 
 pytestmark = pytest.mark.fairseq

@@ -3,9 +3,11 @@ from pathlib import Path
 
 import pytest
 
-from deltasam_fairseq.recipes.base import CONTROLS, METHODS, Recipe
+from deltasam_fairseq.choices import METHODS
+from deltasam_fairseq.recipes.base import Recipe
 from deltasam_fairseq.recipes.catalogue import RECIPES
 from deltasam_fairseq.recipes.command import generate_command, train_command
+from deltasam_fairseq.recipes.methods import CONTROLS
 
 CASES: list[tuple[str, str | None]] = [
     (name, model) for name, recipe in RECIPES.items() for model in tuple(recipe.models) or (None,)
@@ -47,12 +49,6 @@ def test_fairseq_knows_every_flag(
     generate = generate_command(recipe, data=Path("d"), checkpoint=Path("c"), split="test")
     args = options.parse_args_and_arch(options.get_generation_parser(), generate[4:])
     assert args.beam == recipe.generation["beam"]
-
-
-def test_the_methods_are_those_of_the_core() -> None:
-    from deltasam_fairseq.core.checks import METHODS as CORE_METHODS
-
-    assert METHODS == CORE_METHODS
 
 
 def test_controls_run_as_methods_with_estimators_of_the_core() -> None:

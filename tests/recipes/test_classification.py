@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from deltasam_fairseq.data import process
 from deltasam_fairseq.data.glue import GLUE
-from deltasam_fairseq.data.prepared_sentences import PreparedSentences
-from deltasam_fairseq.data.tokens import write_lines
+from deltasam_fairseq.data.labelled_sentences import PreparedSentences
 from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.files import write_lines
 from deltasam_fairseq.recipes import classification
 from deltasam_fairseq.recipes.classification import classify, to_labels
 from deltasam_fairseq.recipes.run_folder import RunFolder
@@ -28,7 +29,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
         Path(command[command.index("--out") + 1]).write_text(json.dumps(LOGITS))
         return int("--cpu" in command)
 
-    monkeypatch.setattr(classification, "run_logged", predict)
+    monkeypatch.setattr(process, "run_logged", predict)
     monkeypatch.setattr(classification, "require_fairseq", lambda: None)
     return run
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from deltasam_fairseq.choices import METHODS
 from deltasam_fairseq.data.bart import ARCHITECTURES, PreparedBart
 from deltasam_fairseq.data.prepared import PreparedData
 from deltasam_fairseq.errors import UserError
-from deltasam_fairseq.recipes.base import METHODS
 from deltasam_fairseq.recipes.catalogue import RECIPES
 from deltasam_fairseq.recipes.command import flag_values
 from deltasam_fairseq.recipes.launch import update_freq
@@ -56,7 +56,7 @@ def bart(tmp_path: Path) -> PreparedBart:
 
 def request(data: PreparedData, bart: PreparedBart | None, **wishes: object) -> TrainRequest:
     run = RunFolder(data.path.parent / "run")
-    return TrainRequest(RECIPES.get("cnndm"), data, run, bart=bart, **wishes)  # type: ignore[arg-type]
+    return TrainRequest(RECIPES.get("cnndm"), data, run, checkpoint=bart, **wishes)  # type: ignore[arg-type]
 
 
 def test_the_command_is_the_published_one(data: PreparedData, bart: PreparedBart) -> None:
@@ -151,7 +151,7 @@ def test_without_a_checkpoint_nothing_is_trained(data: PreparedData) -> None:
 def test_other_recipes_take_no_bart(data: PreparedData, bart: PreparedBart) -> None:
     run = RunFolder(data.path.parent / "run")
     with pytest.raises(UserError, match="text trains from scratch; leave --bart out"):
-        TrainRequest(RECIPES.get("text"), data, run, bart=bart).command()
+        TrainRequest(RECIPES.get("text"), data, run, checkpoint=bart).command()
 
 
 def test_a_checkpoint_that_is_not_there_is_an_error_for_every_recipe(data: PreparedData) -> None:

@@ -3,9 +3,10 @@ from pathlib import Path
 
 import pytest
 
+from deltasam_fairseq.choices import METHODS
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.plugin_path import plugin_dir
-from deltasam_fairseq.recipes.base import METHODS, Recipe
+from deltasam_fairseq.recipes.base import Recipe
 from deltasam_fairseq.recipes.command import generate_command, merge_flags, train_command
 
 RECIPE = Recipe(

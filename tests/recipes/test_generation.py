@@ -7,7 +7,8 @@ from deltasam_fairseq.data.prepared import PreparedData
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.recipes import generation
 from deltasam_fairseq.recipes.catalogue import RECIPES
-from deltasam_fairseq.recipes.generation import Decoding, Generated, generate
+from deltasam_fairseq.recipes.evaluation import EvaluationOptions
+from deltasam_fairseq.recipes.generation import Generated, generate
 from deltasam_fairseq.recipes.hypotheses import GPT2, SENTENCEPIECE, in_order
 from deltasam_fairseq.recipes.run_folder import RunFolder
 from tests.support.prepared_data import GENERATED, TARGETS, finished_data, program
@@ -42,9 +43,7 @@ def decoded(run: RunFolder, said: list[str] | None = None, **wishes: Any) -> Gen
     path = run.path.parent / "data"
     data = finished_data(path) if not path.exists() else PreparedData.load(path)
     say = (lambda line: None) if said is None else said.append
-    force = wishes.pop("force", False)
-    recipe = RECIPES.get("text")
-    return generate(recipe, data, run, "test", Decoding(**wishes), force=force, say=say)
+    return generate(RECIPES.get("text"), data, run, "test", EvaluationOptions(**wishes), say=say)
 
 
 def test_hypotheses_are_plain_text_in_the_order_of_the_references(
@@ -81,14 +80,14 @@ def test_results_of_another_checkpoint_are_not_mixed(
     decoded(run)
     run.best_checkpoint.write_bytes(checkpoint)
     with pytest.raises(UserError, match=message):
-        decoded(run, overrides=overrides)
-    decoded(run, overrides=overrides, force=True)
-    decoded(run, overrides=overrides)
+        decoded(run, extra=overrides)
+    decoded(run, extra=overrides, force=True)
+    decoded(run, extra=overrides)
 
 
 def test_a_broken_off_decoding_is_done_again(run: RunFolder, calls: list[str]) -> None:
     with pytest.raises(UserError, match="fairseq-generate ended with status 1"):
-        decoded(run, overrides=["--fail"])
+        decoded(run, extra=["--fail"])
     assert decoded(run).hypotheses == HYPOTHESES
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from deltasam_fairseq.cli import prepare
+from deltasam_fairseq.cli import recipes as cli_recipes
 from deltasam_fairseq.cli import train as cli_train
 from deltasam_fairseq.cli.main import main
 from deltasam_fairseq.errors import UserError
@@ -52,8 +53,8 @@ def own_registry(monkeypatch: pytest.MonkeyPatch) -> Registry[Recipe]:
     registry: Registry[Recipe] = Registry("recipe")
     for name, recipe in RECIPES.items():
         registry.register(name, description=recipe.description)(recipe)
-    monkeypatch.setattr(catalogue, "RECIPES", registry)
-    monkeypatch.setattr(prepare, "RECIPES", registry)
+    for module in (catalogue, prepare, cli_recipes):
+        monkeypatch.setattr(module, "RECIPES", registry)
     return registry
 
 

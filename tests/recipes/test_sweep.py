@@ -10,7 +10,7 @@ import pytest
 
 from deltasam_fairseq.cli.main import main
 from deltasam_fairseq.data.encoder import PreparedEncoder
-from deltasam_fairseq.data.prepared_sentences import PreparedSentences
+from deltasam_fairseq.data.labelled_sentences import PreparedSentences
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.recipes import sweep as module
 from deltasam_fairseq.recipes.catalogue import RECIPES

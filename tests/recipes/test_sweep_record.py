@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from deltasam_fairseq.cli.main import main
 from deltasam_fairseq.data.glue import GLUE
-from deltasam_fairseq.data.prepared import MARKER
+from deltasam_fairseq.data.labelled_sentences import PreparedSentences
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.recipes.run_folder import RunFolder
 from deltasam_fairseq.recipes.sweep_folder import SweepFolder
@@ -27,7 +27,7 @@ def sweep(tmp_path: Path) -> SweepFolder:
     (data / "raw").mkdir(parents=True)
     (data / "raw" / "valid.label").write_text("entailment\n" * 3)
     facts = {"kind": "sentences", "rows": {"valid": 3}, "sha256": "d"}
-    (data / MARKER).write_text(json.dumps(facts))
+    (data / PreparedSentences.MARKER).write_text(json.dumps(facts))
     folder = SweepFolder(tmp_path / "sweep")
     run = RunFolder(folder.cell("none-seed1"))
     run.predictions("valid").mkdir(parents=True)
@@ -95,7 +95,7 @@ def test_predictions_that_are_not_the_record_s_stop(sweep: SweepFolder, tmp_path
 
 def test_other_data_than_that_of_the_run_stops(sweep: SweepFolder, tmp_path: Path) -> None:
     facts = {"kind": "sentences", "rows": {"valid": 3}, "sha256": "another"}
-    (tmp_path / "data" / MARKER).write_text(json.dumps(facts))
+    (tmp_path / "data" / PreparedSentences.MARKER).write_text(json.dumps(facts))
     with pytest.raises(UserError, match="another hash"):
         export_records(RTE, sweep, SweepFolder(tmp_path / "kept"), say=silent)
 

@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 
+from deltasam_fairseq.data.labelled_sentences import PreparedSentences
 from deltasam_fairseq.data.prepared import PreparedData
-from deltasam_fairseq.data.prepared_sentences import PreparedSentences
 from deltasam_fairseq.errors import UserError
-from deltasam_fairseq.recipes import start, training
+from deltasam_fairseq.recipes import checks_before_training, training
 from deltasam_fairseq.recipes.catalogue import RECIPES
+from deltasam_fairseq.recipes.checks_before_training import check_data
 from deltasam_fairseq.recipes.command import train_command
 from deltasam_fairseq.recipes.run_folder import RunFolder
-from deltasam_fairseq.recipes.start import check_data
 from deltasam_fairseq.recipes.training import TrainRequest, train
 from tests.support.prepared_data import finished_data, program
 
@@ -105,22 +105,22 @@ def test_a_recipe_for_a_gpu_says_so_on_a_cpu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(start, "gpus", lambda: gpus)
+    monkeypatch.setattr(checks_before_training, "gpus", lambda: gpus)
     recipe = RECIPES.get(name)
     recipe = recipe.with_model(model) if model else recipe
     folder = Path("d")
     command = train_command(
         recipe, data=folder, save_dir=folder, method="sam", seed=1, overrides=overrides
     )
-    note = start.cpu_note(recipe, command)
+    note = checks_before_training.cpu_note(recipe, command)
     assert bool(note) == (said is not None)
     assert (said or "") in note
     full = train_command(
         recipe, data=folder, save_dir=folder, method="sam", seed=1, precision="fp32"
     )
-    assert "half precision" not in start.cpu_note(recipe, full)
+    assert "half precision" not in checks_before_training.cpu_note(recipe, full)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert bool(start.cpu_note(recipe, command)) == bool(recipe.on_cpu)
+    assert bool(checks_before_training.cpu_note(recipe, command)) == bool(recipe.on_cpu)
 
 
 def test_a_run_without_a_gpu_begins_with_the_note(
@@ -129,7 +129,7 @@ def test_a_run_without_a_gpu_begins_with_the_note(
     commands: list[dict[str, Any]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(start, "gpus", list)
+    monkeypatch.setattr(checks_before_training, "gpus", list)
     said: list[str] = []
     train(TrainRequest(RECIPES.get("text"), data, run), say=said.append)
     train(TrainRequest(RECIPES.get("text"), data, run), say=said.append, resume=True)

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from deltasam_fairseq.data.bart import ARCHITECTURES, BART_MARKER, PreparedBart
-from deltasam_fairseq.data.prepared import MARKER, SPLITS, PreparedData
+from deltasam_fairseq.data.bart import ARCHITECTURES, PreparedBart
+from deltasam_fairseq.data.prepared import SPLITS, PreparedData
 
 SOURCES = ["def get leaf (tree): Leaves have no children.", "def add (a, b): Both are numbers."]
 TARGETS = ["Get the leaf of a tree.", "Add two numbers."]
@@ -50,7 +50,7 @@ def finished_data(folder: Path, *, sha256: str = "d" * 64, gpt2: bool = False) -
             path = data.raw(split, side)
             path.parent.mkdir(exist_ok=True)
             path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    (folder / MARKER).write_text(json.dumps(data.facts))
+    (folder / PreparedData.MARKER).write_text(json.dumps(data.facts))
     return data
 
 
@@ -73,7 +73,7 @@ def prepared_bart(folder: Path, architecture: str) -> PreparedBart:
         "dict_sha256": DICTIONARY,
         "bytes": 4,
     }
-    (folder / BART_MARKER).write_text(json.dumps(facts))
+    (folder / PreparedBart.MARKER).write_text(json.dumps(facts))
     return PreparedBart.load(folder)
 
 

@@ -22,11 +22,14 @@ PACKAGE = "deltasam_fairseq"
 
 RANK = {
     "errors": 0,
+    "choices": 0,
     "figures": 1,
+    "files": 1,
     "markdown": 0,
     "plugin_path": 0,
     "registry": 0,
     "safe_pickles": 0,
+    "settings": 0,
     "core": 1,
     "per_instance": 2,
     "objectives": 2,

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from deltasam_fairseq.choices import METHODS
 from deltasam_fairseq.cli.main import VERBS, main
 from deltasam_fairseq.recipes import catalogue
-from deltasam_fairseq.recipes.base import CONTROLS, METHODS, Recipe
+from deltasam_fairseq.recipes.base import Recipe
 from deltasam_fairseq.recipes.catalogue import RECIPES
+from deltasam_fairseq.recipes.methods import CONTROLS
 from deltasam_fairseq.recipes.run_folder import RunFolder
 from deltasam_fairseq.registry import Registry
 from tests.support.encoder_toys import SIZE_FLAGS, write_bert

@@ -19,10 +19,10 @@ from fairseq.data.encoders.gpt2_bpe_utils import get_encoder
 from fairseq.tasks import LegacyFairseqTask, register_task
 from torch import Tensor
 
-from deltasam_fairseq.data.json_file import read_json
 from deltasam_fairseq.data.views import MASK, mask_span
 from deltasam_fairseq.data.vocabulary import WordPiece
 from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.files import read_json
 
 # From lines of text to the tokens of each, as the dictionary spells them.
 Cutter = Callable[[Sequence[str]], list[list[str]]]

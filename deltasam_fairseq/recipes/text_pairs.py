@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from deltasam_fairseq.recipes.base import Recipe
 
-TEXT = Recipe(
+TEXT_PAIRS = Recipe(
     name="text",
     version=1,
     description="any two aligned text files; a six-layer transformer, for a GPU",

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import sentencepiece
 
-from deltasam_fairseq.data.pieces import decode, encode, train_model
+from deltasam_fairseq.data.sentencepiece_model import decode, encode, train_model
 
 TEXTS = [
     f"the {a} {b} of number {i}" for i in range(40) for a in ("old", "new") for b in ("ox", "ax")

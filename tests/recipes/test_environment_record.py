@@ -7,7 +7,7 @@ import pytest
 
 import deltasam_fairseq
 from deltasam_fairseq import __version__
-from deltasam_fairseq.recipes.surroundings import commit, hardware, load, processor, versions
+from deltasam_fairseq.recipes.environment_record import commit, hardware, load, processor, versions
 
 
 @pytest.fixture

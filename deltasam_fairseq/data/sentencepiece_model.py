@@ -13,17 +13,7 @@ _THREADS = 1
 
 
 def train_model(texts: Sequence[str], model: Path, *, vocab_size: int) -> int:
-    """Train a unigram model. The same texts give the same file.
-
-    Args:
-        texts: One text per entry.
-        model: File to write.
-        vocab_size: Number of pieces to aim at. A text too small for so many
-            yields fewer.
-
-    Returns:
-        The number of pieces.
-    """
+    """Train a unigram model, the same for the same texts; a small text gives fewer pieces."""
     trained = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         # Not file names: the model would hold them.
@@ -41,27 +31,14 @@ def train_model(texts: Sequence[str], model: Path, *, vocab_size: int) -> int:
 
 
 def encode(texts: Sequence[str], model: Path, *, max_tokens: int, workers: int) -> list[str]:
-    """Cut texts into pieces.
-
-    Args:
-        texts: One text per entry.
-        model: A trained model.
-        max_tokens: What comes after so many pieces is dropped.
-        workers: Number of threads.
-
-    Returns:
-        For each text its pieces, separated by spaces.
-    """
+    """Cut texts into pieces, ``max_tokens`` at most, separated by spaces."""
     processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
     encoded = processor.encode(list(texts), out_type=str, num_threads=workers)
     return [" ".join(pieces[:max_tokens]) for pieces in encoded]
 
 
 def decode(pieces: str) -> str:
-    """Put pieces together again.
-
-    Args:
-        pieces: Pieces separated by spaces.
+    """Put pieces, separated by spaces, together again.
 
     Returns:
         The text.

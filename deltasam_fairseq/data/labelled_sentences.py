@@ -1,46 +1,82 @@
-"""From the tables of a task on sentences to a finished data folder."""
+"""Labelled sentences: from the tables of a task to a finished data folder."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltasam_fairseq import __version__
 from deltasam_fairseq.data.binarize import binarize_column
 from deltasam_fairseq.data.encoder import PreparedEncoder
-from deltasam_fairseq.data.files import file_sha256
-from deltasam_fairseq.data.pipeline import is_made, work_folder
-from deltasam_fairseq.data.prepared import MARKER, SENTENCES
-from deltasam_fairseq.data.prepared_sentences import PreparedSentences
-from deltasam_fairseq.data.process import require_fairseq
+from deltasam_fairseq.data.pipeline import make_corpus
+from deltasam_fairseq.data.prepared import PreparedCorpus
+from deltasam_fairseq.data.process import Say
 from deltasam_fairseq.data.sentence_task import Rows, SentenceTask, describe_malformed, read_rows
-from deltasam_fairseq.data.tokens import write_lines
 from deltasam_fairseq.data.vocabulary import Vocabulary, cut, vocabulary_of
 from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.files import file_sha256, write_lines
+from deltasam_fairseq.settings import setting
 
-Say = Callable[[str], None]
+_KIND = "sentences"
 _REQUIRED = ("train", "valid")
+
+
+class PreparedSentences(PreparedCorpus):
+    """Labelled sentences, as fairseq's ``sentence_prediction`` reads them.
+
+    The columns are ``input0``, ``input1`` and ``label``. ``facts`` has ``task``, and ``rows`` and
+    ``malformed`` by split.
+    """
+
+    @property
+    def holds(self) -> str:
+        """The name of their task."""
+        return str(self.facts["task"])
+
+    def require_split(self, split: str) -> None:
+        """Check that a split is there."""
+        if split not in self.facts["rows"]:
+            raise UserError(
+                f"{self.path} has no split {split!r}; it has {', '.join(self.facts['rows'])}"
+            )
+
+    def labels(self, split: str) -> list[str]:
+        """Read the labels of a split, as its authors' file has them; none are an error."""
+        self.require_split(split)
+        if not self.raw(split, "label").is_file():
+            raise UserError(f"{self.path}: {split} has no labels, only sentences")
+        return self.texts(split, "label")
+
+    @classmethod
+    def _unfinished(cls, path: Path) -> str:
+        return (
+            f"{path} is not a finished data folder (it has no {cls.MARKER}); make one with: "
+            f"deltasam prepare RECIPE --glue DIR --model NAME --out {path}"
+        )
+
+    def _require_whole(self) -> None:
+        if self.facts.get("kind") != _KIND:
+            raise UserError(
+                f"{self.path} was made for {self.facts.get('kind')}, not for a task on sentences; "
+                "give the folder that deltasam prepare made for this recipe"
+            )
 
 
 @dataclass(frozen=True)
 class SentenceOptions:
-    """How to prepare a task.
+    """How the tables of a task become data; ``max_tokens`` counts special tokens as well."""
 
-    Args:
-        max_tokens: Longest input with its special tokens; longer ones are cut.
-        skip_malformed: Whether malformed rows of labelled files are left out.
-        strict: Whether unknown numbers of rows are an error.
-        workers: Number of processes.
-    """
-
-    max_tokens: int
-    skip_malformed: bool = False
-    strict: bool = False
-    workers: int = 1
+    max_tokens: int | None = setting("longest input; default: the model's", None)
+    skip_malformed: bool = setting(
+        "leave malformed rows of labelled files out, and say which", False
+    )
+    strict_counts: bool = setting("stop if the numbers of rows are not known", False)
+    workers: int = setting(
+        "processes; the result does not depend on it (%(default)s)", os.cpu_count() or 1
+    )
+    force: bool = setting("make it anew in any case", False)
 
 
 def prepare_sentences(
@@ -50,26 +86,37 @@ def prepare_sentences(
     encoder: PreparedEncoder,
     options: SentenceOptions,
     *,
-    force: bool = False,
     say: Say = print,
 ) -> PreparedSentences:
-    """Make a data folder for fairseq's ``sentence_prediction``, or find that it is there.
+    """Make a folder of labelled sentences, or find that it is there; see :func:`make_corpus`.
 
     Args:
-        out: The folder to make; ``prepared.json`` is written last.
+        out: The folder to make.
         task: What the tables hold.
         folder: The task's folder, or one that holds it.
         encoder: Whose vocabulary to use.
-        options: How to prepare it.
-        force: Whether to make it in any case, in the place of one that is there.
-        say: Told what happens, line by line.
+        options: How to prepare it; ``max_tokens`` is given.
+        say: Told what happens.
 
     Returns:
         The finished folder.
     """
     files = dict(_files(task, folder))
+
+    def build(data: PreparedSentences) -> str:
+        splits = _read(files, task, options, say)
+        _write(data, splits, vocabulary_of(encoder), options, say)
+        for name, rows in splits.items():
+            _write_labels(data, name, rows, task)
+        say("binarizing with fairseq-preprocess …")
+        _binarize(data, splits, task, encoder.dictionary, options.workers)
+        data.facts["rows"] = {name: len(rows) for name, rows in splits.items()}
+        data.facts["malformed"] = {n: len(rows.malformed) for n, rows in splits.items()}
+        data.facts["sha256"] = _digest(data, encoder)
+        return f"rows: {', '.join(f'{len(rows)} {name}' for name, rows in splits.items())}"
+
     wanted = {
-        "kind": SENTENCES,
+        "kind": _KIND,
         "task": task.name,
         "inputs": {name: file_sha256(path) for name, path in files.items()},
         "settings": {
@@ -80,29 +127,32 @@ def prepare_sentences(
             "skip_malformed": options.skip_malformed,
         },
     }
-    if is_made(out, wanted, force=force):
-        say(f"{out}: finished before from the same inputs; nothing to do")
-        return PreparedSentences.load(out)
-    require_fairseq()
-    with work_folder(out) as work:
-        data = PreparedSentences(work, dict(wanted))
-        splits = _read(files, task, options, say)
-        _write(data, splits, vocabulary_of(encoder), options, say)
-        for name, rows in splits.items():
-            _write_labels(data, name, rows, task)
-        say("binarizing with fairseq-preprocess …")
-        _binarize(data, splits, task, encoder.dictionary, options.workers)
-        data.facts["rows"] = {name: len(rows) for name, rows in splits.items()}
-        data.facts["malformed"] = {n: len(rows.malformed) for n, rows in splits.items()}
-        data.facts["sha256"] = _digest(data, encoder)
-        data.facts["versions"] = {"deltasam_fairseq": __version__}
-        (work / MARKER).write_text(json.dumps(data.facts, indent=2) + "\n", encoding="utf-8")
-        if out.exists():
-            shutil.rmtree(out)
-        work.rename(out)
-    counts = ", ".join(f"{number} {name}" for name, number in data.facts["rows"].items())
-    say(f"{out}: finished; rows: {counts}")
-    return PreparedSentences.load(out)
+    return make_corpus(out, PreparedSentences, wanted, build, force=options.force, say=say)
+
+
+def write_submission(
+    folder: Path, task: SentenceTask, split: str, predictions: Sequence[str]
+) -> Path:
+    """Write predictions, in the order of the file, as GLUE's server takes them.
+
+    Returns:
+        The file, named as the server wants it.
+
+    Raises:
+        UserError: If the split has no such file, or another number of rows.
+    """
+    found = task.split(split)
+    if not found.submission:
+        raise UserError(f"{task.name} has no submission file for {split!r}")
+    if found.counts and len(predictions) not in found.counts:
+        raise UserError(
+            f"{len(predictions)} predictions for {task.name}, whose {split} set has "
+            f"{found.counts[0]}; the server refuses the file"
+        )
+    path = folder / found.submission
+    rows = [f"{index}\t{prediction}" for index, prediction in enumerate(predictions)]
+    write_lines(path, ["index\tprediction", *rows])
+    return path
 
 
 def _files(task: SentenceTask, folder: Path) -> Iterator[tuple[str, Path]]:
@@ -131,7 +181,7 @@ def _read(
         if split.counts and len(rows) not in split.counts:
             known = " or ".join(f"{count:,}" for count in split.counts)
             text = f"{path}: {len(rows):,} rows, the official {task.name} has {known}"
-            if options.strict:
+            if options.strict_counts:
                 raise UserError(f"{text}; scores on other rows do not compare with published ones")
             say(f"note: {text}")
         splits[name] = rows
@@ -153,7 +203,7 @@ def _write(
         tokens = [
             vocabulary.encode(lines, data.path, workers=options.workers) for lines in rows.texts
         ]
-        limit = options.max_tokens - vocabulary.specials(len(tokens))
+        limit = (options.max_tokens or 0) - vocabulary.specials(len(tokens))
         pairs = [cut(sides, limit) for sides in zip(*tokens, strict=True)]
         shorter = sum(
             any(len(a) < len(b) for a, b in zip(kept, whole, strict=True))

@@ -15,9 +15,9 @@ def data_folder(recipe: str, model: str) -> Path:
     return Path("data", recipe, model)
 
 
-def run_folder(recipe: str, model: str, method: str, seed: int) -> Path:
+def run_folder(recipe: str, model: str, name: str) -> Path:
     """Return the folder of a run, as in ``runs/glue/rte/roberta_large/sam-seed1``."""
-    return Path("runs", recipe, model, f"{method}-seed{seed}")
+    return Path("runs", recipe, model, name)
 
 
 def sweep_folder(recipe: str, model: str) -> Path:

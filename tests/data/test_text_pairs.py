@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from deltasam_fairseq.data.text_origin import TextFiles, text_origin
+from deltasam_fairseq.data.text_pairs import TextFiles, text_origin
 from deltasam_fairseq.errors import UserError
 
 

@@ -8,8 +8,11 @@ import pytest
 from deltasam_fairseq.conversion.prepare_encoder import EncoderRequest, prepare_encoder
 from deltasam_fairseq.data.encoder import PreparedEncoder
 from deltasam_fairseq.data.glue import GLUE
-from deltasam_fairseq.data.prepare_sentences import SentenceOptions, prepare_sentences
-from deltasam_fairseq.data.prepared_sentences import PreparedSentences
+from deltasam_fairseq.data.labelled_sentences import (
+    PreparedSentences,
+    SentenceOptions,
+    prepare_sentences,
+)
 from deltasam_fairseq.errors import UserError
 from tests.support.encoder_toys import write_bert, write_tables
 

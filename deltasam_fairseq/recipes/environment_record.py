@@ -18,13 +18,8 @@ _DISTRIBUTIONS = (
 )
 
 
-def surroundings() -> dict[str, Any]:
-    """Describe software and hardware, without importing any of it.
-
-    Returns:
-        ``versions``, ``commit`` (of this project's checkout, or none), ``hardware``, and
-        ``load``: how busy the machine was before.
-    """
+def environment_record() -> dict[str, Any]:
+    """Describe software and hardware, and how busy they are, without importing any of it."""
     return {
         "versions": versions(),
         "commit": commit(),
@@ -45,10 +40,7 @@ def versions() -> dict[str, str]:
 
 
 def commit(folder: Path | None = None) -> str | None:
-    """Return the commit that a folder's files are from.
-
-    Args:
-        folder: A folder of a checkout; this package's own when left out.
+    """Return the commit that the files of a folder, else of this package, are from.
 
     Returns:
         The commit, with ``+changes`` behind it if files of the folder differ from it or are
