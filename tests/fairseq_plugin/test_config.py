@@ -29,11 +29,17 @@ OWN = {
     "sam_rule": "all",
     "sam_adaptive": "False",
     "sam_per_instance_engine": "auto",
+    "freelb_steps": "0",
+    "freelb_lr": "0.1",
+    "freelb_init": "0.1",
+    "freelb_max_norm": "0.3",
+    "freelb_norm": "l2",
 }
 
 
 def test_the_flags_are_frozen() -> None:
-    own = [f.name for f in dataclasses.fields(SharpnessConfig) if f.name.startswith("sam_")]
+    fields = dataclasses.fields(SharpnessConfig)
+    own = [f.name for f in fields if f.name.startswith(("sam_", "freelb_"))]
     defaults = DeltaSAMConfig()
     assert {name: str(getattr(defaults, name)) for name in own} == OWN
 
