@@ -103,9 +103,10 @@ class FreeLB:
             return loss / steps, sample_size, logging_output
 
         noise = self._first_noise(sample, model)
-        start = state_of(model.parameters(), *self._modules())
-        losses: list[Tensor] = []
-        results: list[Result] = []
+        modules = self.trainer.get_model(), self.trainer.get_criterion()
+        start = state_of(model.parameters(), *modules)
+        mean: Any = 0.0
+        size, logged = None, {}
         for number in range(steps):
             last = number == steps - 1
             noise = noise.detach().requires_grad_()
@@ -114,23 +115,22 @@ class FreeLB:
                 if not last:
                     # The last pass reduces what all of them left in ``.grad``.
                     stack.enter_context(without_sync(model, criterion))
-                found = self.step(
+                loss, *rest = self.step(
                     sample=containers_copied(sample),
                     criterion=share,
                     ignore_grad=ignore_grad,
                     **given,
                 )
-            losses.append(found[0].detach())
-            results.append((None, *found[1:]))
+            mean += loss.detach()
+            if number == 0:
+                size, logged = rest
             if not last:
                 noise = moved(noise.detach(), _gradient(noise), self.settings)
                 if isinstance(criterion, WeighingCriterion):
                     scored = criterion.as_before
                 start.replay()
         norms = norms_of(noise.detach(), self.settings.norm)
-        _, sample_size, logging_output = results[0]
-        counted = {_NORMS: norms.sum(), _SENTENCES: float(len(norms))}
-        return sum(losses), sample_size, {**logging_output, **counted}
+        return mean, size, {**logged, _NORMS: norms.sum(), _SENTENCES: float(len(norms))}
 
     @contextmanager
     def in_place(self) -> Generator[None, None, None]:
@@ -173,9 +173,6 @@ class FreeLB:
             device=like.device,
         )
         return first_noise(zeros, words, self.settings)
-
-    def _modules(self) -> tuple[Any, Any]:
-        return self.trainer.get_model(), self.trainer.get_criterion()
 
 
 def _gradient(noise: Tensor) -> Tensor:

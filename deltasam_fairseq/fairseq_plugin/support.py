@@ -137,8 +137,8 @@ def _check_batched(trainer: Any, settings: Sharpness) -> None:
     """Refuse what the batched engine is known not to do before it has seen a batch."""
     if settings.freelb is not None:
         raise ValueError(
-            "--sam-per-instance-engine batched: FreeLB's noise depends on the gradient at a "
-            "sentence's own perturbation, so its passes go sentence by sentence; or pass auto"
+            "--sam-per-instance-engine batched: with FreeLB a sentence's perturbation comes from "
+            "its gradients of all passes together, and the engine knows those of one; or pass auto"
         )
     if settings.adaptive:
         raise ValueError(
