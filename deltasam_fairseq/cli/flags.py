@@ -52,7 +52,7 @@ def own_flags() -> list[Row]:
 
     rows = []
     for field in fields(SharpnessConfig):
-        if field.name.startswith("sam_"):
+        if field.name.startswith(("sam_", "freelb_")):
             flag = f"--{field.name.replace('_', '-')}{_choices(field.type)}"
             rows.append((flag, f"{field.default}", field.metadata["help"]))
     return rows

@@ -124,13 +124,13 @@ def reached(loss: Tensor, params: Sequence[Tensor]) -> list[Tensor]:
 
     Args:
         loss: A tensor of one element; its graph is used up.
-        params: Candidates; their ``.grad`` is left as it was.
+        params: Candidates. Every ``.grad`` is left as it was, also that of other leaves.
 
     Returns:
         Some of ``params``, in their order.
     """
     if not loss.requires_grad:
         return []
-    with gradients_aside(params):
+    with gradients_aside([*params, *leaves(loss)]):
         torch.autograd.backward(loss)
         return [p for p in params if p.grad is not None]

@@ -21,6 +21,7 @@ SCOPES = ("update", "micro")
 DEALINGS = ("random", "loss")
 PROBE_PRECISIONS = ("fp32", "model")
 ENGINES = ("auto", "batched", "loop")
+FREELB_NORMS = ("l2", "linf")
 
 
 @dataclass
@@ -130,6 +131,32 @@ class SharpnessConfig(FairseqDataclass):
             "sentence by sentence; auto takes the loop where the batch cannot be exact, and says so"
         },
     )
+    freelb_steps: int = field(
+        default=0,
+        metadata={
+            "help": "FreeLB: passes of each micro-batch, with adversarial noise on the encoder's "
+            "embeddings; 0: none. (The released code's adv_steps is one less)"
+        },
+    )
+    freelb_lr: float = field(
+        default=0.1,
+        metadata={"help": "how far FreeLB moves a sentence's noise after a pass"},
+    )
+    freelb_init: float = field(
+        default=0.1,
+        metadata={
+            "help": "FreeLB's first noise is uniform within this, for l2 divided by the root of "
+            "the number of the sentence's entries; 0: none"
+        },
+    )
+    freelb_max_norm: float = field(
+        default=0.3,
+        metadata={"help": "largest norm of a sentence's noise in FreeLB; 0: no bound"},
+    )
+    freelb_norm: ChoiceEnum(list(FREELB_NORMS)) = field(  # type: ignore[valid-type]
+        default="l2",
+        metadata={"help": "the norm of a sentence's noise and of its gradient in FreeLB"},
+    )
     lr: List[float] = II("optimization.lr")  # noqa: UP006  (OmegaConf 2.0 knows typing.List only)
     tpu: bool = II("common.tpu")
 
@@ -145,6 +172,45 @@ def _with_inner_flags() -> type[SharpnessConfig]:
 
 
 DeltaSAMConfig = _with_inner_flags()
+
+
+@dataclass(frozen=True)
+class FreeLBSettings:
+    """The checked settings of FreeLB.
+
+    Args:
+        steps: Number of passes, at least 1.
+        lr: How far a sentence's noise moves after a pass.
+        init: Bound of the first noise, before it is divided by the root of its size (l2).
+        max_norm: Radius of the ball that the noise stays in; 0 for no bound.
+        norm: ``l2`` or ``linf``, of a sentence's whole noise.
+    """
+
+    steps: int
+    lr: float = 0.1
+    init: float = 0.1
+    max_norm: float = 0.3
+    norm: str = "l2"
+
+    @classmethod
+    def from_config(cls, cfg: Any) -> "FreeLBSettings | None":
+        """Check the values of a configuration node.
+
+        Args:
+            cfg: The ``optimizer`` node.
+
+        Returns:
+            The settings; ``None`` with ``--freelb-steps 0``. A value outside its range is a
+            ``ValueError``.
+        """
+        found = cls(
+            steps=int(not_negative(cfg.freelb_steps, "--freelb-steps")),
+            lr=not_negative(cfg.freelb_lr, "--freelb-lr"),
+            init=not_negative(cfg.freelb_init, "--freelb-init"),
+            max_norm=not_negative(cfg.freelb_max_norm, "--freelb-max-norm"),
+            norm=_choice(cfg.freelb_norm, "--freelb-norm", FREELB_NORMS),
+        )
+        return found if found.steps else None
 
 
 @dataclass(frozen=True)
@@ -168,6 +234,8 @@ class Sharpness:
         ascent_fraction: Share of the sentences on which a perturbation is found.
         tail: Last share of the updates that is perturbed.
         gibbs_temperature: λ of the weights of the estimator ``gibbs``.
+        freelb: The settings of FreeLB, inside the perturbation or without one; ``None``
+            without FreeLB.
     """
 
     method: str
@@ -186,6 +254,7 @@ class Sharpness:
     ascent_fraction: float = 1.0
     tail: float = 1.0
     gibbs_temperature: float = 1.0
+    freelb: FreeLBSettings | None = None
 
     @classmethod
     def from_config(cls, cfg: Any) -> "Sharpness":
@@ -234,6 +303,7 @@ class Sharpness:
             ascent_fraction=_share(cfg.sam_ascent_fraction, "--sam-ascent-fraction"),
             tail=_share(cfg.sam_tail, "--sam-tail"),
             gibbs_temperature=not_negative(cfg.sam_gibbs_temperature, "--sam-gibbs-temperature"),
+            freelb=FreeLBSettings.from_config(cfg),
         )
 
     def until(self, end: int | None) -> "Sharpness":

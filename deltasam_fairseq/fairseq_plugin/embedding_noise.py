@@ -70,7 +70,9 @@ def embeddings_shape(model: Any, src_tokens: Tensor) -> torch.Size:
 
 
 @contextmanager
-def embedding_noise(model: Any, noise: Tensor) -> Generator[None, None, None]:
+def embedding_noise(
+    model: Any, noise: Tensor, *, every_view: bool = False
+) -> Generator[None, None, None]:
     """Shift the word embeddings of the encoder in the forward passes of a block.
 
     The encoder gets ``s * (e + noise)`` for ``s * e``, before positions, segments, layer
@@ -82,6 +84,8 @@ def embedding_noise(model: Any, noise: Tensor) -> Generator[None, None, None]:
     Args:
         model: A model that :func:`encoder_of` knows, perhaps wrapped for several workers.
         noise: Shape ``(N, T, D)``, float32 or wider; it may require a gradient.
+        every_view: Whether a forward pass of ``k N`` sentences, the batch repeated k times by
+            ``Tensor.repeat``, gets the noise k times.
 
     Yields:
         Nothing.
@@ -103,14 +107,16 @@ def embedding_noise(model: Any, noise: Tensor) -> Generator[None, None, None]:
         part = noise[_rows.get()]
         if not len(part):
             return embed(src_tokens, plain)  # type: ignore[no-any-return]
-        if part.shape != plain.shape:
+        views = len(plain) // len(part) if every_view else 1
+        shift = part.repeat(views, 1, 1)
+        if shift.shape != plain.shape:
             raise ValueError(
                 f"the noise has shape {tuple(part.shape)}, but the embeddings of this batch have "
                 f"{tuple(plain.shape)}; make it with embeddings_shape"
             )
         words = src_tokens.ne(encoder.padding_idx).unsqueeze(-1)
         wide = torch.promote_types(plain.dtype, torch.float32)
-        shift = torch.where(words, part, torch.zeros_like(part)).to(wide)
+        shift = torch.where(words, shift, torch.zeros_like(shift)).to(wide)
         found: tuple[Tensor, Tensor] = embed(src_tokens, (plain.to(wide) + shift).to(plain.dtype))
         return found
 

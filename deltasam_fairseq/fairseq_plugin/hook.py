@@ -4,8 +4,8 @@ fairseq gives an optimizer no way to run more passes: ``step`` gets no closure,
 and under mixed precision the registered optimizer sees neither the model nor
 the loss. So two methods of ``Trainer`` are wrapped, and those that save and load: a
 resumed run has to know what the random direction covered. With any optimizer but
-``delta_sam``, and with ``--sam-method none`` or ``--sam-rho 0``, they do
-nothing but call the originals.
+``delta_sam``, and with ``--sam-method none`` or ``--sam-rho 0`` without ``--freelb-steps``,
+they do nothing but call the originals.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import functools
 import logging
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from fairseq.trainer import Trainer
@@ -26,6 +27,7 @@ from deltasam_fairseq.fairseq_plugin.compat import (
     versions,
 )
 from deltasam_fairseq.fairseq_plugin.criterions.base import SentenceCriterion
+from deltasam_fairseq.fairseq_plugin.freelb import FreeLB
 from deltasam_fairseq.fairseq_plugin.optimizer import sharpness_of
 from deltasam_fairseq.fairseq_plugin.passes import Step
 from deltasam_fairseq.fairseq_plugin.sharpness.grouped import GroupedMicro, GroupedUpdate
@@ -80,21 +82,27 @@ def install() -> None:
 
     @functools.wraps(step)
     def train_step(self: Trainer, samples: Any, raise_oom: bool = False) -> Any:
-        self.optimizer  # noqa: B018  (asking for it builds it, and with it the run)
+        settings = sharpness_of(self.optimizer)  # which builds it, and with it the run
         run = _runs.get(self)
         if run is not None:
             forget_empty()
-        if run is None or not run.settings.perturbs(self.get_num_updates()):
-            return step(self, samples, raise_oom)
         made = self.task.train_step
-        if isinstance(made, SharpStep):
+        if isinstance(made, (SharpStep, FreeLB)):
             # With --amp the trainer tries a batch again from inside its own step.
-            made.restart()
+            if isinstance(made, SharpStep):
+                made.restart()
             return step(self, samples, raise_oom)
-        sharpness = sharpness_maker(self, samples, run)
-        made = sharpness(self.task.train_step)
-        with made.in_place():
-            return step(self, made.samples, raise_oom)
+        # sharpness(freelb(task.train_step)), each where it is asked for.
+        with ExitStack() as stack:
+            if settings is not None and settings.freelb is not None:
+                freelb = FreeLB(self.task.train_step, self, settings.freelb)
+                stack.enter_context(freelb.in_place())
+            if run is not None and run.settings.perturbs(self.get_num_updates()):
+                sharpness = sharpness_maker(self, samples, run)
+                perturbed = sharpness(self.task.train_step)
+                stack.enter_context(perturbed.in_place())
+                samples = perturbed.samples
+            return step(self, samples, raise_oom)
 
     train_step.deltasam = True  # type: ignore[attr-defined]
     Trainer._build_optimizer = _build_optimizer

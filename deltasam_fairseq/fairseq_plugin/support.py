@@ -12,6 +12,8 @@ import torch
 from deltasam_fairseq.fairseq_plugin.config import Sharpness
 from deltasam_fairseq.fairseq_plugin.criterions.base import SentenceCriterion
 from deltasam_fairseq.fairseq_plugin.criterions.readers import reader_for
+from deltasam_fairseq.fairseq_plugin.embedding_noise import encoder_of
+from deltasam_fairseq.fairseq_plugin.passes import is_plain
 from deltasam_fairseq.fairseq_plugin.sharpness.engine_passes import reader_if_batched
 from deltasam_fairseq.per_instance import Unsupported
 
@@ -69,6 +71,8 @@ def check_run(trainer: Any, settings: Sharpness) -> None:
             :func:`~deltasam_fairseq.fairseq_plugin.criterions.readers.reader_for` says.
     """
     _check_launch(trainer)
+    if settings.freelb is not None:
+        _check_freelb(trainer)
     if not settings.active:
         return
     for flag, given, reason in _SETTINGS:
@@ -85,10 +89,7 @@ def check_run(trainer: Any, settings: Sharpness) -> None:
                 f"the embedding {name} has sparse gradients, but a perturbation covers all "
                 "weights; build it with sparse=False"
             )
-        if any(
-            hook.__module__ == "fairseq.modules.quant_noise"
-            for hook in module._forward_pre_hooks.values()
-        ):
+        if _overwrites_weights(module):
             raise ValueError(
                 f"--quant-noise-pq is not supported: {name} overwrites its weights in each forward "
                 "pass, so the passes of a step would not see the same weights. "
@@ -137,8 +138,40 @@ def last_update(trainer: Any) -> int | None:
     return int(trainer.cfg.optimization.max_update or scheduled or 0) or None
 
 
+def _overwrites_weights(module: torch.nn.Module) -> bool:
+    """Tell whether quantization noise on blocks changes a module's weights in each pass."""
+    hooks = module._forward_pre_hooks.values()
+    return any(hook.__module__ == "fairseq.modules.quant_noise" for hook in hooks)
+
+
+def _check_freelb(trainer: Any) -> None:
+    """Refuse what FreeLB would get wrong, or nobody has tried, with and without a perturbation."""
+    without = "pass --freelb-steps 0"
+    untested = [flag for flag, given, _ in _SETTINGS if given(trainer.cfg)]
+    if any(map(_overwrites_weights, trainer.get_model().modules())):
+        untested.append("--quant-noise-pq")
+    if untested:
+        raise ValueError(f"FreeLB is not supported beside {untested[0]}; {without}")
+    task = trainer.task
+    if not is_plain(task.train_step):
+        name = getattr(task.train_step, "__qualname__", repr(task.train_step))
+        raise ValueError(
+            "FreeLB needs fairseq's own train_step, which calls the criterion once for a batch of "
+            f"one data set, but {type(task).__name__} trains by {name}; {without}"
+        )
+    try:
+        encoder_of(trainer.get_model())
+    except ValueError as reason:
+        raise ValueError(f"FreeLB: {reason}, or {without}") from reason
+
+
 def _check_batched(trainer: Any, settings: Sharpness) -> None:
     """Refuse what the batched engine is known not to do before it has seen a batch."""
+    if settings.freelb is not None:
+        raise ValueError(
+            "--sam-per-instance-engine batched: with FreeLB a sentence's perturbation comes from "
+            "its gradients of all passes together, and the engine knows those of one; or pass auto"
+        )
     if settings.adaptive:
         raise ValueError(
             "--sam-per-instance-engine batched: adaptive neighbourhoods have no batched "

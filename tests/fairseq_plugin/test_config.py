@@ -21,19 +21,30 @@ OWN = {
     "sam_rho": "0.05",
     "sam_eta": "0.0001",
     "sam_scope": "update",
+    "sam_groups": "1",
+    "sam_group_by": "random",
+    "sam_ascent_fraction": "1.0",
     "sam_inner": "adam",
     "sam_estimator": "finite_difference",
+    "sam_gibbs_temperature": "1.0",
     "sam_probe_precision": "fp32",
     "sam_start_update": "0",
+    "sam_tail": "1.0",
     "sam_interval": "1",
     "sam_rule": "all",
     "sam_adaptive": "False",
     "sam_per_instance_engine": "auto",
+    "freelb_steps": "0",
+    "freelb_lr": "0.1",
+    "freelb_init": "0.1",
+    "freelb_max_norm": "0.3",
+    "freelb_norm": "l2",
 }
 
 
 def test_the_flags_are_frozen() -> None:
-    own = [f.name for f in dataclasses.fields(SharpnessConfig) if f.name.startswith("sam_")]
+    fields = dataclasses.fields(SharpnessConfig)
+    own = [f.name for f in fields if f.name.startswith(("sam_", "freelb_"))]
     defaults = DeltaSAMConfig()
     assert {name: str(getattr(defaults, name)) for name in own} == OWN
 

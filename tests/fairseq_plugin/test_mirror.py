@@ -343,3 +343,32 @@ def test_a_resumed_run_goes_on_as_if_nothing_had_been(mirror: Path, tmp_path: Pa
         return [line["loss"] for line in log if "loss" in line]
 
     assert losses(rest)[-2:] == losses(whole)[-2:]
+
+
+def test_freelb_moves_the_second_view_alone(mirror: Path) -> None:
+    still = ("--dropout", "0", "--attention-dropout", "0")
+    freelb = ("--freelb-steps", "2", "--freelb-init", "0.5", "--freelb-lr", "0.5")
+    ends = {}
+    for name, flags in {
+        "second": (),
+        "both": ("--perturb-side", "both"),
+        "sam": ("--sam-method", "sam"),
+    }.items():
+        method = () if "--sam-method" in flags else ("--sam-method", "none")
+        trainer = toys.make_trainer(mirror, *MIRROR, *SGD, *still, *freelb, *method, *flags)
+        seen: list[Tensor] = []
+        trainer.get_model().encoder.register_forward_hook(
+            lambda module, inputs, output, seen=seen: seen.append(output[0].detach())
+        )
+        logs = toys.updates(trainer, [[toys.batches(trainer)[0]]])
+        ends[name] = seen
+        assert logs[0]["freelb_delta_norm"] > 0
+    # Passes alternate between the views: the first one's are all alike.
+    first, second = ends["second"][::2], ends["second"][1::2]
+    assert len(first) == 2
+    assert torch.equal(first[0], first[1])
+    assert not torch.allclose(second[0], second[1])
+    assert not torch.allclose(ends["both"][0][:8], first[0], atol=1e-3)
+    assert len(ends["sam"]) == 8
+    for output in ends["sam"][::2]:
+        torch.testing.assert_close(output, first[0])

@@ -27,6 +27,9 @@ SGD = ("--sam-inner", "sgd", "--lr", "0.05", "--dropout", "0")
 
 
 METHODS = ("none", "sam", "delta_sam", "per_instance")
+# Without a first noise, whose draws depend on how an update is split.
+FREELB = ("--freelb-steps", "3", "--freelb-lr", "0.5", "--freelb-init", "0")
+WITH_FREELB = {"freelb": "none", "sam(freelb)": "sam", "delta_sam(freelb)": "delta_sam"}
 UPDATES = 3
 
 
@@ -83,10 +86,14 @@ assert SETTINGS.keys() == WORKER_BOUNDS.keys()
 MICRO = ("legacy_ddp", "pytorch_ddp")
 RUNS = [(setting, method) for setting in SETTINGS for method in METHODS]
 RUNS += [(setting, "micro") for setting in MICRO]
+FREELB_SETTINGS = [name for name in SETTINGS if name.endswith(("_ddp", "freq 2", "uneven"))]
+RUNS += [(setting, method) for setting in FREELB_SETTINGS for method in WITH_FREELB]
 
 
 def flags_of(setting: str, method: str) -> tuple[str, ...]:
     # SAM, because the random direction of a micro-batch depends on its number.
+    if method in WITH_FREELB:
+        return ("--sam-method", WITH_FREELB[method], *FREELB, *SETTINGS[setting].flags)
     micro = method == "micro"
     how = ["--sam-method", "sam" if micro else method, *(["--sam-scope", "micro"] if micro else [])]
     return (*how, *SETTINGS[setting].flags)
@@ -189,8 +196,8 @@ def test_two_workers_equal_one_process(
     for name, value in toys.parameters(trainer).items():
         torch.testing.assert_close(first["parameters"][name], value, rtol=bound, atol=bound * 1e-2)
     for ours, theirs in zip(first["logs"], logs, strict=True):
-        keys = ["loss", *(("sharpness", "sam_gnorm") if method != "none" else ())]
-        for key in (*keys, *(("sam_ess",) if method == "delta_sam" else ())):
+        keys = ["loss", *(("sharpness", "sam_gnorm") if "sharpness" in theirs else ())]
+        for key in (*keys, *(k for k in ("sam_ess", "freelb_delta_norm") if k in theirs)):
             assert ours[key] == pytest.approx(theirs[key], rel=20 * bound, abs=bound), key
 
 
@@ -211,12 +218,15 @@ def test_scope_update_needs_one_more_reduction_and_the_others_none(workers: Any)
             plain = worker[setting, "none"]["collectives"]
             found = {m: worker[setting, m]["collectives"] - plain for m in METHODS[1:]}
             assert found == {"sam": 1, "delta_sam": 1, "per_instance": 0}
+            with_freelb = {m: worker[setting, m]["collectives"] - plain for m in WITH_FREELB}
+            assert with_freelb == {"freelb": 0, "sam(freelb)": 1, "delta_sam(freelb)": 1}
     for worker in workers:
         for setting in MICRO:
             plain = worker[setting, "none"]["collectives"]
             assert worker[setting, "micro"]["collectives"] == plain
         # PyTorch's DDP reduces its buckets by itself, once for each update.
-        reduced = {m: worker["pytorch_ddp", m]["buckets"] for m in (*METHODS, "micro")}
+        methods = (*METHODS, "micro", *WITH_FREELB)
+        reduced = {m: worker["pytorch_ddp", m]["buckets"] for m in methods}
         assert reduced["none"] > 0
         assert set(reduced.values()) == {reduced["none"]}
 

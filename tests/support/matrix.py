@@ -241,6 +241,33 @@ INTERPLAY = [
     ),
 ]
 
+_FREELB = "test_freelb.py::"
+INTERPLAY += [
+    Row(
+        "`--freelb-steps`",
+        ("equal", "equal", "equal", "–"),
+        _FREELB + "test_equals_the_slow_twin_in_float64",
+        "with the slow twin of K passes in one graph, in float64, with dropout",
+    ),
+    Row(
+        "`--freelb-steps`, sentence by sentence",
+        ("–", "–", "–", "equal"),
+        _FREELB + "test_every_sentence_has_its_own_perturbation_of_its_k_losses",
+        "with SAM around FreeLB of each sentence by itself",
+    ),
+    Row(
+        "`--freelb-steps`, `--sam-per-instance-engine batched`",
+        ("–", "–", "–", "refused"),
+        _FREELB + "test_what_would_be_wrong_is_refused_at_start_up",
+        "the engine knows the gradients of one pass, ε comes from those of all",
+    ),
+    Row(
+        "`--freelb-steps`, two workers, both backends, `--update-freq 2`, uneven",
+        ("equal", "equal", "equal", "–"),
+        "test_parallel.py::test_two_workers_equal_one_process",
+    ),
+]
+
 FAULTS = [
     Row(
         "out of memory in any pass, one process",

@@ -12,7 +12,7 @@ there are masters. These stay as they are.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -138,7 +138,7 @@ class ModelWeights:
                             yield held, name, tensor
 
 
-def state_of(space: WeightSpace, *roots: Any) -> PassState:
+def state_of(space: Iterable[Tensor], *roots: Any) -> PassState:
     """Read the generators and buffers that a pass starts from.
 
     Args:

@@ -18,7 +18,11 @@ from torch import Tensor
 
 from deltasam_fairseq.core.estimators import ESTIMATORS, uniform
 from deltasam_fairseq.core.workers import largest
-from deltasam_fairseq.fairseq_plugin.criterions.readers import Sample, reader_for
+from deltasam_fairseq.fairseq_plugin.criterions.readers import (
+    Sample,
+    SentenceLosses,
+    reader_for,
+)
 from deltasam_fairseq.fairseq_plugin.sharpness.meters import AscentSums
 from deltasam_fairseq.fairseq_plugin.sharpness.model_weights import in_float
 
@@ -53,6 +57,7 @@ class WeighingCriterion:
         self._tally = tally
         self._seed = seed
         self._sole = sole
+        self._relative = torch.ones(())
 
     def __call__(self, model: Any, sample: Sample) -> tuple[Tensor, Any, dict[str, Any]]:
         """Run the pass at w, after whatever the estimator needs.
@@ -119,12 +124,28 @@ class WeighingCriterion:
                 mean = largest(mean, weights.space[0].device)
             self._tally.raise_to(mean, weights.space)
             relative = values / self._tally.scale
-        relative = relative.to(read.losses.dtype)
-        return (read.losses * relative).sum(), read.sample_size, read.logging_output
+        self._relative = relative.to(read.losses.dtype)
+        return _weighted(read, self._relative)
+
+    def as_before(self, model: Any, sample: Sample) -> tuple[Tensor, Any, dict[str, Any]]:
+        """Run another pass of the last call's sentences, with the weights of that call.
+
+        Args:
+            model: As for the criterion.
+            sample: As for the criterion.
+
+        Returns:
+            As the call.
+        """
+        return _weighted(self._read(self._criterion, model, sample), self._relative)
 
     def __getattr__(self, name: str) -> Any:
         """Ask the criterion itself."""
         return getattr(self._criterion, name)
+
+
+def _weighted(read: SentenceLosses, relative: Tensor) -> tuple[Tensor, Any, dict[str, Any]]:
+    return (read.losses * relative).sum(), read.sample_size, read.logging_output
 
 
 def sums_of(weights: Tensor, floored: Tensor) -> Tensor:
