@@ -268,6 +268,75 @@ INTERPLAY += [
     ),
 ]
 
+_RIVALS, _MIRROR, _GROUPED = "test_regularizers.py::", "test_mirror.py::", "test_grouped.py::"
+INTERPLAY += [
+    Row(
+        "`--regularizer rdrop`, `r3f`",
+        _all("equal"),
+        _RIVALS + "test_methods_around_it_equal_the_reference",
+        "with the slow twin in float64, with noise and dropout",
+    ),
+    Row(
+        "`--regularizer smart`",
+        ("equal", "equal", "equal", "trains"),
+        _RIVALS + "test_smart_goes_sentence_by_sentence_with_per_instance_and_says_so",
+        "with the slow twin in float64; per_instance goes sentence by sentence",
+    ),
+    Row(
+        "`--rdrop-kl-reduction sum`",
+        ("equal", "equal", "equal", "refused"),
+        _RIVALS + "test_rdrops_sum_is_the_batchs_size_times_its_mean",
+        "with the mean times the batch's size, which a sentence by itself does not know",
+    ),
+    Row(
+        "`--regularizer`, two workers, both backends",
+        ("–", "equal", "–", "–"),
+        _RIVALS + "test_workers_add_up_what_each_finds",
+        "with the sum of what each share gives",
+    ),
+    Row(
+        "`--criterion deltasam_infonce`",
+        ("equal", "equal", "equal", "refused"),
+        _MIRROR + "test_the_second_view_alone_is_perturbed",
+        "with the slow twin of two passes in float64; sentences depend on each other",
+    ),
+    Row(
+        "`--criterion deltasam_infonce`, two workers, both backends",
+        ("equal", "equal", "equal", "–"),
+        _MIRROR + "test_two_workers_equal_one_process",
+    ),
+    Row(
+        "`--sam-groups`, `--update-freq`",
+        ("–", "equal", "equal", "refused"),
+        _GROUPED + "test_how_an_update_is_split_is_no_matter",
+        "with the slow twin in float64; N groups equal per_instance",
+    ),
+    Row(
+        "`--sam-groups`, two workers",
+        ("–", "equal", "–", "refused"),
+        _GROUPED + "test_each_worker_has_groups_of_its_own",
+        "with the sum of what each share gives",
+    ),
+    Row(
+        "`--sam-ascent-fraction`",
+        ("–", "equal", "trains", "refused"),
+        _GROUPED + "test_a_share_of_the_sentences_gives_the_perturbation",
+        "with the slow twin in float64",
+    ),
+    Row(
+        "`--sam-tail`",
+        ("–", "equal", "equal", "equal"),
+        _GROUPED + "test_the_tail_alone_is_perturbed_also_after_a_restart",
+        "the updates that are perturbed, after a restart too",
+    ),
+    Row(
+        "`--sam-estimator gibbs`, `inverse_norm`",
+        ("–", "–", "equal", "–"),
+        "test_by_norms.py::test_the_engine_gives_what_passes_of_each_sentence_give",
+        "with a backward pass of each sentence",
+    ),
+]
+
 FAULTS = [
     Row(
         "out of memory in any pass, one process",
