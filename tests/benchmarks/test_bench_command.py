@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deltasam_fairseq.benchmarks.measurement import Measurement
+from deltasam_fairseq.benchmarks.record import Measurement
 from deltasam_fairseq.cli import bench
 from deltasam_fairseq.errors import UserError
 
