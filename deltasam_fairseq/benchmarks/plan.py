@@ -26,11 +26,19 @@ COUNTED_MODELS = ("translation", "bert_base", "roberta_large", "bart_large")
 
 
 def _names(text: str) -> tuple[str, ...]:
-    return BOTH if text == "both" else tuple(text.split(","))
+    return tuple(text.split(","))
 
 
-def _several(text: str, default: tuple[str, ...], *flags: str) -> Any:
-    return setting(text, default, flags=flags, type=_names, metavar="A,B,…")
+def _models_of(text: str) -> tuple[str, ...]:
+    return BOTH if text == "both" else _names(text)
+
+
+def _models(text: str, default: tuple[str, ...]) -> Any:
+    return setting(text, default, flags=("--model",), type=_models_of, metavar="A,B,…")
+
+
+def _methods(text: str, default: tuple[str, ...]) -> Any:
+    return setting(f"{text} ({','.join(default)})", default, type=_names, metavar="A,B,…")
 
 
 def _number(text: str, default: int) -> Any:
@@ -46,16 +54,13 @@ class Plan:
             the flag.
     """
 
-    models: tuple[str, ...] = _several(
+    models: tuple[str, ...] = _models(
         "translation, classification (both: these two), minilm, bert_base; for a GPU "
         "roberta_large, bart_large (both)",
         BOTH,
-        "--model",
     )
-    methods: tuple[str, ...] = _several(
-        "which, in the order of their turns; per_instance is the batched engine "
-        f"({','.join(METHODS)})",
-        METHODS,
+    methods: tuple[str, ...] = _methods(
+        "which, in the order of their turns; per_instance is the batched engine", METHODS
     )
     repeats: int = _number("rounds (%(default)s)", 15)
     slow_every: int = _number(
@@ -128,10 +133,8 @@ class LaunchesPlan:
             the flag.
     """
 
-    models: tuple[str, ...] = _several(
-        f"whose layers ({','.join(COUNTED_MODELS)})", COUNTED_MODELS, "--model"
-    )
-    methods: tuple[str, ...] = _several(f"which ({','.join(COUNTED)})", COUNTED)
+    models: tuple[str, ...] = _models(f"whose layers ({','.join(COUNTED_MODELS)})", COUNTED_MODELS)
+    methods: tuple[str, ...] = _methods("which", COUNTED)
     size: str = setting("of the models: narrow has all layers (%(default)s)", "narrow")
     # The batched engine learns in two updates where the sentences are.
     warm_up: int = _number("updates before the one that is counted (%(default)s)", 2)

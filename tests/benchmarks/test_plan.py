@@ -26,15 +26,6 @@ from deltasam_fairseq.errors import UserError
         ({"device": "tpu"}, "--device: unknown name 'tpu'; did you mean 'cpu'? Known: cpu, cuda"),
         ({"clock": "sun"}, "--clock: unknown name 'sun'. Known: elapsed, processor"),
         ({"device": "cuda", "clock": "processor"}, "the GPU does the work"),
-        ({"repeats": 0}, "--repeats must be at least 1, got 0"),
-        ({"slow_every": 0}, "--slow-every must be at least 1, got 0"),
-        ({"warm_up": 0}, "--warm-up must be at least 1, got 0"),
-        ({"threads": -1}, "--threads must be at least 0, got -1"),
-        ({"seed": -1}, "--seed must be at least 0, got -1"),
-        ({"sentences": -1}, "--sentences must be at least 0, got -1"),
-        ({"tokens": -1}, "--tokens must be at least 0, got -1"),
-        ({"update_freq": 0}, "--update-freq must be at least 1, got 0"),
-        ({"seconds": -1}, "--seconds must be at least 0, got -1"),
         ({"precision": "fp8"}, "--precision: unknown name 'fp8'. Known: bf16, fp16, fp32"),
         ({"device": "cpu", "precision": "bf16"}, "--precision bf16: fairseq has it on GPUs alone"),
         ({"tokens": 1}, "--tokens 1: a sentence of translation has 2 to 1024 tokens"),
@@ -53,14 +44,30 @@ def test_a_step_that_cannot_be_run_is_refused_by_its_flag(
 
 
 @pytest.mark.parametrize(
+    ("plan", "flags", "least"),
+    [
+        (Plan, ("--repeats", "--slow-every", "--warm-up", "--update-freq"), 1),
+        (Plan, ("--threads", "--seed", "--sentences", "--tokens", "--seconds"), 0),
+        (LaunchesPlan, ("--warm-up",), 2),
+        (LaunchesPlan, ("--repeats", "--seed"), 0),
+    ],
+)
+def test_a_number_that_is_too_small_is_refused_by_its_flag(
+    plan: type, flags: tuple[str, ...], least: int
+) -> None:
+    for flag in flags:
+        name = flag[2:].replace("-", "_")
+        with pytest.raises(UserError, match=f"^{flag} must be at least {least}, got {least - 1}$"):
+            plan(**{name: least - 1})
+
+
+@pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"models": ("speech",)}, "--model: unknown name 'speech'"),
         ({"methods": ("none", "per_instance_loop")}, "--methods: unknown name"),
         ({"methods": ("sam",)}, "--methods must include none"),
         ({"size": "huge"}, "--size: unknown name 'huge'. Known: default, narrow, tiny"),
-        ({"warm_up": 1}, "--warm-up must be at least 2, got 1"),
-        ({"repeats": -1}, "--repeats must be at least 0, got -1"),
     ],
 )
 def test_a_count_that_cannot_be_run_is_refused_by_its_flag(
@@ -122,6 +129,7 @@ def test_targets_of_a_shape_are_as_long_as_sources() -> None:
         Plan(device="cpu", precision="fp16", update_freq=16, seconds=60, profile=True),
         LaunchesPlan(),
         LaunchesPlan(models=("minilm",), warm_up=3),
+        LaunchesPlan(models=BOTH, methods=("none", "sam")),
     ],
 )
 def test_the_command_of_a_plan_runs_it_again(plan: Plan | LaunchesPlan) -> None:
