@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from deltasam_fairseq.benchmarks.variants import CLOCKS, VARIANTS
+from deltasam_fairseq.benchmarks.variants import ALL_VARIANTS, CLOCKS, VARIANTS
 from deltasam_fairseq.benchmarks.workloads import WORKLOADS
 from deltasam_fairseq.choices import PRECISIONS
 from deltasam_fairseq.errors import UserError, at_least
@@ -60,7 +60,9 @@ class Plan:
         BOTH,
     )
     methods: tuple[str, ...] = _methods(
-        "which, in the order of their turns; per_instance is the batched engine", METHODS
+        "which, in the order of their turns; per_instance is the batched engine; also rdrop, "
+        "sam+rdrop and the like",
+        METHODS,
     )
     repeats: int = _number("rounds (%(default)s)", 15)
     slow_every: int = _number(
@@ -92,7 +94,7 @@ class Plan:
             on_gpu = cuda.is_available() and self.clock != "processor"
             object.__setattr__(self, "device", "cuda" if on_gpu else "cpu")
         _all_known("--model", self.models, MODELS)
-        _all_known("--methods", self.methods, METHODS)
+        _all_known("--methods", self.methods, tuple(ALL_VARIANTS))
         _all_known("--size", (self.size,), SIZES)
         _all_known("--device", (self.device,), DEVICES)
         _all_known("--precision", (self.precision,), PRECISIONS)

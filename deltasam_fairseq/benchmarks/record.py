@@ -69,6 +69,8 @@ class Measurement:
             state do not count.
         forward_bytes: Bytes at the worst moment of one forward pass: what it keeps for the
             backward pass and a little more.
+        calls: By variant, ``forward`` and ``backward`` passes of an update, in passes over its
+            batch.
     """
 
     model: str
@@ -85,6 +87,7 @@ class Measurement:
     working: dict[str, float] = field(default_factory=dict)
     peak: dict[str, int] = field(default_factory=dict)
     forward_bytes: int = 0
+    calls: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:
@@ -174,6 +177,10 @@ def _model(found: Measurement) -> dict[str, Any]:
         "parameter_bytes": found.parameter_bytes,
         "batch": found.batch,
         "clocks": {clock: _times(found, clock) for clock in CLOCKS},
+        "calls": {
+            method: {name: _rounded(number) for name, number in calls.items()}
+            for method, calls in found.calls.items()
+        },
         "fallbacks": found.fallbacks,
         "skipped": found.skipped,
         "memory": {

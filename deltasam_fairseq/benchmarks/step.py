@@ -31,6 +31,7 @@ from deltasam_fairseq.benchmarks.record import Measurement
 from deltasam_fairseq.benchmarks.trainers import (
     batch_of,
     build_trainer,
+    calls_of,
     each_pass,
     flags_of,
     quiet,
@@ -38,7 +39,7 @@ from deltasam_fairseq.benchmarks.trainers import (
     update,
     write,
 )
-from deltasam_fairseq.benchmarks.variants import VARIANTS
+from deltasam_fairseq.benchmarks.variants import ALL_VARIANTS, flags_of_variant
 from deltasam_fairseq.benchmarks.workloads import WORKLOADS
 from deltasam_fairseq.core.vectors import unique
 
@@ -66,7 +67,7 @@ def measure(model: str, plan: Plan, say: Callable[[str], None]) -> Measurement:
 
     with quiet(), tempfile.TemporaryDirectory() as folder:
         write(Path(folder), workload, plan.seed)
-        flags = {name: VARIANTS[name].flags for name in plan.methods}
+        flags = {name: flags_of_variant(name, paired=workload.paired) for name in plan.methods}
         trainers = {name: build_trainer(Path(folder), line(own)) for name, own in flags.items()}
         trained = [p for p in trainers["none"].model.parameters() if p.requires_grad]
         batches = [batch_of(trainers["none"])] * plan.update_freq
@@ -85,6 +86,7 @@ def measure(model: str, plan: Plan, say: Callable[[str], None]) -> Measurement:
                 update(trainer, batches)
         say(f"{model}: counting memory")
         _count_memory(found, trainers, batches)
+        found.calls = {name: calls_of(trainer, batches) for name, trainer in trainers.items()}
         _take_turns(found, trainers, batches, plan, deadline=deadline, say=say)
         if plan.profile:
             say(f"{model}: profiling")
@@ -124,7 +126,7 @@ def _take_turns(
             begun = time.perf_counter()
             for name, trainer in trainers.items():
                 times = None
-                if number % plan.slow_every == 0 or not VARIANTS[name].slow:
+                if number % plan.slow_every == 0 or not ALL_VARIANTS[name].slow:
                     made = trainer.get_num_updates()
                     times, fallback = timed(partial(update, trainer, batches), trainer.device)
                     found.fallbacks[name] += fallback

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from deltasam_fairseq.benchmarks.variants import REGULARIZED
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.markdown import markdown_lines
 
@@ -19,6 +20,7 @@ ms: median milliseconds of one update. tokens/s: of sources and targets together
 Limits are for models of 5 million parameters and more; those of time for
 batches of 512 tokens and more."""
 _WAITING = "waits: share of an update in which the device waits for Python."
+_CALLS = "F, B: forward and backward passes of an update, in passes over its batch."
 _MARKDOWN = (
     "model",
     "sentences × tokens",
@@ -44,6 +46,8 @@ def table_of(record: Mapping[str, Any]) -> str:
     lines += ["", _LEGEND]
     if any("waiting" in model["clocks"][clock] for model in record["models"]):
         lines.append(_WAITING)
+    if any(_shows_calls(model) for model in record["models"]):
+        lines.append(_CALLS)
     return "\n".join([*lines, "", *map(verdict, record["checks"])])
 
 
@@ -70,12 +74,19 @@ def _ran_on(record: Mapping[str, Any]) -> str:
     )
 
 
+def _shows_calls(model: Mapping[str, Any]) -> bool:
+    """Whether a regularizer was measured: no prediction counts its passes."""
+    return not REGULARIZED.keys().isdisjoint(model["memory"]["peak_bytes"])
+
+
 def _model(model: Mapping[str, Any], clock: str) -> list[str]:
     times, memory, batch = model["clocks"][clock], model["memory"], model["batch"]
     passes = times["passes"]
     copies = memory["peak_bytes"]["none"] / model["parameter_bytes"]
     ratios = [text for base in times["ratios"] for text in (f"x {base}", "passes")]
     cells = ["memory", "over sam", "ms", "tokens/s", *(["waits"] if "waiting" in times else [])]
+    if _shows_calls(model):
+        cells += ["F", "B"]
     return [
         f"{model['model']}: {model['parameters'] / 1e6:.1f} million parameters; "
         f"{batch['sentences']} sentences with {batch['source_tokens']} source tokens"
@@ -103,6 +114,8 @@ def _variant(method: str, model: Mapping[str, Any], times: Mapping[str, Any]) ->
         f"{tokens / seconds['median']:,.0f}",
         *([f"{times['waiting'][method]:.2f}"] if "waiting" in times else []),
     ]
+    if _shows_calls(model):
+        cells += [f"{model['calls'][method][name]:g}" for name in ("forward", "backward")]
     row = _row(method, ratios, cells)
     if seconds["n"] != rounds:
         row += f"  in {seconds['n']} of {rounds} rounds"
@@ -115,7 +128,7 @@ def _variant(method: str, model: Mapping[str, Any], times: Mapping[str, Any]) ->
 
 
 def _row(method: str, ratios: Sequence[str], cells: Sequence[str]) -> str:
-    text = f"{method:<18}"
+    text = f"{method:<17} "
     for spread, predicted in zip(ratios[::2], ratios[1::2], strict=True):
         text += f"{spread:<35}{predicted:>6}   "
     return text + "".join(f"{cell:>10}" for cell in cells)

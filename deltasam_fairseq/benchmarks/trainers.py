@@ -170,6 +170,31 @@ def update(trainer: Trainer, batches: Sequence[Any]) -> float:
     return 0.0 if meter is None else float(meter.avg)
 
 
+def calls_of(trainer: Trainer, batches: Sequence[Any]) -> dict[str, float]:
+    """Count the passes of one update, in passes over its batch; a doubled batch counts twice.
+
+    Returns:
+        ``forward`` and ``backward``: rows that went through the model, or whose outputs received
+        a gradient, over the rows of the batch.
+    """
+    rows = {"forward": 0, "backward": 0}
+
+    def count(_module: nn.Module, _inputs: Any, kwargs: Any, output: Any) -> None:
+        number = len(kwargs["src_tokens"])
+        rows["forward"] += number
+        logits = output[0] if isinstance(output, tuple) else output
+        if logits.requires_grad:
+            logits.register_hook(lambda _: rows.update(backward=rows["backward"] + number))
+
+    hook = trainer.get_model().register_forward_hook(count, with_kwargs=True)
+    try:
+        update(trainer, batches)
+    finally:
+        hook.remove()
+    sentences = size_of(batches)["sentences"]
+    return {name: number / sentences for name, number in rows.items()}
+
+
 def each_pass(
     trainer: Trainer, batch: Any, measure: Callable[[Callable[[], object]], Measured]
 ) -> dict[str, Measured]:

@@ -41,6 +41,43 @@ VARIANTS = {
     ),
 }
 
+#: Flags of the regularizers by name.
+REGULARIZERS = {
+    "rdrop": "--regularizer rdrop",
+    "r3f": "--regularizer r3f",
+    "smart": "--regularizer smart",
+}
+
+
+def _regularized(method: str, regularizer: str) -> Variant:
+    flags = VARIANTS[method].flags
+    if regularizer == "smart":
+        # The batched engine refuses SMART; the engine "auto" takes the loop there.
+        flags = flags.replace("batched", "auto")
+    return Variant(f"{flags} --criterion CRITERION {REGULARIZERS[regularizer]}", passes=None)
+
+
+#: Each regularizer alone and with each method; CRITERION stands for the project's criterion.
+REGULARIZED = {
+    regularizer if method == "none" else f"{method}+{regularizer}": _regularized(
+        method, regularizer
+    )
+    for regularizer in REGULARIZERS
+    for method in ("none", "sam", "delta_sam", "per_instance")
+}
+ALL_VARIANTS = {**VARIANTS, **REGULARIZED}
+
+
+def flags_of_variant(name: str, *, paired: bool) -> str:
+    """Return what follows ``--sam-method``, with the criterion of pairs or of classes.
+
+    Example:
+        >>> flags_of_variant("sam+rdrop", paired=False)
+        'sam --criterion deltasam_sentence_prediction --regularizer rdrop'
+    """
+    own = "label_smoothed_cross_entropy" if paired else "sentence_prediction"
+    return ALL_VARIANTS[name].flags.replace("CRITERION", f"deltasam_{own}")
+
 
 class Times(NamedTuple):
     """How long something took, in seconds, by two clocks.
@@ -72,7 +109,7 @@ def predicted_seconds(variant: str, seconds: Mapping[str, float]) -> float | Non
         >>> [predicted_seconds(name, third) for name in VARIANTS]
         [3.0, 6.0, 8.0, 5.0, None]
     """
-    passes = VARIANTS[variant].passes
+    passes = ALL_VARIANTS[variant].passes
     if passes is None:
         return None
     return sum(number * seconds[name] for name, number in passes.items())

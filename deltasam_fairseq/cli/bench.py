@@ -21,6 +21,7 @@ from typing import Any
 
 from deltasam_fairseq.benchmarks.plan import LaunchesPlan, Plan
 from deltasam_fairseq.benchmarks.table import markdown_of, table_of, verdict
+from deltasam_fairseq.benchmarks.variants import REGULARIZED, REGULARIZERS
 from deltasam_fairseq.cli.options import add_settings, values_of
 
 HELP = "measure time and memory per update"
@@ -50,6 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "--check", action="store_true", help="exit with 1 if a limit is not kept"
         )
         benchmark.set_defaults(benchmark=runs)
+    step.add_argument(
+        "--regularizers",
+        action="store_true",
+        help=f"also {', '.join(REGULARIZERS)}, alone and with each method, and count passes",
+    )
     show = benchmarks.add_parser(
         "show",
         help="records as a Markdown table",
@@ -78,7 +84,12 @@ def _step(args: argparse.Namespace) -> int:
     # Read when torch is loaded: its profiler, which counts memory, is talkative.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    plan = Plan(**values_of(Plan, args))
+    values = values_of(Plan, args)
+    if args.regularizers:
+        # The loop is left out: it takes much longer than all others.
+        own = [m for m in values["methods"] if m not in {"per_instance_loop", *REGULARIZED}]
+        values["methods"] = (*own, *REGULARIZED)
+    plan = Plan(**values)
     # Only now, because importing fairseq takes seconds.
     from deltasam_fairseq.benchmarks.record import record_of, surroundings  # noqa: PLC0415
     from deltasam_fairseq.benchmarks.step import measure  # noqa: PLC0415

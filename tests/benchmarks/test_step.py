@@ -236,3 +236,25 @@ def test_progress_is_told_and_the_process_is_left_as_it_was(
     assert gc.isenabled()
     assert logging.root.manager.disable == logging.NOTSET
     assert torch.is_grad_enabled()
+
+
+def test_passes_of_regularizers_are_counted_and_shown() -> None:
+    from deltasam_fairseq.benchmarks.record import record_of, surroundings
+    from deltasam_fairseq.benchmarks.step import measure
+    from deltasam_fairseq.benchmarks.table import table_of
+
+    names = ("none", "sam", "delta_sam", "rdrop", "smart", "sam+r3f", "per_instance+rdrop")
+    plan = Plan(models=("classification",), methods=names, repeats=1, size="tiny", threads=1)
+    found = measure("classification", plan, lambda _: None)
+    passes = {name: (calls["forward"], calls["backward"]) for name, calls in found.calls.items()}
+    assert passes == {
+        "none": (1, 1),
+        "sam": (2, 2),
+        "delta_sam": (4, 2),
+        "rdrop": (2, 2),
+        "smart": (4, 3),
+        "sam+r3f": (4, 4),
+        "per_instance+rdrop": (4, 4),
+    }
+    table = table_of(record_of(plan, [found], surroundings()))
+    assert table.splitlines()[5].split()[-2:] == ["F", "B"]
