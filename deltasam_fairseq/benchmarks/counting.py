@@ -1,8 +1,8 @@
 """What a GPU would be asked to do, counted on any machine.
 
-A torch dispatch mode sees every operation below autograd, those of backward passes
-included. What never gets there while the tensors are on the CPU (``tolist``, ``numpy``,
-``cpu``), although it would copy from a GPU, is seen by a torch function mode above it.
+A torch dispatch mode sees every operation below autograd, those of backward passes included.
+It does not see ``tolist``, ``numpy`` and ``cpu`` of tensors on the CPU, which would copy from a
+GPU: a torch function mode above autograd does.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 _PACKAGE = str(Path(__file__).parents[1])
-# Their result's value or size is needed by the program.
+# The program needs the value or the size of their result.
 _WAITS = {
     "aten::_local_scalar_dense",
     "aten::_unique",
@@ -33,7 +33,7 @@ _WAITS = {
     "aten::unique_consecutive",
     "aten::unique_dim",
 }
-# Neither views nor work: they make memory, or answer without looking at any.
+# Neither views nor work: they make memory, or answer without reading any.
 _IDLE = {
     "aten::_unsafe_view",
     "aten::alias",
@@ -72,67 +72,56 @@ class Counts:
 
 
 def counted(work: Callable[[], object]) -> Counts:
-    """Run a piece of work and count.
-
-    Args:
-        work: What to run, once.
-
-    Returns:
-        The counts.
+    """Return the counts of a piece of work, which runs once.
 
     Example:
         A product, a sum over it, and the program reads the result:
 
-        >>> found = counted(lambda: (torch.ones(2) * 2).sum().item())
-        >>> found.operations, found.allocations, found.synchronizations
+        >>> counts = counted(lambda: (torch.ones(2) * 2).sum().item())
+        >>> counts.operations, counts.allocations, counts.synchronizations
         (4, 3, 1)
     """
-    found = Counts()
-    with _Copies(found), _Operations(found):
+    counts = Counts()
+    with _Copies(counts), _Operations(counts):
         work()
-    return found
+    return counts
 
 
 class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    def __init__(self, found: Counts) -> None:
+    def __init__(self, counts: Counts) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._found = found
+        self._counts = counts
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        found = self._found
-        found.operations += 1
-        found.launches += _computes(func)
+        counts = self._counts
+        counts.operations += 1
+        counts.launches += not func.is_view and func._schema.name not in _IDLE
         if _waits(func, args, kwargs):
-            _note(found)
+            _note(counts)
         if not func.is_view:
             before = {_memory(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
             made = {_memory(t) for t in tree_leaves(result) if isinstance(t, Tensor)}
-            found.allocations += len(made - before)
+            counts.allocations += len(made - before)
         return result
 
 
 class _Copies(TorchFunctionMode):
-    def __init__(self, found: Counts) -> None:
+    def __init__(self, counts: Counts) -> None:
         super().__init__()
-        self._found = found
+        self._counts = counts
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        before = self._found.synchronizations
+        before = self._counts.synchronizations
         result = func(*args, **(kwargs or {}))
-        if func in _COPIES_TO_HOST and self._found.synchronizations == before:
-            _note(self._found)
+        if func in _COPIES_TO_HOST and self._counts.synchronizations == before:
+            _note(self._counts)
         return result
-
-
-def _computes(func: Any) -> bool:
-    """Tell whether an operation has work for a GPU: not a view, no memory without values."""
-    return not func.is_view and func._schema.name not in _IDLE
 
 
 def _memory(tensor: Tensor) -> int:
@@ -157,14 +146,14 @@ def _waits(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     return "put" not in name or args[2].numel() != 1 or bool(len(args) > 3 and args[3])
 
 
-def _note(found: Counts) -> None:
-    """Count a wait, where the package's innermost frame is, or else whose the innermost is."""
-    found.synchronizations += 1
+def _note(counts: Counts) -> None:
+    """Count a wait at the package's innermost frame, or else at the innermost of another's."""
+    counts.synchronizations += 1
     frames = [f for f, _ in traceback.walk_stack(None) if not _is_torchs(f.f_code.co_filename)]
     own = [frame for frame in frames if frame.f_code.co_filename.startswith(_PACKAGE)]
     for frame in (own or frames)[:1]:
         name = Path(frame.f_code.co_filename).name
-        found.places[f"{name}:{frame.f_code.co_name}"] += 1
+        counts.places[f"{name}:{frame.f_code.co_name}"] += 1
 
 
 def _is_torchs(file: str) -> bool:

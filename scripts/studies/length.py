@@ -24,9 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deltasam_fairseq.benchmarks.measurement import CLOCKS, Times
+from deltasam_fairseq.benchmarks.instruments import no_collection, timed
 from deltasam_fairseq.benchmarks.record import rounded_spread
-from deltasam_fairseq.benchmarks.timing import no_collection, timed
+from deltasam_fairseq.benchmarks.variants import CLOCKS, Times
 from deltasam_fairseq.core import sam_step
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.figures import check_figure, new_figure

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from deltasam_fairseq.benchmarks.measurement import Measurement, Times
-from deltasam_fairseq.benchmarks.methods import METHOD_FLAGS
+from deltasam_fairseq.benchmarks.record import Measurement
+from deltasam_fairseq.benchmarks.variants import PASSES, VARIANTS, Times
 
 PARAMETER_BYTES = 40_000_000
 
@@ -27,11 +27,11 @@ def measurement() -> Measurement:
     return Measurement(
         model="translation",
         flags="--optimizer delta_sam",
+        method_flags={name: variant.flags for name, variant in VARIANTS.items()},
+        width=384,
         parameters=PARAMETER_BYTES // 4,
         parameter_bytes=PARAMETER_BYTES,
         batch={"sentences": 2, "source_tokens": 900, "target_tokens": 800},
-        width=384,
-        method_flags=dict(METHOD_FLAGS),
         updates={
             "none": rounds(3.0),
             "sam": rounds(6.0),
@@ -40,10 +40,13 @@ def measurement() -> Measurement:
             "per_instance_loop": [times(24.0), None, None],
         },
         passes=[
-            tuple(times(factor * seconds) for seconds in (1.0, 1.25, 1.75, 0.8))
+            {
+                name: times(factor * s)
+                for name, s in zip(PASSES, (1.0, 1.25, 1.75, 0.8), strict=True)
+            }
             for factor in (1.0, 2.0, 1.0)
         ],
-        fallbacks={**dict.fromkeys(METHOD_FLAGS, 0.0), "delta_sam": 1.0},
+        fallbacks={**dict.fromkeys(VARIANTS, 0.0), "delta_sam": 1.0},
         peak={
             "none": 200_000_000,
             "sam": 240_000_000,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deltasam_fairseq.benchmarks.measurement import Measurement
+from deltasam_fairseq.benchmarks.record import Measurement
 from deltasam_fairseq.cli import bench
 from deltasam_fairseq.errors import UserError
 
@@ -85,22 +85,14 @@ def test_a_record_is_shown_as_a_table(
     assert "| translation | 2 × 450 + 400 | 1.10 |" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (("--model", "speech"), "unknown name 'speech'"),
-        (("--model", "minilm,speech"), "unknown name 'speech'"),
-        (("--methods", "none,sma"), "unknown name 'sma'"),
-        (("--methods", ""), "unknown name ''"),
-    ],
-)
+@pytest.mark.parametrize("words", [("--model", "minilm,speech"), ("--methods", "both")])
 def test_unknown_names_are_refused_before_anything_is_built(
-    words: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from deltasam_fairseq.benchmarks import step
 
     monkeypatch.setattr(step, "measure", lambda *_: pytest.fail("measured"))
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match="unknown name '(speech|both)'"):
         bench.run(parsed(*words))
 
 

@@ -4,32 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from deltasam_fairseq.benchmarks.launches_plan import LaunchesPlan
+from deltasam_fairseq.benchmarks.plan import LaunchesPlan
 from deltasam_fairseq.cli import bench
-from deltasam_fairseq.cli.bench_launches import launches_plan_of
-from deltasam_fairseq.errors import UserError
 
 pytestmark = pytest.mark.fairseq
-
-
-def parsed(words: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    bench.add_arguments(parser)
-    return parser.parse_args(words.split())
 
 
 @pytest.fixture(scope="module")
 def record() -> dict[str, Any]:
     """Count six encoder layers, and one layer on both sides."""
-    from deltasam_fairseq.benchmarks.launches import count
-    from deltasam_fairseq.benchmarks.launches_record import launches_record_of
+    from deltasam_fairseq.benchmarks.launches import count, launches_record_of
     from deltasam_fairseq.benchmarks.record import surroundings
 
     plans = [
@@ -88,7 +78,7 @@ def test_watching_is_measured_where_it_was_asked_for(record: dict[str, Any]) -> 
 
 
 def test_the_table_says_what_the_record_says(record: dict[str, Any]) -> None:
-    from deltasam_fairseq.benchmarks.launches_record import launches_table_of
+    from deltasam_fairseq.benchmarks.launches import launches_table_of
 
     lines = launches_table_of(record).splitlines()
     rows = Counter(line.split()[0] for line in lines if line)
@@ -101,38 +91,15 @@ def test_the_table_says_what_the_record_says(record: dict[str, Any]) -> None:
 
 
 def test_the_verb_prints_a_record(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
     words = "launches --json --model translation --size tiny --methods none,sam --repeats 0"
-    assert bench.run(parsed(words)) == 0
+    assert bench.run(parser.parse_args(words.split())) == 0
     out, err = capsys.readouterr()
     found = json.loads(out)
     assert found["benchmark"] == "launches"
     assert set(found["models"][0]["updates"]) == {"none", "sam"}
     assert len(err.splitlines()) == 2
-
-
-@pytest.mark.parametrize("plan", [LaunchesPlan(), LaunchesPlan(models=("minilm",), warm_up=3)])
-def test_the_command_of_a_plan_runs_it_again(plan: LaunchesPlan) -> None:
-    words = shlex.split(plan.command())
-    assert words[:3] == ["deltasam", "bench", "launches"]
-    assert launches_plan_of(parsed(" ".join(words[2:]))) == plan
-    assert launches_plan_of(parsed("launches")) == LaunchesPlan()
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"models": ("speech",)}, "--model: unknown name 'speech'"),
-        ({"methods": ("none", "per_instance_loop")}, "--methods: unknown name"),
-        ({"methods": ("sam",)}, "--methods must include none"),
-        ({"size": "huge"}, "--size: unknown name 'huge'. Known: default, narrow, tiny"),
-        ({"warm_up": 1}, "--warm-up must be at least 2, got 1"),
-        ({"repeats": -1}, "--repeats must be at least 0, got -1"),
-    ],
-)
-def test_what_cannot_be_run_is_refused_by_its_flag(values: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError) as refused:
-        LaunchesPlan(**values)
-    assert message in str(refused.value)
 
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from deltasam_fairseq.benchmarks.counting import counted
-from deltasam_fairseq.benchmarks.memory import peak_bytes
+from deltasam_fairseq.benchmarks.instruments import peak_bytes
 from deltasam_fairseq.core.noise import gaussian_direction
 from deltasam_fairseq.core.perturb import Borrowed
 from deltasam_fairseq.core.vectors import global_norm, grouped

@@ -15,9 +15,8 @@ import torch.nn.functional as F  # noqa: N812
 from fairseq import modules, utils
 from fairseq.modules import MultiheadAttention
 
-from deltasam_fairseq.benchmarks.memory import peak_bytes
-from deltasam_fairseq.benchmarks.synthetic import write
-from deltasam_fairseq.benchmarks.trainers import batch_of, build_trainer, flags_of
+from deltasam_fairseq.benchmarks.instruments import peak_bytes
+from deltasam_fairseq.benchmarks.trainers import batch_of, build_trainer, flags_of, write
 from deltasam_fairseq.benchmarks.workloads import WORKLOADS
 from deltasam_fairseq.core import per_instance_step, sam_step
 from deltasam_fairseq.fairseq_plugin.criterions.readers import reader_for
@@ -449,8 +448,8 @@ def test_rows_of_the_adaptive_softmax_without_an_owner(
 def test_a_long_document_takes_about_what_sam_takes(tmp_path: Path) -> None:
     """BART-large's layers, one of each kind, on a CNN/DailyMail batch; prints what it finds."""
     bart_large = WORKLOADS["bart_large"]["default"].ordered(sentences=4)
-    layers = ("--encoder-layers", "1", "--decoder-layers", "1")
-    workload = replace(bart_large, flags=(*bart_large.flags, *layers))
+    flags = f"{bart_large.flags} --encoder-layers 1 --decoder-layers 1"
+    workload = replace(bart_large, flags=flags)
     write(tmp_path, workload, 1)
     trainer = build_trainer(tmp_path, flags_of(workload, "sam", 1, torch.device("cpu")))
     found = Problem(trainer.get_criterion(), trainer.get_model().train(), batch_of(trainer), [])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from deltasam_fairseq.benchmarks.memory import peak_bytes
+from deltasam_fairseq.benchmarks.instruments import peak_bytes
 from deltasam_fairseq.per_instance import Plan
 from deltasam_fairseq.per_instance.factors import Dense, Form, Outer, Rows
 from deltasam_fairseq.per_instance.norms import squared_norms

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deltasam_fairseq.benchmarks.measurement import Times
+from deltasam_fairseq.benchmarks.variants import Times
 from deltasam_fairseq.per_instance import Engine, batched_per_instance_step
 from deltasam_fairseq.per_instance.factors import Outer, Rows
 from scripts.studies import length

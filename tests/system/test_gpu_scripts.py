@@ -18,8 +18,11 @@ from typing import Any
 
 import pytest
 
+from deltasam_fairseq.benchmarks.plan import Plan
+from deltasam_fairseq.benchmarks.workloads import WORKLOADS
 from deltasam_fairseq.cli import bench
 from deltasam_fairseq.cli.main import main
+from deltasam_fairseq.cli.options import values_of
 from deltasam_fairseq.recipes.sweep_plan import plan
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
@@ -75,9 +78,9 @@ def test_every_command_is_one_that_deltasam_knows(
     bench.add_arguments(parser)
     sizes = {"bert_base": (32, 127), "roberta_large": (16, 127), "bart_large": (4, 1024)}
     for timing in gpu.TIMINGS:
-        made = bench.plan_of(parser.parse_args(["step", *timing.flags.split()]))
+        made = Plan(**values_of(Plan, parser.parse_args(["step", *timing.flags.split()])))
         (model,) = made.models
-        shape = made.workload(model).shape
+        shape = WORKLOADS[model][made.size].ordered(made.sentences, made.tokens).shape
         assert (shape.sentences, shape.longest) == sizes[model]
     assert made.update_freq * shape.sentences * shape.longest == 65_536
     assert shape.target == (128, 128)
