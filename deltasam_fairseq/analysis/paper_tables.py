@@ -9,11 +9,11 @@ from pathlib import Path
 from statistics import fmean, median
 
 from deltasam_fairseq.analysis.records import (
-    ORDER,
     Group,
     Groups,
     Record,
     collect,
+    in_order,
     is_timed,
     pair_up,
 )
@@ -95,16 +95,13 @@ def pivot(
             system = f"{title}, {name}"
             lines = list(published_lines(half, printed))
             yield from ((system, *line) for line in lines)
-            method = METHOD_OF_ROW.get(name)
-            if method is None:
-                yield (system, "ours", *(NOT_RUN,) * (len(lines[0]) - 1))
-                continue
+            method = METHOD_OF_ROW[name]
             known |= {(model, method) for model in models}
             every = [Own(groups, recipes, model, method) for model in models]
             for own in [own for own in every if own.ran] or every[:1]:
                 yield from ((system, *line) for line in own_lines(own, printed))
-    others = {(model, method) for recipe, model, method in groups if recipe in recipes} - known
-    for model, method in sorted(others, key=lambda pair: (pair[0], ORDER.index(pair[1]))):
+    others = {("", *key[1:]) for key in groups if key[0] in recipes and key[1:] not in known}
+    for _, model, method in in_order(others):
         own = Own(groups, recipes, model, method)
         yield from ((f"{model}, {method}", *line) for line in own_lines(own, None))
 
