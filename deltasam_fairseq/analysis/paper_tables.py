@@ -1,4 +1,4 @@
-"""Tables 1, 4 and 6 of the paper with our runs beside them, made from the records of sweeps."""
+"""Tables 1, 2, 4 and 6 of the paper with our runs beside them, made from the records of sweeps."""
 
 from __future__ import annotations
 
@@ -19,12 +19,16 @@ from deltasam_fairseq.analysis.records import (
 )
 from deltasam_fairseq.analysis.table import NONE, NOT_RUN, Table, difference, mean_and_std
 from deltasam_fairseq.data.glue import GLUE
+from deltasam_fairseq.data.sts import PAIRS
 from deltasam_fairseq.recipes.published import (
     BERT,
     METHOD_OF_ROW,
+    MIRROR_BERT,
+    MIRROR_ROBERTA,
     ROBERTA,
     ROW_OF_METHOD,
     TABLE_1,
+    TABLE_2,
     TABLE_4,
     TABLE_4_TASKS,
     TABLE_6,
@@ -35,11 +39,15 @@ from deltasam_fairseq.recipes.published import (
 
 #: Our models that are those of a half of a table, and what that half is called here.
 HALVES = {
+    MIRROR_BERT: ("Mirror-BERT", ("bert_base_uncased",)),
+    MIRROR_ROBERTA: ("Mirror-RoBERTa", ("roberta_base",)),
     BERT: ("BERT-base", ("bert_base_cased", "bert_base_uncased")),
     ROBERTA: ("RoBERTa-large", ("roberta_large",)),
 }
 #: Methods that the others' times are divided by; the paper has no time without perturbation.
 _TIME_BASES = ("none", "sam")
+
+_MIRROR = "mirror"
 
 #: What kind of row it is, then its cells.
 Line = tuple[str, ...]
@@ -156,6 +164,47 @@ def _metric_lines(own: Own, printed: PublishedRow | None, *, statistics: bool) -
         what = "median" if printed.is_median else "best"
         differences = map(difference, values[what], (*printed.cells, printed.average))
         yield (f"{name}, {what} - published", *differences)
+
+
+def table_2(folders: Sequence[Path]) -> Table:
+    """Return Table 2: Spearman on the seven STS sets and their average, means over seeds.
+
+    Args:
+        folders: With sweeps below them.
+    """
+    groups = {key: group for key, group in collect(folders).items() if key[0] == _MIRROR}
+    rows = pivot(
+        groups,
+        [_MIRROR],
+        TABLE_2,
+        lambda half, row: [("published", *row.cells, row.average)],
+        _sts_lines,
+    )
+    chosen = "; ".join(f"{' '.join(key[1:])}: {group}" for key, group in sorted(groups.items()))
+    note = (
+        "Spearman's correlation in percent of cosines with the scores of all pairs of a set "
+        "(setting all), mean over seeds; published: of 5. Hyperparameters are to be chosen on "
+        f"STS-B's development set. Ours: {chosen or 'no sweep of mirror has a finished run yet'}."
+    )
+    return Table(("system", "row", *PAIRS, "average"), list(rows), note)
+
+
+def _sts_lines(own: Own, printed: PublishedRow | None) -> Iterator[Line]:
+    (group,) = own.found
+    names = (*PAIRS, "average")
+    if group is None:
+        yield (f"ours, {own.model}", *(NOT_RUN,) * len(names))
+        return
+    metrics = [record["metrics"] for record in group.records]
+    means = [fmean(one[name] for one in metrics) for name in names]
+    count = len(group.records)
+    yield (f"ours, {own.model}, n={count}", *(f"{value:.2f}" for value in means))
+    if count > 1:
+        spread = (mean_and_std([one[name] for one in metrics]) for name in names)
+        yield (f"ours, {own.model}, mean ± std", *spread)
+    if printed:
+        published = (*printed.cells, printed.average)
+        yield ("ours - published", *map(difference, means, published))
 
 
 def table_4(folders: Sequence[Path], *, statistics: bool = False) -> Table:

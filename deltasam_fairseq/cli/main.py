@@ -23,6 +23,7 @@ VERBS = (
     "prepare",
     "train",
     "evaluate",
+    "embed",
     "sweep",
     "score",
     "table",

@@ -10,6 +10,10 @@ deltasam prepare encoder CHECKPOINT --out models/MODEL
     a BERT or a RoBERTa, from a folder of Hugging Face or a checkpoint of fairseq
 deltasam prepare glue/rte --glue DIR --model MODEL
     a task of GLUE in the vocabulary of that model; so every recipe with sentences
+deltasam prepare mirror --sentences FILE --model MODEL
+    sentences to embed, one a line
+deltasam prepare sts --sts DIR
+    the seven STS sets that embeddings are scored on
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import argparse
 import inspect
 from collections.abc import Collection
 
-from deltasam_fairseq.cli import prepare_bart, prepare_cnndm, prepare_encoder
+from deltasam_fairseq.cli import prepare_bart, prepare_cnndm, prepare_encoder, prepare_sts
 from deltasam_fairseq.cli.options import (
     add_out,
     add_settings,
@@ -35,7 +39,12 @@ from deltasam_fairseq.recipes.catalogue import RECIPES, load_packages
 
 HELP = "make a data folder, or a checkpoint to start from"
 
-_KINDS = {"cnndm": prepare_cnndm, "bart": prepare_bart, "encoder": prepare_encoder}
+_KINDS = {
+    "cnndm": prepare_cnndm,
+    "bart": prepare_bart,
+    "encoder": prepare_encoder,
+    "sts": prepare_sts,
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

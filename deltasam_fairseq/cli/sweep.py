@@ -19,7 +19,6 @@ from pathlib import Path
 from deltasam_fairseq.choices import PRECISIONS
 from deltasam_fairseq.cli.options import positive_number, whole_number
 from deltasam_fairseq.data.encoder import PreparedEncoder
-from deltasam_fairseq.data.labelled_sentences import PreparedSentences
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.recipes.catalogue import find_recipe
 from deltasam_fairseq.recipes.command import flag_values
@@ -89,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     recipe = find_recipe(args.recipe)
     seeds, grid = read_seeds(args.seeds), read_grid(args.grid)
     cells = plan(args.methods.split(","), seeds, grid, recipe.all_parts)
-    if recipe.kind.task is None:
+    if not recipe.kind.is_swept:
         raise UserError(
             f"the recipe {recipe.name} is no task on sentences; sweeps run those: "
             "train it with deltasam train, once per method and seed"
@@ -112,10 +111,11 @@ def run(args: argparse.Namespace) -> int:
         cells = [cells[args.cell - 1]]
     data = args.data or data_folder(recipe.name, args.model)
     encoder = args.encoder or encoder_folder(args.model)
+    corpus = recipe.kind.corpus
     sweep = Sweep(
         recipe=recipe,
         # Commands can be read before there is anything to run them on.
-        data=PreparedSentences(data, {}) if args.dry_run else PreparedSentences.load(data),
+        data=corpus(data, {}) if args.dry_run else corpus.load(data),
         model=args.model,
         encoder=PreparedEncoder(encoder, {}) if args.dry_run else PreparedEncoder.load(encoder),
         folder=folder,

@@ -7,6 +7,8 @@ deltasam table 3 RUN RUN
     (the same as --published cnndm RUN RUN)
 deltasam table 1
     GLUE: Table 1 of the paper beside the records of deltasam sweep
+deltasam table 2
+    sentence embeddings: Table 2 beside the records of deltasam sweep mirror
 deltasam table 4
     adversarial risk and accuracy: Table 4 beside them
 deltasam table 6
@@ -27,7 +29,7 @@ from pathlib import Path
 
 from deltasam_fairseq.analysis.figures import draw_costs
 from deltasam_fairseq.analysis.grid_table import grid_table
-from deltasam_fairseq.analysis.paper_tables import table_1, table_4, table_6
+from deltasam_fairseq.analysis.paper_tables import table_1, table_2, table_4, table_6
 from deltasam_fairseq.analysis.rouge_tables import PUBLISHED, run_table, table_3
 from deltasam_fairseq.analysis.table import FORMATS, Table
 from deltasam_fairseq.errors import UserError
@@ -51,6 +53,7 @@ def _significance(args: argparse.Namespace) -> Table:
 #: Made from the records of sweeps, by their number in the paper or their name.
 SWEEP_TABLES: dict[str, Callable[[argparse.Namespace], Table]] = {
     "1": lambda args: table_1(args.sweeps, statistics=args.statistics),
+    "2": lambda args: table_2(args.sweeps),
     "4": lambda args: table_4(args.sweeps, statistics=args.statistics),
     "6": lambda args: table_6(args.sweeps),
     GRID: lambda args: grid_table(args.sweeps, recipe=args.recipe, model=args.model),

@@ -8,6 +8,7 @@ from deltasam_fairseq.core.perturb import perturbed
 from deltasam_fairseq.core.steps import (
     StepReport,
     delta_sam_step,
+    grouped_step,
     per_instance_step,
     plain_step,
     sam_step,
@@ -20,6 +21,7 @@ __all__ = [
     "DeltaSAM",
     "StepReport",
     "delta_sam_step",
+    "grouped_step",
     "instance_weights",
     "meet",
     "per_instance_step",

@@ -6,6 +6,7 @@ import functools
 import inspect
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from deltasam_fairseq.core.randomness import RandomState
 from deltasam_fairseq.core.steps import (
     StepReport,
     delta_sam_step,
+    grouped_step,
     per_instance_step,
     plain_step,
     sam_step,
@@ -57,6 +59,8 @@ class DeltaSAM(Optimizer):
         seed: Seed of the random directions; give every worker the same.
         adaptive: Whether every weight moves in proportion to its size (adaptive
             SAM); take a rho about ten times larger.
+        groups: With ``sam`` and ``delta_sam``, among how many perturbations the sentences
+            of a step are dealt out at random; 1 is the usual.
 
     Groups:
         A parameter group may have ``"rho_factor"``, its radius relative to rho
@@ -113,6 +117,7 @@ class DeltaSAM(Optimizer):
         reduction: str = "mean",
         seed: int = 1,
         adaptive: bool = False,
+        groups: int = 1,
     ) -> None:
         if not isinstance(inner, Optimizer):
             raise TypeError(
@@ -126,6 +131,14 @@ class DeltaSAM(Optimizer):
             )
         if not isinstance(seed, int):
             raise TypeError(f"seed must be a whole number, got {seed!r}")
+        if not isinstance(groups, int) or groups < 1:
+            raise ValueError(f"groups must be a whole number of at least 1, got {groups!r}")
+        if groups > 1 and method == "per_instance":
+            raise ValueError(
+                "groups are for sam and delta_sam: with per_instance every sentence has a "
+                "perturbation of its own"
+            )
+        self.groups = groups
         self.inner = inner
         self.method = one_of(method, "method", METHODS)
         self.rho = not_negative(rho, "rho")
@@ -199,6 +212,11 @@ class DeltaSAM(Optimizer):
     def _passes(self, params: WeightSpace, closure: Callable[..., Tensor]) -> StepReport:
         if self.method == "none" or self.rho == 0:
             return plain_step(params, closure, reduction=self.reduction)
+        seed = seed_for(self.seed, self.steps)
+        if self.method == "sam" and self.groups > 1:
+            return grouped_step(
+                params, closure, self.groups, rho=self.rho, seed=seed, reduction=self.reduction
+            )
         if self.method == "sam":
             return sam_step(params, closure, rho=self.rho, reduction=self.reduction)
         if self.method == "per_instance":
@@ -211,12 +229,13 @@ class DeltaSAM(Optimizer):
                 reduction=self.reduction,
             )
         self._warn_of_coarse_weights(params)
-        return delta_sam_step(
+        step = delta_sam_step if self.groups == 1 else partial(grouped_step, groups=self.groups)
+        return step(
             params,
             closure,
             rho=self.rho,
             eta=self.eta,
-            seed=seed_for(self.seed, self.steps),
+            seed=seed,
             estimator=self.estimator,
             probed=self._covered(params, closure),
             reduction=self.reduction,

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from deltasam_fairseq.core.ascent import ascend, in_full_precision
+from deltasam_fairseq.core.ascent import Ascent, ascend, in_full_precision
 from deltasam_fairseq.core.checks import not_negative, one_of
 from deltasam_fairseq.core.covered import Covered
 from deltasam_fairseq.core.descent import descend, everywhere, let_workers_add_up, reduced
@@ -179,20 +179,7 @@ def delta_sam_step(
     passes = Passes(space, lambda: _checked(losses_function()))
     with passes.restored():
         with passes.local():
-            while True:
-                covers = space.only(probed.among(space)) if isinstance(probed, Covered) else probed
-                weigh = in_full_precision(
-                    estimator,
-                    passes,
-                    space if covers is None else covers,
-                    rho=rho,
-                    eta=eta,
-                    seed=seed,
-                )
-                ascent = ascend(passes, space, weigh, falls_back=estimator is not uniform)
-                if not (isinstance(probed, Covered) and probed.grow(ascent.reached)):
-                    break
-                del ascent
+            ascent = _ascended(passes, space, probed, estimator, rho=rho, eta=eta, seed=seed)
         there, fallbacks = descend(
             space,
             ascent.direction,
@@ -211,6 +198,128 @@ def delta_sam_step(
         int(ascent.weights.floored),
         ascent.fallbacks + fallbacks,
     )
+
+
+def grouped_step(
+    params: Sequence[Tensor],
+    losses_function: LossesFunction,
+    groups: int,
+    *,
+    rho: float,
+    seed: int,
+    eta: float = 1.0,
+    estimator: Estimator = uniform,
+    probed: Sequence[Tensor] | Covered | None = None,
+    reduction: str = "mean",
+) -> StepReport:
+    """Deal the sentences out to groups at random, and take a step of each (m-sharpness).
+
+    One group is SAM, or delta-SAM with an estimator; as many as there are sentences is Eq. 2.
+    Each group is scored by passes over the whole batch, with the batch's dropout.
+
+    Args:
+        params: As for :func:`delta_sam_step`.
+        losses_function: One forward pass of the batch, shape ``(N,)``, nats.
+        groups: How many groups of like size; one of each sentence if these are fewer.
+        rho: L2 norm of each group's perturbation, at least 0.
+        seed: Seed of the groups and of the random direction.
+        eta: Floor under the slope of Eq. 5, nats.
+        estimator: How the weights within a group are estimated; equal by default.
+        probed: As for :func:`delta_sam_step`.
+        reduction: ``mean`` or ``sum`` over all sentences, of the descent.
+
+    Returns:
+        The report; ``gradient_norm`` is the mean over groups.
+
+    Raises:
+        ValueError: Under DistributedDataParallel, whose workers would have to agree on groups.
+
+    State:
+        As for :func:`sam_step`.
+
+    Cost:
+        1 forward pass, and of each group 2 forward and 2 backward passes of the batch. (The
+        fairseq plugin splits the batch, so that all groups together cost what one does.)
+
+    Source:
+        Foret et al. 2020, section 4.1 (m-sharpness).
+    """
+    rho = not_negative(rho, "rho")
+    one_of(reduction, "reduction", ("mean", "sum"))
+    space = WeightSpace.of(params)
+    whole = Passes(space, lambda: _checked(losses_function()))
+    found: dict[str, list[Tensor]] = {"rows": [], "at": [], "there": [], "weights": []}
+    norms, floored, fallbacks = [], 0, 0
+    with whole.restored(), whole.local():
+        with torch.no_grad():
+            count = whole().numel()
+        if whole.group is not None:
+            raise ValueError(
+                "groups are for one process: under DistributedDataParallel the workers would have "
+                "to share them; use groups=1, or the fairseq plugin's --sam-groups"
+            )
+        whole.leave()
+        torch.clear_autocast_cache()  # its casts were made without a graph
+        draw = torch.Generator().manual_seed(seed)
+        dealt = torch.randperm(count, generator=draw).tensor_split(min(groups, count))
+        share = 1.0 if reduction == "sum" else 1.0 / count
+        with gradients_added(space):
+            for rows in dealt:
+                whole.rewind()
+                score = partial(_some_of, losses_function, rows)
+                one = Passes(space, score, like=whole)
+                with one.local():
+                    ascent = _ascended(one, space, probed, estimator, rho=rho, eta=eta, seed=seed)
+                    there, extra = descend(
+                        space,
+                        ascent.direction,
+                        ascent.norm,
+                        one,
+                        ascent.losses,
+                        rho=rho,
+                        reduce=lambda losses: losses.sum() * share,
+                    )
+                parts = (rows.to(there.device), ascent.losses, there, ascent.weights.values)
+                for name, part in zip(found, parts, strict=True):
+                    found[name].append(part)
+                norms.append(ascent.norm)
+                floored += int(ascent.weights.floored)
+                fallbacks += ascent.fallbacks + extra
+    order = torch.cat(found["rows"]).argsort()
+    at, moved, weights = (torch.cat(found[name])[order] for name in ("at", "there", "weights"))
+    return StepReport(at, moved, weights, sum(norms) / len(norms), floored, fallbacks)
+
+
+def _some_of(losses_function: LossesFunction, rows: Tensor) -> Tensor:
+    losses = _checked(losses_function())
+    return losses[rows.to(losses.device)]
+
+
+def _ascended(
+    passes: Passes,
+    space: WeightSpace,
+    probed: Sequence[Tensor] | Covered | None,
+    estimator: Estimator,
+    *,
+    rho: float,
+    eta: float,
+    seed: int,
+) -> Ascent:
+    """Ascend with a random direction that covers what the passes reach."""
+    while True:
+        covers = space.only(probed.among(space)) if isinstance(probed, Covered) else probed
+        weigh = in_full_precision(
+            estimator,
+            passes,
+            space if covers is None else covers,
+            rho=rho,
+            eta=eta,
+            seed=seed,
+        )
+        ascent = ascend(passes, space, weigh, falls_back=estimator is not uniform)
+        if not (isinstance(probed, Covered) and probed.grow(ascent.reached)):
+            return ascent
+        del ascent
 
 
 def per_instance_step(

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from deltasam_fairseq.data.pipeline import finished_folder
+from deltasam_fairseq.data.prepared import PreparedFolder
+from deltasam_fairseq.data.process import Say
 from deltasam_fairseq.errors import UserError
-from deltasam_fairseq.files import read_utf8
+from deltasam_fairseq.files import file_sha256, read_json, read_utf8, write_json
 
 #: Scored pairs that papers evaluate on, by set, in the order of Table 2's columns. STS13 is
 #: without SMT, whose sentences need a licence of the LDC.
@@ -28,7 +31,73 @@ PAIRS = {
 #: STS-B's development set, on which Mirror-BERT's hyperparameters are chosen.
 DEVELOPMENT = "STS-B dev"
 
+_PAIRS_FILE = "pairs.json"
 _YEAR = re.compile(r"STS(\d\d)")
+
+
+class PreparedSts(PreparedFolder):
+    """All pairs of the seven sets and of STS-B's development set, in ``pairs.json``.
+
+    ``facts`` has the number of scored ``pairs`` by set, ``inputs`` and ``sha256`` of the pairs.
+    """
+
+    MARKER = "sts.json"
+
+    def sets(self) -> dict[str, list[StsFile]]:
+        """Read the pairs."""
+        content = read_json(self.path / _PAIRS_FILE)
+        return {name: [StsFile(**file) for file in files] for name, files in content.items()}
+
+    @classmethod
+    def _unfinished(cls, path: Path) -> str:
+        return (
+            f"{path} has no STS sets (no {cls.MARKER}); make it with: deltasam prepare sts --sts "
+            f"DIR --out {path}"
+        )
+
+    def _require_whole(self) -> None:
+        if file_sha256(self.path / _PAIRS_FILE) != self.facts["sha256"]:
+            raise UserError(
+                f"{self.path / _PAIRS_FILE} has changed; make {self.path} anew with: deltasam "
+                f"prepare sts --sts DIR --out {self.path} --force"
+            )
+
+
+def prepare_sts(
+    out: Path, folders: Sequence[Path], *, force: bool = False, say: Say = print
+) -> PreparedSts:
+    """Read the sets as released, check their counts and keep the pairs in one place.
+
+    Args:
+        out: The folder to make; one that is there stays, unless ``force`` is given.
+        folders: See :func:`read_sts`.
+        force: Whether to replace it.
+        say: Told what happens, and which counts are not those of the papers.
+
+    Returns:
+        The finished folder.
+
+    Raises:
+        UserError: If ``out`` is something else.
+    """
+    if (out / PreparedSts.MARKER).is_file() and not force:
+        say(f"{out}: finished before; nothing to do (--force makes it anew)")
+        return PreparedSts.load(out)
+    if out.exists() and any(out.iterdir()) and not (out / PreparedSts.MARKER).is_file():
+        raise UserError(f"{out} exists and was not made by deltasam prepare sts; give another")
+    sets = read_sts(folders)
+    for line in unusual_counts(sets):
+        say(f"note: {line}; averages do not compare with theirs")
+    with finished_folder(out) as work:
+        write_json(
+            work / _PAIRS_FILE,
+            {name: [asdict(file) for file in files] for name, files in sets.items()},
+        )
+        counts = {name: sum(file.scored for file in files) for name, files in sets.items()}
+        facts = {"pairs": counts, "sha256": file_sha256(work / _PAIRS_FILE)}
+        write_json(work / PreparedSts.MARKER, facts)
+    say(f"{out}: finished; pairs: {', '.join(f'{n:,} {name}' for name, n in counts.items())}")
+    return PreparedSts.load(out)
 
 
 @dataclass(frozen=True)

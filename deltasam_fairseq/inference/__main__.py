@@ -6,7 +6,7 @@ import importlib
 import sys
 
 #: Each is a module of this package with a function ``main``, which reads the arguments.
-PROGRAMS = ("generate", "predict", "risk")
+PROGRAMS = ("embed", "generate", "predict", "risk")
 
 
 def main() -> None:

@@ -41,12 +41,15 @@ class Checkpoint:
         return utils.move_to_cuda(batch, self.device) if self.device.type == "cuda" else batch
 
 
-def checkpoint_parser(program: str, description: str | None) -> argparse.ArgumentParser:
+def checkpoint_parser(
+    program: str, description: str | None, *, of_split: bool = True
+) -> argparse.ArgumentParser:
     """Return a parser of the arguments that every program has, for :func:`open_checkpoint`."""
     parser = argparse.ArgumentParser(prog=program, description=description)
     parser.add_argument("data", type=Path)
     parser.add_argument("--path", type=Path, required=True)
-    parser.add_argument("--split", required=True)
+    if of_split:
+        parser.add_argument("--split", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--user-dir", required=True)
     parser.add_argument("--batch-size", type=int, default=32)

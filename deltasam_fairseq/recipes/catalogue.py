@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 from deltasam_fairseq.errors import UserError
-from deltasam_fairseq.recipes import cnndm, glue, text_pairs
+from deltasam_fairseq.recipes import cnndm, glue, mirror, text_pairs
 from deltasam_fairseq.recipes.base import Recipe
 from deltasam_fairseq.registry import Registry
 
@@ -102,7 +102,7 @@ def _reason(error: Exception) -> str:
 
 
 for _recipe in (
-    *(text_pairs.TEXT_PAIRS, cnndm.CNNDM, cnndm.CNNDM_SMALL),
+    *(text_pairs.TEXT_PAIRS, cnndm.CNNDM, cnndm.CNNDM_SMALL, mirror.MIRROR),
     *glue.RECIPES.values(),
 ):
     RECIPES.register(_recipe.name, description=_recipe.description)(_recipe)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,3 +108,60 @@ def to_labels(task: SentenceTask, found: dict[str, Any]) -> list[str]:
         return [repr(min(max(value, 0.0), task.label_scale)) for value in scaled]
     ids = range(len(task.classes))
     return [task.classes[max(ids, key=logits.__getitem__)] for _, logits in ordered]
+
+
+def scores_of_validation(
+    task: SentenceTask, data: PreparedSentences, run: RunFolder, *, cpu: bool, say: Say
+) -> dict[str, Any]:
+    """Predict the splits for validation, for the record of a sweep.
+
+    Returns:
+        Metrics of ``valid`` and of the ``other_splits``, and what tests over sentences need.
+    """
+    classified = {
+        split: classify(task, data, run, split, cpu=cpu, say=say)
+        for split in data.facts["rows"]
+        if split.startswith("valid")
+    }
+    scores = {split: one.scores or {} for split, one in classified.items()}
+    found = scores.pop("valid")
+    return {
+        "metrics": {name: found[name] for name in task.metrics},
+        "other_splits": {
+            split: {name: others[name] for name in task.metrics} for split, others in scores.items()
+        },
+        "n": found["n"],
+        "signature": found["signature"],
+        "checkpoint_sha256": found["checkpoint_sha256"],
+        "examples": examples(task, classified["valid"].predictions, data.labels("valid")),
+    }
+
+
+def pack(task: SentenceTask, lines: Sequence[str]) -> str:
+    """Return labels or predictions of a split in one line.
+
+    They are ids of the classes, or scores with four decimals, separated by spaces.
+
+    Args:
+        task: Whose classes they are.
+        lines: One per sentence, as the task's files have them.
+
+    Example:
+        >>> from deltasam_fairseq.data.glue import GLUE
+        >>> pack(GLUE["rte"], ["not_entailment", "entailment"])
+        '0 1'
+        >>> pack(GLUE["sts-b"], ["3.20000001", "5"])
+        '3.2 5'
+    """
+    if task.is_regression:
+        return " ".join(f"{float(line):.4f}".rstrip("0").rstrip(".") for line in lines)
+    ids = {name: str(number) for number, name in enumerate(task.classes)}
+    return " ".join(ids.get(line, line) for line in lines)  # files may have ids already
+
+
+def examples(
+    task: SentenceTask, predictions: Sequence[str], labels: Sequence[str]
+) -> dict[str, str]:
+    """Return what a record keeps of the validation sentences, to test differences with."""
+    packed = {"predictions": pack(task, predictions), "labels": pack(task, labels)}
+    return {"split": "valid", **packed}

@@ -132,6 +132,15 @@ def predict_command(data: Path, checkpoint: Path, split: str, out: Path, *, cpu:
     ]
 
 
+def embed_command(data: Path, checkpoint: Path, lines: Path, out: Path, *, cpu: bool) -> list[str]:
+    """Build the call that embeds a file of sentences."""
+    return [
+        *(sys.executable, "-m", INFERENCE, "embed", str(data), "--path", str(checkpoint)),
+        *("--lines", str(lines), "--out", str(out), "--user-dir", str(plugin_dir())),
+        *(("--cpu",) if cpu else ()),
+    ]
+
+
 def precision_flags(precision: str | None) -> Flags:
     """Write a precision as flags of fairseq, which replace those of a recipe.
 

@@ -32,6 +32,9 @@ class EvaluationOptions:
     )
     cpu: bool = setting("tasks on sentences: leave a GPU alone", False)
     beam: int | None = setting("default: the recipe's", None)
+    sts: Path | None = setting(
+        "sentences to embed: the folder of deltasam prepare sts; default: data/sts", None
+    )
     data: Path | None = setting("where the data folder is now, if it was moved", None)
     sentence_split: str | None = setting(
         "how ROUGE-Lsum tells sentences apart; default: the recipe's",

@@ -10,11 +10,11 @@ from typing import Any
 
 from deltasam_fairseq.data.encoder import PreparedEncoder
 from deltasam_fairseq.data.labelled_sentences import PreparedSentences
+from deltasam_fairseq.data.prepared import PreparedCorpus
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.recipes.adversarial_risk import measure_risk, on_cpu
 from deltasam_fairseq.recipes.base import Recipe
 from deltasam_fairseq.recipes.checks_before_training import check_data
-from deltasam_fairseq.recipes.classification import classify
 from deltasam_fairseq.recipes.run_folder import RunFolder
 from deltasam_fairseq.recipes.sweep_folder import SweepFolder
 from deltasam_fairseq.recipes.sweep_plan import Cell
@@ -41,7 +41,7 @@ class Sweep:
     """
 
     recipe: Recipe
-    data: PreparedSentences
+    data: PreparedCorpus
     model: str
     encoder: PreparedEncoder
     folder: SweepFolder
@@ -172,9 +172,6 @@ def _check(sweep: Sweep, cells: Sequence[Cell]) -> None:
 
 def _run_cell(sweep: Sweep, cell: Cell, lock: int, say: Callable[[str], None]) -> dict[str, Any]:
     """Train a run, or go on with it, and evaluate it."""
-    task = sweep.recipe.kind.task
-    if task is None:
-        raise UserError(f"the recipe {sweep.recipe.name} is no task on sentences")
     request = sweep.request(cell)
     run = request.run
     began = run.has_checkpoints()
@@ -188,13 +185,10 @@ def _run_cell(sweep: Sweep, cell: Cell, lock: int, say: Callable[[str], None]) -
             say=lambda line: say(f"  {line.strip()}"),
         )
     began_evaluation = time.monotonic()
-    classified = {
-        split: classify(task, sweep.data, run, split, cpu=on_cpu(run), say=say)
-        for split in sweep.data.facts["rows"]
-        if split.startswith("valid")
-    }
+    kind = sweep.recipe.kind
+    scores = kind.scores_of(sweep.recipe, sweep.data, run, cpu=on_cpu(run), say=say)
     seconds = round(time.monotonic() - began_evaluation, 2)
-    record = make_record(task, run, dict(cell.grid), classified, sweep.data.labels("valid"))
+    record = make_record(run, dict(cell.grid), scores)
     return {**record, "seconds": {**record["seconds"], "evaluate": seconds}}
 
 
@@ -209,6 +203,8 @@ def _with_risk(
     """Measure the risk of a run whose best checkpoint is there, and add it to its record."""
     if sweep.risk is None:
         return record
+    if not isinstance(sweep.data, PreparedSentences):
+        raise UserError(f"the recipe {sweep.recipe.name} has no adversarial risk")
     began = time.monotonic()
     run = sweep.request(cell).run
     if not run.best_checkpoint.is_file():
@@ -224,6 +220,7 @@ def _with_risk(
 def _tidy(sweep: Sweep, cell: Cell) -> None:
     """Remove the checkpoints that a recorded run has no more use for."""
     run = sweep.request(cell).run
+    trained = sweep.recipe.kind.trained(run)
     for path in run.checkpoints.glob("*.pt"):
-        if path != run.best_checkpoint or not sweep.keep:
+        if path != trained or not sweep.keep:
             path.unlink()

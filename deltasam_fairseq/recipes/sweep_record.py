@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from math import isclose
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from deltasam_fairseq.data.labelled_sentences import PreparedSentences
 from deltasam_fairseq.data.sentence_task import SentenceTask
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.evaluation.glue import GlueTask, glue_scores
-from deltasam_fairseq.recipes.classification import PREDICTIONS, Classified
+from deltasam_fairseq.recipes.classification import PREDICTIONS, examples
 from deltasam_fairseq.recipes.command import flag_values
 from deltasam_fairseq.recipes.run_folder import RunFolder
 from deltasam_fairseq.recipes.sweep_folder import SweepFolder
@@ -25,23 +25,16 @@ _FROM_RUN = (
 
 
 def make_record(
-    task: SentenceTask,
-    run: RunFolder,
-    grid: Mapping[str, str],
-    classified: Mapping[str, Classified],
-    labels: Sequence[str],
+    run: RunFolder, grid: Mapping[str, str], scores: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the record of a run that was trained and evaluated; it names no folder of a machine.
 
     Args:
-        task: What is predicted.
         run: The run.
         grid: The values of the search.
-        classified: What its model made of the splits for validation, by their names.
-        labels: The true ones of ``valid``.
+        scores: Of :meth:`~deltasam_fairseq.recipes.kinds.base.DataKind.scores_of`.
     """
-    record, scores = run.record(), {split: one.scores or {} for split, one in classified.items()}
-    found = scores.pop("valid")
+    record = run.record()
     # What a start that was killed took of the processor is known to nobody.
     ended = [start for start in record["starts"] if "seconds" in start]
     seconds = {"train": round(sum(start["seconds"] for start in ended), 2)}
@@ -55,14 +48,7 @@ def make_record(
         "grid": dict(grid),
         "flags": without_folders(flag_values(record["starts"][0]["command"])),
         "encoder_sha256": record["encoder"]["sha256"],
-        "metrics": {name: found[name] for name in task.metrics},
-        "other_splits": {
-            split: {name: others[name] for name in task.metrics} for split, others in scores.items()
-        },
-        "n": found["n"],
-        "signature": found["signature"],
-        "checkpoint_sha256": found["checkpoint_sha256"],
-        "examples": examples(task, classified["valid"].predictions, labels),
+        **scores,
         "seconds": seconds,
         "interruptions": len(record["starts"]) - 1,
         "updates": (epochs or read_curve(run.log))[-1]["num_updates"],
@@ -86,38 +72,8 @@ def _last_names(value: str) -> str:
     return ":".join(Path(path).name or path for path in paths.split(":"))
 
 
-def pack(task: SentenceTask, lines: Sequence[str]) -> str:
-    """Return labels or predictions of a split in one line.
-
-    They are ids of the classes, or scores with four decimals, separated by spaces.
-
-    Args:
-        task: Whose classes they are.
-        lines: One per sentence, as the task's files have them.
-
-    Example:
-        >>> from deltasam_fairseq.data.glue import GLUE
-        >>> pack(GLUE["rte"], ["not_entailment", "entailment"])
-        '0 1'
-        >>> pack(GLUE["sts-b"], ["3.20000001", "5"])
-        '3.2 5'
-    """
-    if task.is_regression:
-        return " ".join(f"{float(line):.4f}".rstrip("0").rstrip(".") for line in lines)
-    ids = {name: str(number) for number, name in enumerate(task.classes)}
-    return " ".join(ids.get(line, line) for line in lines)  # files may have ids already
-
-
-def examples(
-    task: SentenceTask, predictions: Sequence[str], labels: Sequence[str]
-) -> dict[str, str]:
-    """Return what a record keeps of the validation sentences, to test differences with."""
-    packed = {"predictions": pack(task, predictions), "labels": pack(task, labels)}
-    return {"split": "valid", **packed}
-
-
 def export_records(
-    task: SentenceTask,
+    task: SentenceTask | None,
     folder: SweepFolder,
     out: SweepFolder,
     *,
@@ -130,7 +86,7 @@ def export_records(
     sentences, from its run. Folders of its machine are left out.
 
     Args:
-        task: What was trained.
+        task: What was trained; none if there are no predictions to keep.
         folder: The sweep.
         out: Where to; ``records`` is made in it, and records of the same names replaced.
         data: The data that the runs were trained on; none is where they found it.
@@ -147,7 +103,7 @@ def export_records(
         record = folder.record(name)
         if record is None:
             continue
-        if "examples" not in record:
+        if task is not None and "examples" not in record:
             found = _find_examples(task, RunFolder(folder.cell(name)), record, data)
             if found is None:
                 say(f"{name}: its predictions are gone, so it cannot be tested over sentences")

@@ -159,8 +159,11 @@ def test_the_command(tmp_path: Path, style: str, capsys: pytest.CaptureFixture[s
         (["run", "other", "--recipe", "x"], "--recipe goes with grid or significance"),
         (["significance", "--sweeps", "nowhere"], "--sweeps nowhere: no such folder"),
         (["1", "--published", "cnndm"], "--published goes with runs, not with table 1"),
-        (["2"], "no such run: 2; the tables that need no runs are 1, 3, 4, 6, grid, significance"),
-        (["1", "4"], "no such run: 1, 4; the tables that need no runs are 1, 3, 4, 6"),
+        (
+            ["5"],
+            "no such run: 5; the tables that need no runs are 1, 2, 3, 4, 6, grid, significance",
+        ),
+        (["1", "4"], "no such run: 1, 4; the tables that need no runs are 1, 2, 3, 4, 6"),
     ],
 )
 def test_options_of_other_tables(

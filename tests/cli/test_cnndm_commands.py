@@ -87,6 +87,6 @@ def test_published_figures_without_a_run(capsys: pytest.CaptureFixture[str]) -> 
     assert "| 44.70 | 21.54 | 41.81 |" in lines[6]
     assert lines[9].startswith("| ours: delta_sam | not run | not run |")
     assert (
-        "nothing to show: give runs, one of 1, 3, 4, 6, grid, significance, or --published cnndm"
+        "nothing to show: give runs, one of 1, 2, 3, 4, 6, grid, significance, or --published cnndm"
         in message(capsys, "table")
     )

@@ -9,6 +9,8 @@ import pytest
 from deltasam_fairseq import __version__
 from deltasam_fairseq.cli import main as module
 from deltasam_fairseq.cli.main import VERBS, main
+from deltasam_fairseq.data.encoder import PreparedEncoder
+from deltasam_fairseq.data.labelled_sentences import PreparedSentences
 from deltasam_fairseq.plugin_path import plugin_dir
 from deltasam_fairseq.recipes.run_folder import RunFolder
 from tests.support.prepared_data import finished_data
@@ -214,7 +216,7 @@ def test_an_interrupted_sweep_says_that_the_same_command_goes_on(
 
     sweep = module._module("sweep")
     monkeypatch.setattr(sweep, "run_sweep", interrupt)
-    for kind in (sweep.PreparedSentences, sweep.PreparedEncoder):
+    for kind in (PreparedSentences, PreparedEncoder):
         monkeypatch.setattr(kind, "load", lambda path, kind=kind: kind(path, {}))
     assert main(["sweep", "glue/rte", "--model", "minilm_l6", "--out", str(tmp_path)]) == 130
     said = "the same command keeps what is finished and goes on"

@@ -45,7 +45,7 @@ def mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "vocab.txt").write_text("\n".join(pieces) + "\n")
     write_bert_dictionary(folder / "vocab.txt", folder / "dict.txt")
     cutting = {"lowercase": True, "strip_accents": True, "split_chinese": True}
-    (folder / "prepared.json").write_text(json.dumps({"cutting": cutting}))
+    (folder / "cutting.json").write_text(json.dumps(cutting))
     return folder
 
 

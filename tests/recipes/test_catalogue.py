@@ -6,7 +6,7 @@ import pytest
 from deltasam_fairseq.recipes.base import Recipe
 from deltasam_fairseq.recipes.catalogue import RECIPES
 from deltasam_fairseq.recipes.command import generate_command, train_command
-from deltasam_fairseq.recipes.methods import CONTROLS, PARTS, find_method
+from deltasam_fairseq.recipes.methods import CONTROLS, PARTS, takes_regularizer
 
 CASES: list[tuple[str, str | None]] = [
     (name, model) for name, recipe in RECIPES.items() for model in tuple(recipe.models) or (None,)
@@ -39,11 +39,14 @@ def test_fairseq_knows_every_flag(
     monkeypatch.setattr(utils, "import_user_module", lambda args: None)
     pytest.importorskip("deltasam_fairseq.fairseq_plugin.register")
     recipe = recipe_for(name, model)
-    for method in ("sam", "rdrop", "sam+r3f", "smart"):
+    regularizers = [f"sam+{name}" for name in ("rdrop", "r3f", "smart")]
+    regularized = takes_regularizer(recipe.flags["criterion"])
+    for method in ("sam", *recipe.parts, *(regularizers if regularized else ())):
         train = train_command(recipe, data=Path("d"), save_dir=Path("s"), method=method, seed=1)
         args = options.parse_args_and_arch(options.get_training_parser(), train[3:])
         assert args.arch == recipe.flags["arch"]
-        assert getattr(args, "regularizer", "none") == (find_method(method).regularizer or "none")
+        wanted = recipe.method(method).regularizer
+        assert getattr(args, "regularizer", "none") == (wanted or "none")
     if not recipe.generation:
         return
     generate = generate_command(recipe, data=Path("d"), checkpoint=Path("c"), split="test")

@@ -12,6 +12,7 @@ from deltasam_fairseq.cli.main import main
 from deltasam_fairseq.data.encoder import PreparedEncoder
 from deltasam_fairseq.data.labelled_sentences import PreparedSentences
 from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.recipes import classification
 from deltasam_fairseq.recipes import sweep as module
 from deltasam_fairseq.recipes.catalogue import RECIPES
 from deltasam_fairseq.recipes.classification import Classified
@@ -47,7 +48,7 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
         return Classified(run.path, PREDICTED, scores, None)
 
     monkeypatch.setattr(module, "train", train)
-    monkeypatch.setattr(module, "classify", classify)
+    monkeypatch.setattr(classification, "classify", classify)
     facts = {"task": "RTE", "rows": {"train": 9, "valid": 3, "test": 2}, "sha256": "d"}
     (tmp_path / "data" / "raw").mkdir(parents=True)
     (tmp_path / "data" / "raw" / "valid.label").write_text("entailment\n" * 3)

@@ -12,9 +12,10 @@ from deltasam_fairseq.cli.main import main
 from deltasam_fairseq.data.glue import GLUE
 from deltasam_fairseq.data.labelled_sentences import PreparedSentences
 from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.recipes.classification import examples, pack
 from deltasam_fairseq.recipes.run_folder import RunFolder
 from deltasam_fairseq.recipes.sweep_folder import SweepFolder
-from deltasam_fairseq.recipes.sweep_record import examples, export_records, pack, without_folders
+from deltasam_fairseq.recipes.sweep_record import export_records, without_folders
 
 RTE = GLUE["rte"]
 PREDICTED = ["entailment", "not_entailment", "not_entailment"]

@@ -19,6 +19,7 @@ from fairseq.data.encoders.gpt2_bpe_utils import get_encoder
 from fairseq.tasks import LegacyFairseqTask, register_task
 from torch import Tensor
 
+from deltasam_fairseq.data.mirror import CUTTING, read_sentences
 from deltasam_fairseq.data.views import MASK, mask_span
 from deltasam_fairseq.data.vocabulary import WordPiece
 from deltasam_fairseq.errors import UserError
@@ -213,16 +214,12 @@ class MirrorTask(LegacyFairseqTask):
 
         Raises:
             FileNotFoundError: If there is no such split.
-            ValueError: If a line is empty.
         """
         del combine, kwargs
         path = self.folder / f"{split}.txt"
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file; deltasam prepare mirror makes it")
-        sentences = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-        empty = [number for number, line in enumerate(sentences, 1) if not line.strip()]
-        if empty:
-            raise ValueError(f"{path}: line {empty[0]} is empty; each line must be a sentence")
+        sentences = read_sentences(path)
         everywhere = getattr(self.args, "pooling", "cls") == "mean_with_pads"
         self.datasets[split] = MirrorDataset(
             sentences,
@@ -293,7 +290,7 @@ def cutter(folder: Path) -> Cutter:
     """Find out how a folder's text is cut.
 
     Args:
-        folder: Holds ``prepared.json``, with ``vocab.txt`` (BERT) or ``gpt2`` (RoBERTa).
+        folder: Holds ``vocab.txt`` and ``cutting.json`` (BERT) or ``gpt2`` (RoBERTa).
 
     Returns:
         From lines to tokens.
@@ -302,7 +299,7 @@ def cutter(folder: Path) -> Cutter:
         UserError: If it holds neither.
     """
     if (folder / "vocab.txt").is_file():
-        words = WordPiece(folder / "vocab.txt", **read_json(folder / "prepared.json")["cutting"])
+        words = WordPiece(folder / "vocab.txt", **read_json(folder / CUTTING))
 
         def by_pieces(lines: Sequence[str]) -> list[list[str]]:
             cut = words.encode(lines, folder, workers=1)

@@ -23,6 +23,7 @@ from deltasam_fairseq.recipes.run_folder import RunFolder
 from deltasam_fairseq.settings import setting
 
 if TYPE_CHECKING:
+    from deltasam_fairseq.data.process import Say
     from deltasam_fairseq.data.sentence_task import SentenceTask
     from deltasam_fairseq.recipes.base import Recipe
     from deltasam_fairseq.recipes.evaluation import Evaluation, EvaluationOptions
@@ -63,6 +64,8 @@ class DataKind(ABC, Generic[Corpus]):
     #: Dataclasses of :func:`~deltasam_fairseq.settings.setting` that :meth:`prepare` takes; the
     #: docstring of the first is the help. Without any there is no ``deltasam prepare RECIPE``.
     prepare_settings: ClassVar[tuple[type, ...]] = ()
+    #: Whether sweeps run it, and record its :meth:`scores_of`.
+    is_swept: ClassVar[bool] = False
     #: Whether evaluating it takes further flags of fairseq.
     passes_on: ClassVar[bool] = False
 
@@ -101,6 +104,32 @@ class DataKind(ABC, Generic[Corpus]):
     def prepare(self, recipe: Recipe, *settings: Any) -> None:
         """Make a data folder for a recipe; ``settings`` are of ``prepare_settings``."""
         raise NotImplementedError
+
+    def trained(self, run: RunFolder) -> Path:
+        """Return the checkpoint that is evaluated and kept: the best one in validation."""
+        return run.best_checkpoint
+
+    def scores_of(
+        self, recipe: Recipe, data: Corpus, run: RunFolder, *, cpu: bool, say: Say
+    ) -> dict[str, Any]:
+        """Evaluate a run for its record in a sweep.
+
+        Args:
+            recipe: What was trained.
+            data: On what.
+            run: The run.
+            cpu: Whether to leave a GPU alone.
+            say: Told what happens.
+
+        Returns:
+            ``metrics`` by name, ``n``, ``signature``, ``checkpoint_sha256``, and what else a
+            record keeps.
+
+        Raises:
+            UserError: If runs of this kind have no such scores.
+        """
+        del data, run, cpu, say
+        raise UserError(f"the recipe {recipe.name} has no evaluation that a sweep could record")
 
     @abstractmethod
     def evaluate(self, recipe: Recipe, run: RunFolder, options: EvaluationOptions) -> Evaluation:

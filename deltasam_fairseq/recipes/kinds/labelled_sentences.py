@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from deltasam_fairseq.data.encoder import PreparedEncoder
 from deltasam_fairseq.data.labelled_sentences import (
@@ -18,6 +18,7 @@ from deltasam_fairseq.recipes.kinds.encoders import EncoderKind
 from deltasam_fairseq.settings import setting
 
 if TYPE_CHECKING:
+    from deltasam_fairseq.data.process import Say
     from deltasam_fairseq.recipes.base import Recipe
     from deltasam_fairseq.recipes.evaluation import Evaluation, EvaluationOptions
     from deltasam_fairseq.recipes.run_folder import RunFolder
@@ -48,6 +49,7 @@ class LabelledSentences(EncoderKind[PreparedSentences]):
     """
 
     corpus = PreparedSentences
+    is_swept = True
     prepare_settings: ClassVar[tuple[type, ...]] = (TableFolders, SentenceOptions)
 
     def __init__(self, task: SentenceTask) -> None:
@@ -74,6 +76,14 @@ class LabelledSentences(EncoderKind[PreparedSentences]):
                 options, max_tokens=options.max_tokens or recipe.model(folders.model).max_tokens
             ),
         )
+
+    def scores_of(
+        self, recipe: Recipe, data: PreparedSentences, run: RunFolder, *, cpu: bool, say: Say
+    ) -> dict[str, Any]:
+        """Predict the splits for validation, and keep the predictions of the first."""
+        from deltasam_fairseq.recipes.classification import scores_of_validation  # noqa: PLC0415
+
+        return scores_of_validation(self._task, data, run, cpu=cpu, say=say)
 
     def evaluate(self, recipe: Recipe, run: RunFolder, options: EvaluationOptions) -> Evaluation:
         """Predict the labels, and score them or write the file to hand in."""
