@@ -20,6 +20,7 @@ from deltasam_fairseq.analysis.records import (
 from deltasam_fairseq.analysis.table import NONE, NOT_RUN, Table, difference, mean_and_std
 from deltasam_fairseq.data.glue import GLUE
 from deltasam_fairseq.data.sts import PAIRS
+from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.recipes.published import (
     BERT,
     METHOD_OF_ROW,
@@ -36,6 +37,7 @@ from deltasam_fairseq.recipes.published import (
     PublishedRow,
     Rows,
 )
+from deltasam_fairseq.registry import nearest
 
 #: Our models that are those of a half of a table, and what that half is called here.
 HALVES = {
@@ -114,7 +116,9 @@ def pivot(
         yield from ((f"{model}, {method}", *line) for line in own_lines(own, None))
 
 
-def table_1(folders: Sequence[Path], *, statistics: bool = False) -> Table:
+def table_1(
+    folders: Sequence[Path], *, statistics: bool = False, model: str | None = None
+) -> Table:
     """Return Table 1, the metrics of GLUE's tasks: median and best of n seeds.
 
     The differences are those of the best from the published number, or of the median where that
@@ -123,13 +127,21 @@ def table_1(folders: Sequence[Path], *, statistics: bool = False) -> Table:
     Args:
         folders: With sweeps below them.
         statistics: Whether to add mean and standard deviation over seeds.
+        model: The only one to show; none shows all.
+
+    Raises:
+        UserError: If the paper has no such model, and no run either.
     """
-    groups = collect(folders)
+    groups = {key: group for key, group in collect(folders).items() if model in {None, key[1]}}
+    halves = {half: rows for half, rows in TABLE_1.items() if model in {None, *HALVES[half][1]}}
+    if not groups and not halves:
+        printed = [name for half in TABLE_1 for name in HALVES[half][1]]
+        raise UserError(f"no finished run of {model!r}{nearest(str(model), printed)}")
     header = ("system", "row", *(GLUE[task].name for task in TASKS), "average")
     rows = pivot(
         groups,
         _glue(TASKS),
-        TABLE_1,
+        halves,
         lambda half, row: [("published", *row.cells, row.average)],
         partial(_metric_lines, statistics=statistics),
     )

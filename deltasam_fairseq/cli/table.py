@@ -52,7 +52,7 @@ def _significance(args: argparse.Namespace) -> Table:
 
 #: Made from the records of sweeps, by their number in the paper or their name.
 SWEEP_TABLES: dict[str, Callable[[argparse.Namespace], Table]] = {
-    "1": lambda args: table_1(args.sweeps, statistics=args.statistics),
+    "1": lambda args: table_1(args.sweeps, statistics=args.statistics, model=args.model),
     "2": lambda args: table_2(args.sweeps),
     "4": lambda args: table_4(args.sweeps, statistics=args.statistics),
     "6": lambda args: table_6(args.sweeps),
@@ -66,7 +66,7 @@ _ONLY = {
     "plot": ("1", "4", "6"),
     "statistics": ("1", "4"),
     "recipe": (GRID, SIGNIFICANCE),
-    "model": (GRID, SIGNIFICANCE),
+    "model": ("1", GRID, SIGNIFICANCE),
     "base": (SIGNIFICANCE,),
 }
 
@@ -100,8 +100,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="for 1 and 4: mean and standard deviation over seeds as well",
     )
-    for option in ("--recipe", "--model"):
-        parser.add_argument(option, help=f"for {GRID} and {SIGNIFICANCE}: this one alone")
+    parser.add_argument("--recipe", help=f"for {GRID} and {SIGNIFICANCE}: this one alone")
+    parser.add_argument("--model", help=f"for 1, {GRID} and {SIGNIFICANCE}: this one alone")
     parser.add_argument(
         "--base",
         metavar="METHOD",

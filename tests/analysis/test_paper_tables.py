@@ -126,6 +126,8 @@ def test_rivals_have_rows_of_ours_and_sums_follow(tmp_path: Path) -> None:
     assert cells["RoBERTa-large, SMART"][-1] == "-2.00"  # 92.0*
     assert cells["RoBERTa-large, FreeLB"] == ["88.1", "not run"]
     assert list(cells)[-2:] == ["roberta_large, sam+r3f", "roberta_large, delta_sam+rdrop"]
+    own = table_1([tmp_path], model="roberta_large").rows
+    assert own == [row for row in table.rows if row[0].lower().startswith("roberta")]
 
 
 def test_table_4_has_risk_median_and_best(tmp_path: Path) -> None:

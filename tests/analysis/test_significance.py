@@ -151,7 +151,8 @@ def test_the_command(tmp_path: Path, style: str, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["1", "--model", "x"], "--model goes with grid or significance"),
+        (["4", "--model", "x"], "--model goes with 1 or grid or significance"),
+        (["1", "--model", "x"], "no finished run of 'x'. Known: bert_base_cased, bert_base_unc"),
         (["4", "--base", "none"], "--base goes with significance"),
         (["significance", "--statistics"], "--statistics goes with 1 or 4"),
         (["significance", "--plot", "x"], "--plot goes with 1 or 4 or 6"),
