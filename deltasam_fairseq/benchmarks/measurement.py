@@ -53,6 +53,8 @@ class Measurement:
             what it keeps for the backward pass and a little more.
         method_flags: By method, what stands in ``METHOD``'s place.
         width: Width of the model's layers.
+        calls: By method, ``forward`` and ``backward`` passes of an update, in passes over
+            its batch.
     """
 
     model: str
@@ -69,6 +71,7 @@ class Measurement:
     forward_bytes: int = 0
     method_flags: dict[str, str] = field(default_factory=dict)
     width: int = 0
+    calls: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def seconds(self, method: str, clock: str) -> list[float]:
         """List a method's times.

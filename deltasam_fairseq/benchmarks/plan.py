@@ -9,7 +9,7 @@ import torch
 
 from deltasam_fairseq.benchmarks.environment import cores
 from deltasam_fairseq.benchmarks.measurement import CLOCKS
-from deltasam_fairseq.benchmarks.methods import METHODS, SLOW_METHODS
+from deltasam_fairseq.benchmarks.methods import METHODS, SLOW_METHODS, flags_of_method
 from deltasam_fairseq.benchmarks.workloads import WORKLOADS, Workload
 from deltasam_fairseq.choices import PRECISIONS
 from deltasam_fairseq.errors import UserError, at_least
@@ -79,7 +79,9 @@ class Plan:
             on_gpu = torch.cuda.is_available() and self.clock != "processor"
             object.__setattr__(self, "device", "cuda" if on_gpu else "cpu")
         all_known("--model", self.models, MODELS)
-        all_known("--methods", self.methods, METHODS)
+        for method in self.methods:
+            flags_of_method(method, paired=False)
+        once("--methods", self.methods)
         all_known("--size", (self.size,), SIZES)
         all_known("--device", (self.device,), DEVICES)
         all_known("--precision", (self.precision,), PRECISIONS)
@@ -123,7 +125,8 @@ class Plan:
         Returns:
             True, but for the slow ones in most rounds.
         """
-        return method not in SLOW_METHODS or round_number % self.slow_every == 0
+        slow = method.partition("+")[0] in SLOW_METHODS
+        return not slow or round_number % self.slow_every == 0
 
     def workload(self, model: str) -> Workload:
         """Return a model and its batch.
@@ -166,10 +169,23 @@ def all_known(flag: str, given: tuple[str, ...], known: tuple[str, ...]) -> None
         known: Those that may be among them.
 
     Raises:
-        UserError: If one is unknown, one occurs twice, or there is none.
+        UserError: If one is unknown.
     """
     for name in given:
         if name not in known:
             raise UserError(f"{flag}: unknown name {name!r}{nearest(name, known)}")
+    once(flag, given)
+
+
+def once(flag: str, given: tuple[str, ...]) -> None:
+    """Check that each of some names was given once.
+
+    Args:
+        flag: Where they were given.
+        given: The names.
+
+    Raises:
+        UserError: If one occurs twice, or there is none.
+    """
     if not given or len(set(given)) != len(given):
         raise UserError(f"{flag} must name each of its values once, got {','.join(given)!r}")

@@ -72,6 +72,10 @@ def _model(found: Measurement) -> dict[str, Any]:
         "parameter_bytes": found.parameter_bytes,
         "batch": found.batch,
         "clocks": {clock: _times(found, clock) for clock in CLOCKS},
+        "calls": {
+            method: {name: _rounded(number) for name, number in calls.items()}
+            for method, calls in found.calls.items()
+        },
         "fallbacks": found.fallbacks,
         "skipped": found.skipped,
         "memory": {

@@ -27,7 +27,7 @@ from torch import nn
 
 from deltasam_fairseq.benchmarks.measurement import Measurement, Times
 from deltasam_fairseq.benchmarks.memory import peak_bytes
-from deltasam_fairseq.benchmarks.methods import METHOD_FLAGS
+from deltasam_fairseq.benchmarks.methods import flags_of_method
 from deltasam_fairseq.benchmarks.plan import Plan
 from deltasam_fairseq.benchmarks.synthetic import write
 from deltasam_fairseq.benchmarks.timing import no_collection, timed
@@ -60,7 +60,7 @@ def measure(model: str, plan: Plan, say: Callable[[str], None]) -> Measurement:
     workload, device = plan.workload(model), torch.device(plan.device)
     with quiet(), tempfile.TemporaryDirectory() as folder:
         write(Path(folder), workload, plan.seed)
-        flags = {method: METHOD_FLAGS[method] for method in plan.methods}
+        flags = {method: flags_of_method(method, paired=workload.paired) for method in plan.methods}
 
         def line(method: str) -> list[str]:
             return flags_of(workload, method, plan.seed, device, plan.precision)
@@ -82,6 +82,8 @@ def measure(model: str, plan: Plan, say: Callable[[str], None]) -> Measurement:
                 update(trainer, batches)
         say(f"{model}: counting memory")
         _count_memory(found, trainers, batches)
+        for method, trainer in trainers.items():
+            found.calls[method] = calls_of(trainer, batches)
         _take_turns(found, trainers, batches, plan, deadline=deadline, say=say)
         if plan.profile:
             say(f"{model}: profiling")
@@ -108,6 +110,35 @@ def _count_memory(found: Measurement, trainers: dict[str, Trainer], batches: Seq
     base = trainers["none"]
     sample, _ = base._prepare_sample(batches[0])
     found.forward_bytes = peak_bytes(lambda: base.criterion(base.model, sample), base.device)
+
+
+def calls_of(trainer: Trainer, batches: Sequence[Any]) -> dict[str, float]:
+    """Count the passes of an update, in passes over its batch.
+
+    Args:
+        trainer: The trainer.
+        batches: The micro-batches of an update.
+
+    Returns:
+        ``forward`` and ``backward``: rows that went through the model, or whose outputs received
+        a gradient, over the rows of the batch. A doubled batch counts twice.
+    """
+    rows = {"forward": 0, "backward": 0}
+
+    def count(_module: nn.Module, _inputs: Any, kwargs: Any, output: Any) -> None:
+        number = len(kwargs["src_tokens"])
+        rows["forward"] += number
+        logits = output[0] if isinstance(output, tuple) else output
+        if logits.requires_grad:
+            logits.register_hook(lambda _: rows.update(backward=rows["backward"] + number))
+
+    hook = trainer.get_model().register_forward_hook(count, with_kwargs=True)
+    try:
+        update(trainer, batches)
+    finally:
+        hook.remove()
+    sentences = sum(int(batch["id"].numel()) for batch in batches)
+    return {name: number / sentences for name, number in rows.items()}
 
 
 def _take_turns(

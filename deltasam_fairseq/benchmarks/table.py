@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deltasam_fairseq.benchmarks.limits import LEAST_PARAMETERS, LEAST_TOKENS
+from deltasam_fairseq.benchmarks.methods import METHODS
 
 _LEGEND = f"""\
 x none, x sam: median over rounds of the times' ratio (quartiles; smallest to largest).
@@ -16,6 +17,7 @@ ms: median milliseconds of one update. tokens/s: of sources and targets together
 Limits are for models of {LEAST_PARAMETERS / 1e6:g} million parameters and more; those of time for
 batches of {LEAST_TOKENS} tokens and more."""
 _CELLS = ("memory", "over sam", "ms", "tokens/s")
+_CALLS = "F, B: forward and backward passes of an update, in passes over its batch."
 _WAITING = "waits: share of an update in which the device waits for Python."
 
 # What records of schema 1 call otherwise.
@@ -40,6 +42,8 @@ def table_of(record: Mapping[str, Any]) -> str:
     lines += ["", _LEGEND]
     if any("waiting" in model["clocks"][settings["clock"]] for model in record["models"]):
         lines.append(_WAITING)
+    if any(set(model.get("method_flags", ())) - set(METHODS) for model in record["models"]):
+        lines.append(_CALLS)
     lines.append("")
     lines += [verdict(check) for check in record["checks"]]
     return "\n".join(lines)
@@ -87,6 +91,8 @@ def _model(model: Mapping[str, Any], clock: str, names: Mapping[str, str]) -> li
     passes = times["passes"]
     over_sam = memory.get("copies_over_sam", {})
     waiting = times.get("waiting", {})
+    # Beside rivals, whose passes no prediction counts.
+    calls = model.get("calls", {}) if set(model["method_flags"]) - set(METHODS) else {}
     model_tokens = batch["source_tokens"] + batch["target_tokens"]
     copies = memory["peak_bytes"]["none"] / model["parameter_bytes"]
     heads = [text for base in times["ratios"] for text in (f"x {base}", "passes")]
@@ -98,7 +104,7 @@ def _model(model: Mapping[str, Any], clock: str, names: Mapping[str, str]) -> li
         f"without a graph is {passes['forward_share']['median']:.3f} of forward + backward",
         f"an update of none needs {copies:.1f} copies of the parameters at its peak, "
         f"{memory['forward_copies']:.1f} of them for its forward pass",
-        _row("", heads, [*_CELLS, *(["waits"] if waiting else [])]),
+        _row("", heads, [*_CELLS, *(["waits"] if waiting else []), *(["F", "B"] if calls else [])]),
     ]
     for method, seconds in times["seconds"].items():
         cells = []
@@ -111,6 +117,7 @@ def _model(model: Mapping[str, Any], clock: str, names: Mapping[str, str]) -> li
             f"{1000 * seconds['median']:.1f}",
             f"{model_tokens / seconds['median']:,.0f}",
             *([f"{waiting[method]:.2f}"] if waiting else []),
+            *(f"{calls[method][what]:g}" for what in ("forward", "backward") if calls),
         ]
         row = _row(names.get(method, method), cells, own)
         if seconds["n"] != times["seconds"]["none"]["n"]:
@@ -125,7 +132,7 @@ def _model(model: Mapping[str, Any], clock: str, names: Mapping[str, str]) -> li
 
 
 def _row(method: str, ratios: Sequence[str], cells: Sequence[str]) -> str:
-    text = f"{method:<18}"
+    text = f"{method:<17} "
     for spread, predicted in zip(ratios[::2], ratios[1::2], strict=True):
         text += f"{spread:<35}{predicted:>6}   "
     return text + "".join(f"{cell:>10}" for cell in cells)

@@ -46,7 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--methods",
         default="none,sam,delta_sam,per_instance,per_instance_loop",
         metavar="A,B,…",
-        help="which, in the order of their turns; per_instance is the batched engine (%(default)s)",
+        help="which, in the order of their turns; per_instance is the batched engine; rivals and "
+        "sums as in rdrop,sam+rdrop too (%(default)s)",
+    )
+    step.add_argument(
+        "--regularizers",
+        action="store_true",
+        help="also rdrop, r3f, smart and freelb, alone and with each method, and count passes",
     )
     step.add_argument(
         "--sentences", type=int, default=0, metavar="N", help="in a batch (0: the model's own)"
@@ -170,11 +176,15 @@ def plan_of(args: argparse.Namespace) -> Plan:
     Returns:
         The plan; making it refuses what cannot be run.
     """
+    from deltasam_fairseq.benchmarks.methods import SUMS  # noqa: PLC0415
     from deltasam_fairseq.benchmarks.plan import BOTH, Plan  # noqa: PLC0415
 
+    methods = tuple(args.methods.split(","))
+    if args.regularizers:
+        methods = tuple(m for m in methods if m != "per_instance_loop") + SUMS
     return Plan(
         models=BOTH if args.model == "both" else tuple(args.model.split(",")),
-        methods=tuple(args.methods.split(",")),
+        methods=methods,
         repeats=args.repeats,
         slow_every=args.slow_every,
         warm_up=args.warm_up,

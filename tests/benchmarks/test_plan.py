@@ -16,7 +16,10 @@ from deltasam_fairseq.errors import UserError
     ("values", "message"),
     [
         ({"models": ("speech",)}, "--model: unknown name 'speech'. Known: bart_large, bert"),
-        ({"methods": ("none", "sma")}, "--methods: unknown name 'sma'; did you mean 'sam'? Kn"),
+        (
+            {"methods": ("none", "delta_sma")},
+            "--methods: unknown name 'delta_sma'; did you mean 'delta_sam'? Kn",
+        ),
         ({"methods": ("sam", "delta_sam")}, "--methods must include none"),
         ({"methods": ("none", "sam", "sam")}, "--methods must name each of its values once"),
         ({"size": "huge"}, "--size: unknown name 'huge'. Known: default, narrow, tiny"),

@@ -18,8 +18,12 @@ import torch
 from deltasam_fairseq.benchmarks.measurement import CLOCKS
 from deltasam_fairseq.benchmarks.methods import METHODS
 from deltasam_fairseq.benchmarks.plan import Plan
+from deltasam_fairseq.benchmarks.record import record_of, surroundings
+from deltasam_fairseq.benchmarks.step import measure
+from deltasam_fairseq.benchmarks.table import table_of
 from deltasam_fairseq.benchmarks.workloads import WORKLOADS, Shape
 from deltasam_fairseq.cli import bench
+from deltasam_fairseq.errors import UserError
 
 pytestmark = pytest.mark.fairseq
 
@@ -249,3 +253,28 @@ def test_the_process_is_left_as_it_was(ran: tuple[dict[str, Any], str]) -> None:
     assert gc.isenabled()
     assert logging.root.manager.disable == logging.NOTSET
     assert torch.is_grad_enabled()
+
+
+def test_rivals_are_measured_with_their_passes_counted() -> None:
+    names = ("none", "sam", "delta_sam", "rdrop", "smart", "sam+r3f", "per_instance+rdrop")
+    plan = Plan(models=("classification",), methods=names, repeats=1, size="tiny", threads=1)
+    (found,) = [measure(model, plan, lambda _: None) for model in plan.models]
+    passes = {name: (calls["forward"], calls["backward"]) for name, calls in found.calls.items()}
+    assert passes == {
+        "none": (1, 1),
+        "sam": (2, 2),
+        "delta_sam": (4, 2),
+        "rdrop": (2, 2),
+        "smart": (4, 3),
+        "sam+r3f": (4, 4),
+        "per_instance+rdrop": (4, 4),
+    }
+    assert "--criterion deltasam_sentence_prediction" in found.method_flags["rdrop"]
+    table = table_of(record_of(plan, [found], surroundings()))
+    assert table.splitlines()[5].split()[-2:] == ["F", "B"]
+
+
+@pytest.mark.parametrize("methods", [("none", "sam+delta_sam"), ("none", "rdrop+smart")])
+def test_two_of_a_kind_are_no_sum(methods: tuple[str, ...]) -> None:
+    with pytest.raises(UserError, match="one of each may be joined, as in sam"):
+        Plan(methods=methods)
