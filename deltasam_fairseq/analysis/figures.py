@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 from deltasam_fairseq.analysis.records import Group, collect, is_timed
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.figures import check_figure, new_figure
+from deltasam_fairseq.recipes.methods import in_usual_order
 from deltasam_fairseq.recipes.run_folder import RunFolder
 from deltasam_fairseq.recipes.train_log import column, read_curve
 
@@ -25,6 +27,8 @@ _COLOURS = {
     "per_instance": _GREEN,
     "random": _PURPLE,
 }
+#: Of the other methods, in their usual order.
+_FURTHER = ("#c0392b", "#b7950b", "#2e86c1", "#6e2c00", "#52be80", "#7d6608")
 
 
 @dataclass(frozen=True)
@@ -138,9 +142,10 @@ def draw_costs(folders: Sequence[Path], out: Path) -> None:
     for axis, (title, methods) in zip(axes, sorted(panels.items()), strict=True):
         metric = next(iter(methods.values())).metric
         _prepare(axis, ", ".join(title), f"{metric}, percent")
-        for method, colour in _COLOURS.items():
-            if method in methods:
-                _draw_method(axis, method, methods[method], colour)
+        others = in_usual_order(methods.keys() - _COLOURS.keys())
+        colours = {**_COLOURS, **dict(zip(others, itertools.cycle(_FURTHER), strict=False))}
+        for method in in_usual_order(methods):
+            _draw_method(axis, method, methods[method], colours[method])
         axis.set_xlabel("seconds of training")
         axis.set_xlim(left=0)
         axis.legend(frameon=False, fontsize=9)

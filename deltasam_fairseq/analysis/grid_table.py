@@ -9,7 +9,8 @@ from statistics import median
 from deltasam_fairseq.analysis.records import Group, in_order, read_points, select
 from deltasam_fairseq.analysis.table import NONE, Table, mean_and_std
 from deltasam_fairseq.errors import UserError
-from deltasam_fairseq.recipes.sweep_plan import SHORT
+from deltasam_fairseq.recipes.methods import JOIN
+from deltasam_fairseq.recipes.sweep_plan import SHORT, means_something
 
 _HEADER = (
     *("recipe", "model", "method", "point", "seeds"),
@@ -52,12 +53,12 @@ def grid_table(
 
 
 def _point(group: Group) -> str:
-    """Write what was searched, and rho and eta wherever the method uses them."""
-    method, flags = group.records[0]["method"], group.records[0]["flags"]
+    """Write what was searched, and what has a short name wherever the method uses it."""
+    parts, flags = group.records[0]["method"].split(JOIN), group.records[0]["flags"]
     usual = {
         name: flags[flag]
-        for name, (flag, methods) in SHORT.items()
-        if method in methods and flag in flags
+        for name, (flag, _) in SHORT.items()
+        if flag in flags and means_something(name, parts)
     }
     values = {**usual, **group.grid}
     return ", ".join(f"{name} {value}" for name, value in values.items()) or NONE

@@ -9,17 +9,18 @@ from pathlib import Path
 from statistics import fmean, median
 
 from deltasam_fairseq.analysis.records import (
-    ORDER,
     Group,
     Groups,
     Record,
     collect,
+    in_order,
     is_timed,
     pair_up,
 )
 from deltasam_fairseq.analysis.table import NONE, NOT_RUN, Table, difference, mean_and_std
 from deltasam_fairseq.data.glue import GLUE
 from deltasam_fairseq.data.sts import PAIRS
+from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.recipes.published import (
     BERT,
     METHOD_OF_ROW,
@@ -36,6 +37,7 @@ from deltasam_fairseq.recipes.published import (
     PublishedRow,
     Rows,
 )
+from deltasam_fairseq.registry import nearest
 
 #: Our models that are those of a half of a table, and what that half is called here.
 HALVES = {
@@ -103,21 +105,20 @@ def pivot(
             system = f"{title}, {name}"
             lines = list(published_lines(half, printed))
             yield from ((system, *line) for line in lines)
-            method = METHOD_OF_ROW.get(name)
-            if method is None:
-                yield (system, "ours", *(NOT_RUN,) * (len(lines[0]) - 1))
-                continue
+            method = METHOD_OF_ROW[name]
             known |= {(model, method) for model in models}
             every = [Own(groups, recipes, model, method) for model in models]
             for own in [own for own in every if own.ran] or every[:1]:
                 yield from ((system, *line) for line in own_lines(own, printed))
-    others = {(model, method) for recipe, model, method in groups if recipe in recipes} - known
-    for model, method in sorted(others, key=lambda pair: (pair[0], ORDER.index(pair[1]))):
+    others = {("", *key[1:]) for key in groups if key[0] in recipes and key[1:] not in known}
+    for _, model, method in in_order(others):
         own = Own(groups, recipes, model, method)
         yield from ((f"{model}, {method}", *line) for line in own_lines(own, None))
 
 
-def table_1(folders: Sequence[Path], *, statistics: bool = False) -> Table:
+def table_1(
+    folders: Sequence[Path], *, statistics: bool = False, model: str | None = None
+) -> Table:
     """Return Table 1, the metrics of GLUE's tasks: median and best of n seeds.
 
     The differences are those of the best from the published number, or of the median where that
@@ -126,13 +127,21 @@ def table_1(folders: Sequence[Path], *, statistics: bool = False) -> Table:
     Args:
         folders: With sweeps below them.
         statistics: Whether to add mean and standard deviation over seeds.
+        model: The only one to show; none shows all.
+
+    Raises:
+        UserError: If the paper has no such model, and no run either.
     """
-    groups = collect(folders)
+    groups = {key: group for key, group in collect(folders).items() if model in {None, key[1]}}
+    halves = {half: rows for half, rows in TABLE_1.items() if model in {None, *HALVES[half][1]}}
+    if not groups and not halves:
+        printed = [name for half in TABLE_1 for name in HALVES[half][1]]
+        raise UserError(f"no finished run of {model!r}{nearest(str(model), printed)}")
     header = ("system", "row", *(GLUE[task].name for task in TASKS), "average")
     rows = pivot(
         groups,
         _glue(TASKS),
-        TABLE_1,
+        halves,
         lambda half, row: [("published", *row.cells, row.average)],
         partial(_metric_lines, statistics=statistics),
     )

@@ -8,9 +8,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
 
-from deltasam_fairseq.choices import METHODS
 from deltasam_fairseq.errors import UserError
-from deltasam_fairseq.recipes.methods import CONTROLS
+from deltasam_fairseq.recipes.catalogue import RECIPES
+from deltasam_fairseq.recipes.methods import in_usual_order
 from deltasam_fairseq.recipes.sweep_folder import read_records
 from deltasam_fairseq.recipes.sweep_plan import as_number, flag_of
 from deltasam_fairseq.registry import nearest
@@ -24,8 +24,6 @@ Point = tuple[tuple[str, str], ...]
 #: Flags that say what a run is and where it lies, not how it was trained; the model's file is
 #: compared by its checksum.
 OWN_FLAGS = ("seed", "save-dir", "user-dir", "sam-method", "restore-file")
-#: Of methods in tables.
-ORDER = (*METHODS, *CONTROLS)
 
 
 @dataclass(frozen=True)
@@ -96,10 +94,11 @@ def read_points(folders: Iterable[Path]) -> dict[Key, list[Group]]:
     systems: dict[tuple[str, str], list[Record]] = {}
     for record in read_records(folders):
         key = (record["recipe"], record["model"], record["method"])
-        if key[2] not in ORDER:
-            raise UserError(
-                f"a record of {key[0]} has the method {key[2]!r}{nearest(key[2], ORDER)}"
-            )
+        if key[0] in RECIPES:
+            try:
+                RECIPES.get(key[0]).method(key[2])
+            except UserError as error:
+                raise UserError(f"a record of {key[0]} has an {error}") from None
         point = tuple(sorted(record["grid"].items()))
         found.setdefault(key, {}).setdefault(point, []).append(record)
         systems.setdefault(key[:2], []).append(record)
@@ -148,7 +147,9 @@ def select(found: Mapping[Key, T], recipe: str | None, model: str | None) -> dic
 
 def in_order(keys: Iterable[Key]) -> list[Key]:
     """Sort by recipe and model, methods in their usual order."""
-    return sorted(keys, key=lambda key: (key[0], key[1], ORDER.index(key[2])))
+    found = list(keys)
+    places = in_usual_order({key[2] for key in found})
+    return sorted(found, key=lambda key: (key[0], key[1], places.index(key[2])))
 
 
 def is_timed(record: Record) -> bool:

@@ -9,8 +9,8 @@ from statistics import fmean
 from typing import Any
 
 from deltasam_fairseq.analysis.table import NONE, NOT_RUN, Table
-from deltasam_fairseq.choices import METHODS
 from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.recipes.methods import in_usual_order
 from deltasam_fairseq.recipes.progress import duration
 from deltasam_fairseq.recipes.published import ROUGE, TABLE_3, TABLE_3_NOTE, TABLE_3_PAIRS
 from deltasam_fairseq.recipes.run_folder import RECORD, RunFolder
@@ -18,6 +18,9 @@ from deltasam_fairseq.recipes.scoring import MODEL, read_scores
 
 #: Recipes whose published table is known.
 PUBLISHED = ("cnndm",)
+#: Methods that have a row of ours whether they were run or not: those of the table, and what they
+#: are compared with.
+_ROWS = ("none", "sam", "delta_sam", "per_instance", "rdrop", "r3f")
 #: What papers call ROUGE-L takes sentence by sentence; where each text is one sentence
 #: (``split:newline``) it is rouge-score's ``rougeL``.
 _ROUGE_COLUMNS = ("ROUGE-1", "ROUGE-2", "ROUGE-L")
@@ -99,7 +102,8 @@ def table_3(folders: Sequence[Path], split: str) -> Table:
         (name, *row.cells, row.scorer, row.seeds, row.hardware, row.hours)
         for name, row in TABLE_3.items()
     ]
-    for method in METHODS:
+    ran = {run.record["method"] for run in runs if run.record}
+    for method in in_usual_order({*_ROWS, *ran}):
         own = [run for run in runs if run.record and run.record["method"] == method]
         cells = _method_cells(own) if own else (NOT_RUN,) * (len(header) - 1)
         rows.append((f"ours: {method}", *cells))

@@ -28,6 +28,7 @@ from deltasam_fairseq.analysis.table import NONE, Table
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.evaluation.resampling import least_p, sign_flip_test
 from deltasam_fairseq.evaluation.summed_metrics import SUMMED, Array, summed_score
+from deltasam_fairseq.registry import nearest
 
 _HEADER = (
     *("comparison", "recipe", "model", "metric", "n", "difference", "std"),
@@ -35,6 +36,8 @@ _HEADER = (
 )
 #: Predictions are kept with four decimals, so a metric made of them differs by no more.
 _ROUNDING = 0.01
+#: Beginnings of the flags that methods have of their own.
+_OF_METHODS = ("sam-", "regularizer", "rdrop-", "r3f-", "smart-", "freelb-")
 #: Beside flags, what two runs that are compared should have alike.
 _FACTS = ("updates", "commit")
 
@@ -58,6 +61,9 @@ def significance(
         UserError: If there is no such pair, or two groups were scored on different data.
     """
     groups = select(collect(folders), recipe, model)
+    methods = {key[2] for key in groups}
+    if base is not None and groups and base not in methods:
+        raise UserError(f"--base {base}: no finished run of that method{nearest(base, methods)}")
     rows: list[tuple[str, ...]] = []
     remarks: list[str] = []
     for key, other_key in _comparisons(groups, base):
@@ -154,7 +160,7 @@ def _unequal_settings(group: Group, other: Group) -> Iterator[str]:
         for name in sorted({*first, *second} - {*OWN_FLAGS}):
             values = first.get(name, NONE), second.get(name, NONE)
             # A method has flags of its own; those that both have, rho above all, should agree.
-            own = name.startswith("sam-") and NONE in values
+            own = name.startswith(_OF_METHODS) and NONE in values
             if values[0] != values[1] and not own:
                 unequal[name] = " and ".join(values)
     if unequal:

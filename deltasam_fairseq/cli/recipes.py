@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.recipes.base import Model, Recipe
 from deltasam_fairseq.recipes.catalogue import RECIPES, find_recipe, load_packages
-from deltasam_fairseq.recipes.methods import Flags
+from deltasam_fairseq.recipes.methods import Flags, by_kind, takes_regularizer
 
 HELP = "list what can be trained, or show all of one recipe"
 
@@ -56,6 +56,7 @@ def describe(recipe: Recipe, model: str | None = None) -> str:
         f"data:    {_named(recipe.prepare, model)}",
         f"train:   {_named(usage, model)}",
         f"metric:  {recipe.metric}",
+        f"methods: {_choice(recipe)}",
         *(f"note:    {note}" for note in recipe.notes),
         *([f"no GPU:  {recipe.on_cpu}"] if recipe.on_cpu else []),
         f"flags of fairseq-train:\n{_listing(recipe.flags)}",
@@ -69,6 +70,17 @@ def describe(recipe: Recipe, model: str | None = None) -> str:
         ),
     ]
     return "\n".join(parts)
+
+
+def _choice(recipe: Recipe) -> str:
+    """Write what ``--method`` can be, by kind; without what the criterion cannot do."""
+    parts = {
+        name: part
+        for name, part in recipe.all_parts.items()
+        if not part.regularizes or takes_regularizer(recipe.flags.get("criterion"))
+    }
+    kinds = (f"{kind}: {', '.join(names)}" for kind, names in by_kind(parts).items())
+    return f"{'; '.join(kinds)}; sums with + have one of each at most"
 
 
 def _named(command: str, model: str | None) -> str:

@@ -16,18 +16,18 @@ import shlex
 import sys
 from pathlib import Path
 
-from deltasam_fairseq.choices import METHODS, PRECISIONS
+from deltasam_fairseq.choices import PRECISIONS
 from deltasam_fairseq.cli.options import positive_number, whole_number
 from deltasam_fairseq.data.encoder import PreparedEncoder
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.recipes.catalogue import find_recipe
 from deltasam_fairseq.recipes.command import flag_values
 from deltasam_fairseq.recipes.default_folders import data_folder, encoder_folder, sweep_folder
-from deltasam_fairseq.recipes.methods import CONTROLS
+from deltasam_fairseq.recipes.methods import PARTS
 from deltasam_fairseq.recipes.slurm_array import array_script, submit
 from deltasam_fairseq.recipes.sweep import Sweep, run_sweep
 from deltasam_fairseq.recipes.sweep_folder import SweepFolder
-from deltasam_fairseq.recipes.sweep_plan import Cell, plan, read_grid, read_seeds
+from deltasam_fairseq.recipes.sweep_plan import SHORT, Cell, plan, read_grid, read_seeds
 from deltasam_fairseq.recipes.sweep_record import export_records
 
 HELP = "run a recipe over methods, seeds and a grid"
@@ -42,7 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--methods",
         default="none,sam,delta_sam",
-        help=f"of {', '.join((*METHODS, *CONTROLS))}; separated by commas (%(default)s)",
+        help=f"of {', '.join(PARTS)}, and sums of different kinds such as sam+r3f; separated by "
+        "commas (%(default)s)",
     )
     parser.add_argument("--seeds", default="1-5", help="as in 1-5 or 1,2,7 (%(default)s)")
     parser.add_argument(
@@ -51,7 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="extend",
         default=[],
         metavar="NAME=VALUES",
-        help="rho=…, eta=… or a flag of fairseq; default: the recipe's values alone",
+        help=f"of {', '.join(SHORT)} and flags of fairseq, as in rho=0.01,0.02; default: the "
+        "recipe's values alone",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: sweeps/RECIPE/MODEL")
     parser.add_argument("--data", type=Path, metavar="DIR", help="default: data/RECIPE/MODEL")
@@ -83,8 +85,9 @@ def run(args: argparse.Namespace) -> int:
         UserError: If there is no run of that number.
         KeyboardInterrupt: After Ctrl-C, with how to go on.
     """
-    cells = plan(args.methods.split(","), read_seeds(args.seeds), read_grid(args.grid))
     recipe = find_recipe(args.recipe)
+    seeds, grid = read_seeds(args.seeds), read_grid(args.grid)
+    cells = plan(args.methods.split(","), seeds, grid, recipe.all_parts)
     if not recipe.kind.is_swept:
         raise UserError(
             f"the recipe {recipe.name} is no task on sentences; sweeps run those: "

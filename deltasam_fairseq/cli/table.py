@@ -2,8 +2,9 @@
 
 deltasam table RUN RUN
     runs beside the baselines of their data
-deltasam table --published cnndm RUN RUN
-    runs beside the figures of the papers; without runs those alone
+deltasam table 3 RUN RUN
+    ROUGE on CNN/DailyMail: Table 3 beside runs; without runs the published figures alone
+    (the same as --published cnndm RUN RUN)
 deltasam table 1
     GLUE: Table 1 of the paper beside the records of deltasam sweep
 deltasam table 2
@@ -31,14 +32,14 @@ from deltasam_fairseq.analysis.grid_table import grid_table
 from deltasam_fairseq.analysis.paper_tables import table_1, table_2, table_4, table_6
 from deltasam_fairseq.analysis.rouge_tables import PUBLISHED, run_table, table_3
 from deltasam_fairseq.analysis.table import FORMATS, Table
-from deltasam_fairseq.choices import METHODS
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.figures import check_figure
-from deltasam_fairseq.recipes.methods import CONTROLS
 from deltasam_fairseq.registry import did_you_mean
 
 HELP = "compare runs in a table"
 
+#: Made from runs, by its number in the paper.
+TEXTS = "3"
 GRID = "grid"
 SIGNIFICANCE = "significance"
 
@@ -51,19 +52,21 @@ def _significance(args: argparse.Namespace) -> Table:
 
 #: Made from the records of sweeps, by their number in the paper or their name.
 SWEEP_TABLES: dict[str, Callable[[argparse.Namespace], Table]] = {
-    "1": lambda args: table_1(args.sweeps, statistics=args.statistics),
+    "1": lambda args: table_1(args.sweeps, statistics=args.statistics, model=args.model),
     "2": lambda args: table_2(args.sweeps),
     "4": lambda args: table_4(args.sweeps, statistics=args.statistics),
     "6": lambda args: table_6(args.sweeps),
     GRID: lambda args: grid_table(args.sweeps, recipe=args.recipe, model=args.model),
     SIGNIFICANCE: _significance,
 }
+#: All that need no runs.
+_NAMES = sorted((TEXTS, *SWEEP_TABLES))
 #: Options, and the tables that they belong to.
 _ONLY = {
     "plot": ("1", "4", "6"),
     "statistics": ("1", "4"),
     "recipe": (GRID, SIGNIFICANCE),
-    "model": (GRID, SIGNIFICANCE),
+    "model": ("1", GRID, SIGNIFICANCE),
     "base": (SIGNIFICANCE,),
 }
 
@@ -75,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="*",
         metavar="RUN",
-        help=f"folders of runs, or one of {', '.join(SWEEP_TABLES)} alone",
+        help=f"folders of runs, behind {TEXTS} or not, or one of {', '.join(SWEEP_TABLES)} alone",
     )
     parser.add_argument(
         "--sweeps",
@@ -97,11 +100,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="for 1 and 4: mean and standard deviation over seeds as well",
     )
-    for option in ("--recipe", "--model"):
-        parser.add_argument(option, help=f"for {GRID} and {SIGNIFICANCE}: this one alone")
+    parser.add_argument("--recipe", help=f"for {GRID} and {SIGNIFICANCE}: this one alone")
+    parser.add_argument("--model", help=f"for 1, {GRID} and {SIGNIFICANCE}: this one alone")
     parser.add_argument(
         "--base",
-        choices=(*METHODS, *CONTROLS),
+        metavar="METHOD",
         help=f"for {SIGNIFICANCE}: what to compare with (none, for delta_sam random too)",
     )
     parser.add_argument(
@@ -127,6 +130,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _make_table(name: str, args: argparse.Namespace) -> Table:
+    if args.runs and str(args.runs[0]) == TEXTS:
+        return table_3(args.runs[1:], args.split)
     if name in SWEEP_TABLES:
         if args.published:
             raise UserError(f"--published goes with runs, not with table {name}")
@@ -138,13 +143,14 @@ def _make_table(name: str, args: argparse.Namespace) -> Table:
     if args.runs and not any(run.is_dir() for run in args.runs):
         raise UserError(
             f"no such run: {', '.join(map(str, args.runs))}; the tables that need no runs are "
-            f"{', '.join(SWEEP_TABLES)}, one at a time{did_you_mean(name, SWEEP_TABLES)}"
+            f"{', '.join(_NAMES)}, one at a time"
+            f"{did_you_mean(name, SWEEP_TABLES)}"
         )
     if args.published:
         return table_3(args.runs, args.split)
     if args.runs:
         return run_table(args.runs, args.split)
     raise UserError(
-        f"nothing to show: give runs, one of {', '.join(SWEEP_TABLES)}, or --published "
+        f"nothing to show: give runs, one of {', '.join(_NAMES)}, or --published "
         f"{' or '.join(PUBLISHED)}"
     )

@@ -52,10 +52,11 @@ def run(args: argparse.Namespace) -> int:
         KeyboardInterrupt: With that command.
     """
     recipe = find_recipe(args.recipe)
+    method = recipe.method(args.method or DEFAULT_METHOD)
     found = recipe.kind.open(
         recipe,
         FolderOptions(**values_of(FolderOptions, args)),
-        name=f"{args.method or DEFAULT_METHOD}-seed{args.seed or DEFAULT_SEED}",
+        name=f"{method.name}-seed{args.seed or DEFAULT_SEED}",
         resume=args.resume,
         dry_run=args.dry_run,
     )

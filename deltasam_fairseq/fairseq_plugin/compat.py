@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
+from typing import Any
 
 import fairseq
 import torch
+from fairseq import checkpoint_utils
 from fairseq.data import Dictionary
 from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
 from fairseq.trainer import Trainer
@@ -74,3 +77,34 @@ def allow_own_checkpoints() -> None:
     allow_fairseqs()
     if hasattr(torch.serialization, "add_safe_globals"):
         torch.serialization.add_safe_globals([Dictionary])
+
+
+def let_averages_begin() -> None:
+    """Let a run with ``--store-ema`` start from a checkpoint that has no moving average.
+
+    fairseq means to begin the average with the checkpoint's weights, but looks for them where it
+    has just removed them (``KeyError: 'model'``). Here the checkpoint says that they are its
+    average.
+    """
+    load = Trainer.load_checkpoint
+
+    @functools.wraps(load)
+    def load_checkpoint(self: Trainer, *args: Any, **kwargs: Any) -> Any:
+        read = checkpoint_utils.load_checkpoint_to_cpu
+
+        @functools.wraps(read)
+        def read_with_average(*of: Any, **how: Any) -> Any:
+            state = read(*of, **how)
+            if state.get("extra_state") is not None:
+                state["extra_state"].setdefault("ema", state["model"])
+            return state
+
+        if not self.cfg.ema.store_ema:
+            return load(self, *args, **kwargs)
+        checkpoint_utils.load_checkpoint_to_cpu = read_with_average
+        try:
+            return load(self, *args, **kwargs)
+        finally:
+            checkpoint_utils.load_checkpoint_to_cpu = read
+
+    Trainer.load_checkpoint = load_checkpoint

@@ -24,6 +24,7 @@ from deltasam_fairseq.fairseq_plugin.compat import (
     allow_own_checkpoints,
     avoid_encoder_kernel,
     check_fairseq,
+    let_averages_begin,
     versions,
 )
 from deltasam_fairseq.fairseq_plugin.criterions.base import SentenceCriterion
@@ -64,6 +65,7 @@ def install() -> None:
     check_fairseq()
     allow_own_checkpoints()
     avoid_encoder_kernel()
+    let_averages_begin()
     build, step = Trainer._build_optimizer, Trainer.train_step
 
     @functools.wraps(build)

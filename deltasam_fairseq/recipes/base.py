@@ -6,11 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from deltasam_fairseq.choices import METHODS
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.recipes.kinds.base import DataKind
 from deltasam_fairseq.recipes.kinds.text_pairs import TextPairs
-from deltasam_fairseq.recipes.methods import CONTROLS, Flags
+from deltasam_fairseq.recipes.methods import PARTS, Flags, Method, Part, find_method
 from deltasam_fairseq.registry import nearest
 
 
@@ -25,9 +24,6 @@ class Model:
         max_tokens: Longest input, in tokens with the special ones; longer ones are cut.
         published: What papers print for it, by the name of the row, as printed.
         on_cpu: What to know and to do without a GPU; empty if it is small enough for a CPU.
-
-    Raises:
-        UserError: If ``methods`` has a name that is not in ``METHODS``.
     """
 
     description: str
@@ -36,9 +32,6 @@ class Model:
     max_tokens: int = 512
     published: Mapping[str, str] = field(default_factory=dict)
     on_cpu: str = ""
-
-    def __post_init__(self) -> None:
-        _require_methods(f"the model {self.description!r}", self.methods)
 
 
 @dataclass(frozen=True)
@@ -54,7 +47,10 @@ class Recipe:
         prepare: The command that makes its data folder, for the listing.
         flags: For fairseq-train, whatever the method.
         methods: Flags that a method adds or changes. A method without an entry
-            gets the plugin's defaults.
+            gets the plugin's defaults. A sum has the flags of its parts; an entry of
+            its own settles what these disagree on.
+        parts: Parts of methods that are this recipe's own, by name, such as noise that
+            its criterion adds; one with the name of a usual part takes its place.
         generation: For fairseq-generate.
         metric: Name of the score.
         start: Flags of the first start alone, not of one that continues a run.
@@ -69,7 +65,7 @@ class Recipe:
         on_cpu: What to know and to do without a GPU; empty if it is small enough for a CPU.
 
     Raises:
-        UserError: If ``methods`` has a name that is not in ``METHODS``.
+        UserError: If ``methods``, its own or that of a model, has an unknown name.
     """
 
     name: str
@@ -78,6 +74,7 @@ class Recipe:
     prepare: str
     flags: Flags
     methods: Mapping[str, Flags] = field(default_factory=dict)
+    parts: Mapping[str, Part] = field(default_factory=dict)
     generation: Flags = field(default_factory=dict)
     metric: str = "rouge"
     start: Flags = field(default_factory=dict)
@@ -90,7 +87,18 @@ class Recipe:
     on_cpu: str = ""
 
     def __post_init__(self) -> None:
-        _require_methods(f"the recipe {self.name}", self.methods)
+        self._require_methods(f"the recipe {self.name}", self.methods)
+        for model in self.models.values():
+            self._require_methods(f"the model {model.description!r}", model.methods)
+
+    @property
+    def all_parts(self) -> dict[str, Part]:
+        """What its methods are made of: the usual parts, and its own in their places or behind."""
+        return {**PARTS, **self.parts}
+
+    def method(self, name: str) -> Method:
+        """Return what a value of ``--method`` stands for."""
+        return find_method(name, self.all_parts)
 
     def model(self, name: str) -> Model:
         """Look one of its models up by its name."""
@@ -105,21 +113,22 @@ class Recipe:
         model = self.model(name)
         methods = {
             method: {**self.methods.get(method, {}), **model.methods.get(method, {})}
-            for method in METHODS
-            if method in self.methods or method in model.methods
+            for method in {**self.methods, **model.methods}
         }
         flags = {**self.flags, **model.flags}
         return replace(self, flags=flags, methods=methods, on_cpu=model.on_cpu)
 
-
-def _require_methods(owner: str, names: Iterable[str]) -> None:
-    for name in names:
-        if name in CONTROLS:
-            raise UserError(
-                f"{owner} has flags for the method {name!r}, but {name!r} runs with the flags of "
-                f"{CONTROLS[name].method!r}; put them there"
-            )
-        if name not in METHODS:
-            raise UserError(
-                f"{owner} has flags for the unknown method {name!r}{nearest(name, METHODS)}"
-            )
+    def _require_methods(self, owner: str, names: Iterable[str]) -> None:
+        for name in names:
+            try:
+                found = self.method(name)
+            except UserError as error:
+                raise UserError(f"{owner} has flags for a wrong method: {error}") from None
+            for part in found.parts.values():
+                if part.like:
+                    raise UserError(
+                        f"{owner} has flags for the method {name!r}, but {name!r} runs with the "
+                        f"flags of {part.like!r}; put them there"
+                    )
+            if name != found.name:
+                raise UserError(f"{owner} has flags for {name!r}; write it as {found.name!r}")

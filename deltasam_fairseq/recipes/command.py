@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from deltasam_fairseq.choices import PRECISIONS
@@ -12,7 +12,7 @@ from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.plugin_path import plugin_dir
 from deltasam_fairseq.recipes.base import Recipe
 from deltasam_fairseq.recipes.launch import Launch, update_freq
-from deltasam_fairseq.recipes.methods import Flags, FlagValue, find_method
+from deltasam_fairseq.recipes.methods import Flags, FlagValue, regularized_criterion
 from deltasam_fairseq.registry import nearest
 
 #: Flags that say what a run is, and what deltasam calls them.
@@ -23,6 +23,8 @@ _OWN = {
     "save-dir": "--save-dir of deltasam train, --out of deltasam sweep",
     "user-dir": "always the plugin's own",
 }
+#: What fairseq trains with where no criterion is named.
+_FAIRSEQS_CRITERION = "cross_entropy"
 #: Our programs that run a checkpoint over a split, as a module.
 INFERENCE = "deltasam_fairseq.inference"
 #: Flags that training and decoding must agree on: what the model sees follows from them.
@@ -73,23 +75,29 @@ def train_command(
         >>> command[3], command[6:]
         ('d', ['--lr', '0.2', '--fp16', '--sam-method', 'sam', '--seed', '1', '--save-dir', 's'])
     """
-    _require_no_own(overrides)
-    chosen = find_method(method)
+    chosen = recipe.method(method)
+    typed = _group(overrides)
+    _require_no_own(typed, ("regularizer",) if chosen.regularizer else ())
     launch = launch or Launch()
-    own: Flags = {"sam-method": chosen.method, "seed": seed, "save-dir": str(save_dir)}
-    flags = {**recipe.flags, **precision_flags(precision), **chosen.flags_of(recipe.methods)}
+    own: Flags = {"sam-method": chosen.sam_method, "seed": seed, "save-dir": str(save_dir)}
+    flags = {**recipe.flags, **precision_flags(precision), **chosen.flags(recipe.methods, typed)}
+    if chosen.regularizer:
+        criterion = str(flags.get("criterion", _FAIRSEQS_CRITERION))
+        other = " ".join(typed.get("criterion") or ()) or None
+        flags["criterion"] = regularized_criterion(criterion, other, chosen)
     flags |= {**_launch_flags(recipe, flags, launch, overrides), **(start or {}), **own}
     arguments = merge_flags(flags, overrides)
     program = [*launch.prefix(), *fairseq_program("train")]
     return [*program, str(data), "--user-dir", str(plugin_dir()), *arguments]
 
 
-def _require_no_own(overrides: Sequence[str]) -> None:
-    for name in _group(overrides):
-        if name in _OWN:
+def _require_no_own(typed: Iterable[str], besides: Sequence[str]) -> None:
+    own = {**_OWN, **dict.fromkeys(besides, _OWN["sam-method"])}
+    for name in typed:
+        if name in own:
             raise UserError(
                 f"--{name} cannot be given as a flag of fairseq, since records and folders go by "
-                f"it; it is {_OWN[name]}"
+                f"it; it is {own[name]}"
             )
 
 

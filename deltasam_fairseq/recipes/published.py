@@ -24,6 +24,12 @@ ROW_OF_METHOD = {
     "sam": "SAM",
     "delta_sam": "δ-SAM",
     "per_instance": "per-instance",
+    "rdrop": "R-Drop",
+    "freelb": "FreeLB",
+    "smart": "SMART",
+    "r3f": "R3F",
+    "sam+noise": "SAM + noise",
+    "delta_sam+noise": "δ-SAM + noise",
 }
 METHOD_OF_ROW = {row: method for method, row in ROW_OF_METHOD.items()}
 

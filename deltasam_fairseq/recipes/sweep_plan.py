@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 
-from deltasam_fairseq.choices import METHODS
 from deltasam_fairseq.errors import UserError
-from deltasam_fairseq.recipes.methods import CONTROLS
-from deltasam_fairseq.registry import nearest
+from deltasam_fairseq.recipes.methods import PARTS, Method, Part, find_method
 
-#: Short names of flags, and the methods that they mean something to.
-SHORT = {
-    "rho": ("sam-rho", ("sam", "delta_sam", "per_instance", "random")),
-    "eta": ("sam-eta", ("delta_sam",)),
+#: Short names of flags, with the part of a method that they are for where the flag itself does
+#: not say it. What papers call alpha and lambda is one flag, with values of its own for each.
+SHORT: Mapping[str, tuple[str, str | None]] = {
+    "rho": ("sam-rho", None),
+    "eta": ("sam-eta", None),
+    "rdrop-alpha": ("regularizer-weight", "rdrop"),
+    "r3f-lambda": ("regularizer-weight", "r3f"),
+    "smart-lambda": ("regularizer-weight", "smart"),
 }
 
-_SHORT_OF = {flag: name for name, (flag, _) in SHORT.items()}
+_SHORT_OF = {flag: name for name, (flag, part) in SHORT.items() if part is None}
 _NAME = re.compile(r"[A-Za-z][\w-]*")
 _VALUE = re.compile(r"[\w.+@:-]+")
 
@@ -36,12 +38,32 @@ def flag_of(name: str) -> str:
     return SHORT[name][0] if name in SHORT else name
 
 
+def means_something(name: str, method: Collection[str], parts: Mapping[str, Part] = PARTS) -> bool:
+    """Tell whether a name of a grid is one for a method.
+
+    Args:
+        name: As typed.
+        method: Names of its parts.
+        parts: Those that there are.
+
+    Returns:
+        True for a flag that none of them searches: it is for every method.
+
+    Example:
+        >>> means_something("rho", ["sam", "r3f"]), means_something("rho", ["r3f"])
+        (True, False)
+    """
+    flag, only = SHORT.get(name, (name, None))
+    owners = {only} if only else {one for one, part in parts.items() if flag in part.searched}
+    return not owners or not owners.isdisjoint(method)
+
+
 @dataclass(frozen=True)
 class Cell:
     """One run of a sweep.
 
     Args:
-        method: How the weights are perturbed.
+        method: Its name.
         seed: Its seed.
         grid: Values by the name typed in ``--grid``, those that mean something to the method.
     """
@@ -66,33 +88,48 @@ class Cell:
         return [part for name, value in self.grid for part in (f"--{flag_of(name)}", value)]
 
 
-def plan(methods: Sequence[str], seeds: Sequence[int], grid: Grid) -> list[Cell]:
+def plan(
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    grid: Grid,
+    parts: Mapping[str, Part] = PARTS,
+) -> list[Cell]:
     """Return the runs, each once, all methods of one seed before those of the next.
 
-    A name of the grid that means nothing to a method is left out for it.
+    A name of the grid that means nothing to a method is left out for it. An unknown method is an
+    error, and so are two names of the grid that are one flag of a method.
 
-    Raises:
-        UserError: If a method is unknown.
+    Args:
+        methods: As typed.
+        seeds: The seeds.
+        grid: Values by name.
+        parts: What the recipe's methods are made of.
 
     Example:
         >>> [cell.name for cell in plan(["none", "sam"], [1], {"rho": ["0.01", "0.05"]})]
         ['none-seed1', 'sam-rho0.01-seed1', 'sam-rho0.05-seed1']
     """
-    known = (*METHODS, *CONTROLS)
-    for method in methods:
-        if method not in known:
-            raise UserError(f"unknown method {method!r}{nearest(method, known)}")
+    found = [find_method(method, parts) for method in methods]
     cells = (
-        Cell(method, seed, values)
+        Cell(method.name, seed, values)
         for seed in seeds
-        for method in methods
-        for values in _points(method, grid)
+        for method in found
+        for values in _points(method, grid, parts)
     )
     return list(dict.fromkeys(cells))
 
 
-def _points(method: str, grid: Grid) -> Iterator[tuple[tuple[str, str], ...]]:
-    names = [name for name in grid if name not in SHORT or method in SHORT[name][1]]
+def _points(
+    method: Method, grid: Grid, parts: Mapping[str, Part]
+) -> Iterator[tuple[tuple[str, str], ...]]:
+    names = [name for name in grid if means_something(name, method.parts, parts)]
+    flags = [flag_of(name) for name in names]
+    for name, flag in zip(names, flags, strict=True):
+        if flags.count(flag) > 1:
+            raise UserError(
+                f"--grid {name}: --{flag} of the method {method.name} is searched twice, as "
+                f"{' and '.join(one for one in names if flag_of(one) == flag)}; leave one out"
+            )
     for values in itertools.product(*(grid[name] for name in names)):
         yield tuple(zip(names, values, strict=True))
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deltasam_fairseq.choices import METHODS, PRECISIONS
+from deltasam_fairseq.choices import PRECISIONS
 from deltasam_fairseq.data.prepared import PreparedCheckpoint, PreparedCorpus
 from deltasam_fairseq.data.process import (
     Say,
@@ -29,7 +29,7 @@ from deltasam_fairseq.recipes.checks_before_training import (
 from deltasam_fairseq.recipes.command import flag_values, train_command
 from deltasam_fairseq.recipes.environment_record import environment_record
 from deltasam_fairseq.recipes.launch import Launch
-from deltasam_fairseq.recipes.methods import CONTROLS
+from deltasam_fairseq.recipes.methods import PARTS
 from deltasam_fairseq.recipes.progress import Progress, duration
 from deltasam_fairseq.recipes.run_folder import RunFolder, now
 from deltasam_fairseq.settings import setting
@@ -62,9 +62,10 @@ class TrainRequest:
     model: str | None = None
     recipe_file: Path | None = None
     method: str | None = setting(
-        f"how the weights are perturbed; {DEFAULT_METHOD}, or the run's own with --resume",
+        f"{', '.join(PARTS)}, or a sum of different kinds such as sam+r3f; default: "
+        f"{DEFAULT_METHOD}, or the run's own with --resume",
         None,
-        choices=(*METHODS, *CONTROLS),
+        metavar="METHOD",
     )
     seed: int | None = setting(f"{DEFAULT_SEED}, or the run's own with --resume", None)
     gpus: int | None = setting(
@@ -133,7 +134,8 @@ class TrainRequest:
             "recipe_version": self.recipe.version,
             "data_sha256": self.data.sha256,
         }
-        chosen = {"method": self.method, "seed": self.seed, "model": self.model}
+        method = self.method and self.recipe.method(self.method).name
+        chosen = {"method": method, "seed": self.seed, "model": self.model}
         wanted.update({name: value for name, value in chosen.items() if value is not None})
         self.run.require_same(**wanted)
 
@@ -144,7 +146,8 @@ class TrainRequest:
         return {**found.facts, "path": str(found.path.resolve())}
 
     def _choices(self, record: dict[str, Any]) -> tuple[str, int]:
-        method = self.method or record.get("method", DEFAULT_METHOD)
+        typed = self.method or record.get("method", DEFAULT_METHOD)
+        method = self.recipe.method(typed).name
         seed = record.get("seed", DEFAULT_SEED) if self.seed is None else self.seed
         return method, seed
 

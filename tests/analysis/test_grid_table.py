@@ -60,7 +60,9 @@ def test_one_recipe_or_model_alone(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no finished run below"):
         grid_table([tmp_path], recipe="glue/mrpc", model="minilm_l6")
     write_record(tmp_path, "delta-sam", 1, 62.0, recipe="glue/mrpc")
-    with pytest.raises(UserError, match="has the method 'delta-sam'; did you mean 'delta_sam'"):
+    with pytest.raises(
+        UserError, match="has an unknown method 'delta-sam'; did you mean 'delta_sam'"
+    ):
         grid_table([tmp_path])
     with pytest.raises(UserError, match="no finished run below"):
         grid_table([tmp_path / "none"])

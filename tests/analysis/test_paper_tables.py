@@ -115,6 +115,21 @@ def test_methods_that_the_paper_has_no_row_for_are_shown_for_its_models_too(tmp_
     assert "bert_base_cased, per_instance" not in systems
 
 
+def test_rivals_have_rows_of_ours_and_sums_follow(tmp_path: Path) -> None:
+    for method in ("sam+r3f", "r3f", "smart", "delta_sam+rdrop"):
+        write_record(tmp_path, method, 1, 90.0, model="roberta_large")
+    table = table_1([tmp_path])
+    cells = {
+        name: [row[column(table, "RTE")] for row in rows(table, name)] for name, *_ in table.rows
+    }
+    assert cells["RoBERTa-large, R3F"] == ["88.5", *["90.00 (n=1)"] * 2, "+1.50"]
+    assert cells["RoBERTa-large, SMART"][-1] == "-2.00"  # 92.0*
+    assert cells["RoBERTa-large, FreeLB"] == ["88.1", "not run"]
+    assert list(cells)[-2:] == ["roberta_large, sam+r3f", "roberta_large, delta_sam+rdrop"]
+    own = table_1([tmp_path], model="roberta_large").rows
+    assert own == [row for row in table.rows if row[0].lower().startswith("roberta")]
+
+
 def test_table_4_has_risk_median_and_best(tmp_path: Path) -> None:
     for seed, risk in ((1, 0.5), (2, 0.7)):
         found = {"risk": risk, "rho": 0.05, "split": "valid"}

@@ -151,7 +151,8 @@ def test_the_command(tmp_path: Path, style: str, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["1", "--model", "x"], "--model goes with grid or significance"),
+        (["4", "--model", "x"], "--model goes with 1 or grid or significance"),
+        (["1", "--model", "x"], "no finished run of 'x'. Known: bert_base_cased, bert_base_unc"),
         (["4", "--base", "none"], "--base goes with significance"),
         (["significance", "--statistics"], "--statistics goes with 1 or 4"),
         (["significance", "--plot", "x"], "--plot goes with 1 or 4 or 6"),
@@ -159,8 +160,11 @@ def test_the_command(tmp_path: Path, style: str, capsys: pytest.CaptureFixture[s
         (["run", "other", "--recipe", "x"], "--recipe goes with grid or significance"),
         (["significance", "--sweeps", "nowhere"], "--sweeps nowhere: no such folder"),
         (["1", "--published", "cnndm"], "--published goes with runs, not with table 1"),
-        (["5"], "no such run: 5; the tables that need no runs are 1, 2, 4, 6, grid, significance"),
-        (["1", "4"], "no such run: 1, 4; the tables that need no runs are 1, 2, 4, 6"),
+        (
+            ["5"],
+            "no such run: 5; the tables that need no runs are 1, 2, 3, 4, 6, grid, significance",
+        ),
+        (["1", "4"], "no such run: 1, 4; the tables that need no runs are 1, 2, 3, 4, 6"),
     ],
 )
 def test_options_of_other_tables(

@@ -28,13 +28,11 @@ def test_runs_that_generate_nothing_are_refused(tmp_path: Path) -> None:
 
 def test_without_runs_every_cell_of_ours_says_so() -> None:
     table = table_3([], "test")
-    assert [row[0] for row in table.rows[-4:]] == [
-        "ours: none",
-        "ours: sam",
-        "ours: delta_sam",
-        "ours: per_instance",
+    ours = [row for row in table.rows if row[0] not in TABLE_3]
+    assert [row[0] for row in ours] == [
+        f"ours: {name}" for name in ("none", "sam", "delta_sam", "per_instance", "rdrop", "r3f")
     ]
-    assert {cell for row in table.rows[-4:] for cell in row[1:]} == {"not run"}
+    assert {cell for row in ours for cell in row[1:]} == {"not run"}
     assert {len(row) for row in table.rows} == {len(table.header)}
 
 
@@ -53,6 +51,7 @@ def test_seeds_of_a_method_share_a_row(tmp_path: Path) -> None:
     runs = [
         evaluated(tmp_path / "a", "delta_sam", 44.0, seed=10),
         evaluated(tmp_path / "b", "delta_sam", 45.0, seed=2),
+        evaluated(tmp_path / "d", "sam+r3f", 46.0),
         evaluated(tmp_path / "c", "none", 43.0, gpus=None, hardware={"cores": 2, "cpu": "EPYC"}),
     ]
     rows = {row[0]: row[1:] for row in table_3(runs, "test").rows}
@@ -61,6 +60,8 @@ def test_seeds_of_a_method_share_a_row(tmp_path: Path) -> None:
     )
     assert rows["ours: none"][4:6] == ("1", "2 cores, EPYC")
     assert rows["ours: sam"][0] == "not run"
+    assert rows["ours: sam+r3f"][0] == "46.00"
+    assert list(rows)[-1] == "ours: sam+r3f"
 
 
 @pytest.mark.parametrize("recipe", ["cnndm", "cnndm-small"])

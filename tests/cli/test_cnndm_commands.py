@@ -80,10 +80,13 @@ def test_a_dry_run_of_cnndm_prints_one_whole_command(
 
 def test_published_figures_without_a_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["table", "--published", "cnndm", "--format", "markdown"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    shown = capsys.readouterr().out
+    assert main(["table", "3", "--format", "markdown"]) == 0
+    assert capsys.readouterr().out == shown
+    lines = shown.splitlines()
     assert "| 44.70 | 21.54 | 41.81 |" in lines[6]
     assert lines[9].startswith("| ours: delta_sam | not run | not run |")
     assert (
-        "nothing to show: give runs, one of 1, 4, 6, grid, significance, or --published cnndm"
+        "nothing to show: give runs, one of 1, 2, 3, 4, 6, grid, significance, or --published cnndm"
         in message(capsys, "table")
     )

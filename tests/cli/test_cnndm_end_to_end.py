@@ -24,16 +24,16 @@ def test_articles_to_table(
     prepare += ["--train-target", str(tmp_path / "target"), "--hold-out", "4", "--workers", "1"]
     assert main([*prepare, *words, "--vocab-bpe", str(folder / "vocab.bpe")]) == 0
     assert main(["prepare", "bart", "--random", "small", *words, "--out", bart]) == 0
-    train = ["train", "cnndm-small", "--data", data, "--save-dir", run, "--method", "sam"]
+    train = ["train", "cnndm-small", "--data", data, "--save-dir", run, "--method", "r3f+sam"]
     assert main([*train, "--bart", bart, "--max-update", "1"]) == 0
     assert main([*train, "--resume", "--max-update", "2"]) == 0
     short = ["--max-len-b", "8", "--min-len", "4", "--batch-size", "2"]
     assert main(["evaluate", run, "--processes", "2", *short]) == 0
     capfd.readouterr()
-    assert main(["table", "--published", "cnndm", run]) == 0
+    assert main(["table", "3", run]) == 0
 
     shown = capfd.readouterr().out
-    (ours,) = [line for line in shown.splitlines() if line.startswith("ours: sam")]
+    (ours,) = [line for line in shown.splitlines() if line.startswith("ours: sam+r3f")]
     assert "not run" not in ours
     assert "NOT COMPARABLE" in shown
     log = (tmp_path / "run" / "train.log").read_text()

@@ -120,6 +120,26 @@ def test_a_sweep_fills_the_tables_and_skips_what_is_finished(
     assert "split valid" in capsys.readouterr().out
 
 
+def test_rivals_and_sums_are_trained_and_have_their_rows(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ["sweep", "glue/rte", *MODEL, "--methods", "rdrop,r3f+sam,smart", "--seeds", "1"]
+    arguments += ["--grid", "r3f-lambda=5", "--out", "rivals", *SHORT]
+    assert main(arguments) == 0
+    found = records("rivals")
+    assert sorted(found) == ["rdrop-seed1", "sam+r3f-r3f-lambda5-seed1", "smart-seed1"]
+    summed = found["sam+r3f-r3f-lambda5-seed1"]
+    assert summed["method"] == "sam+r3f"
+    assert summed["flags"]["regularizer-weight"] == "5"
+    capsys.readouterr()
+    assert main(["table", "1", "--sweeps", "rivals"]) == 0
+    shown = capsys.readouterr().out
+    for method in ("rdrop", "smart", "sam+r3f"):
+        assert f"minilm_l6, {method} " in shown
+    assert main(["table", "grid", "--sweeps", "rivals"]) == 0
+    assert "rho 0.05, r3f-lambda 5" in capsys.readouterr().out
+
+
 def test_the_kept_records_give_the_tables_of_the_sweep(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [*SWEEP, "--out", "kept_from", "--seeds", "1-2"]
     assert main([*arguments, *SHORT]) == 0

@@ -107,10 +107,6 @@ def test_errors_for_the_user_are_one_line_and_status_2(
         (["score", "rogue"], "METRIC: invalid choice: 'rogue'; did you mean 'rouge'?"),
         (["analyse", "curves"], "WHAT: invalid choice: 'curves'; did you mean 'curve'?"),
         (["bench", "stp"], "BENCHMARK: invalid choice: 'stp'; did you mean 'step'?"),
-        (
-            ["train", "text", "--method", "samm"],
-            "--method: invalid choice: 'samm'; did you mean 's",
-        ),
         (["--versoin"], "required: VERB; did you mean '--version'?"),
         (
             ["prepare", "text", "--ot=d", "--train-source=a", "--train-target=b"],

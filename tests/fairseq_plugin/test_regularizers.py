@@ -360,6 +360,34 @@ def test_rdrops_sum_is_the_batchs_size_times_its_mean(kind: Callable[..., Case])
     torch.testing.assert_close(summed - none, 5 * (mean - none), rtol=1e-4, atol=1e-4)
 
 
+def test_a_moving_average_begins_with_the_weights_of_a_checkpoint(
+    translation: Path, tmp_path: Path
+) -> None:
+    path = str(tmp_path / "checkpoint.pt")
+
+    def save(case: Case) -> dict[str, Tensor]:
+        case.trainer.optimizer  # noqa: B018  (asking for it builds it)
+        case.trainer.consolidate_optimizer()
+        begun = {"train_iterator": {"epoch": 1, "iterations_in_epoch": 1}}
+        case.trainer.save_checkpoint(path, begun)
+        return copy.deepcopy(case.model.state_dict())
+
+    def load(**how: bool) -> tuple[Case, dict[str, Tensor]]:
+        flags = ("--regularizer", "smart", "--smart-bregman", "1", "--store-ema", "--ema-fp32")
+        case = Case(translation, SEQUENCES, *flags, *STILL, "--seed", "2")
+        case.trainer.load_checkpoint(path, **how)
+        return case, copy.deepcopy(case.trainer.ema.get_model().state_dict())
+
+    pretrained = save(Case(translation, SEQUENCES))
+    case, average = load(reset_optimizer=True)
+    assert all(torch.equal(average[name], pretrained[name]) for name in pretrained)
+    toys.updates(case.trainer, [[case.sample]])
+    trained, average = save(case), copy.deepcopy(case.trainer.ema.get_model().state_dict())
+    _, resumed = load()
+    assert all(torch.equal(resumed[name], average[name]) for name in average)
+    assert any(not torch.equal(trained[name], average[name]) for name in average)
+
+
 def test_the_proximal_term_pulls_towards_the_moving_average(translation: Path) -> None:
     flags = ("--regularizer", "smart", "--regularizer-weight", "0", "--smart-bregman")
     ema = ("--store-ema", "--ema-fp32", "--max-update", "40", *STILL)

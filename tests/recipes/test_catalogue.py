@@ -3,11 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from deltasam_fairseq.choices import METHODS
 from deltasam_fairseq.recipes.base import Recipe
 from deltasam_fairseq.recipes.catalogue import RECIPES
 from deltasam_fairseq.recipes.command import generate_command, train_command
-from deltasam_fairseq.recipes.methods import CONTROLS
+from deltasam_fairseq.recipes.methods import CONTROLS, PARTS, takes_regularizer
 
 CASES: list[tuple[str, str | None]] = [
     (name, model) for name, recipe in RECIPES.items() for model in tuple(recipe.models) or (None,)
@@ -25,7 +24,6 @@ def test_every_recipe_is_complete(name: str, model: str | None) -> None:
     assert recipe.name == name
     assert recipe.version >= 1
     assert RECIPES.describe(name) == recipe.description != ""
-    assert set(recipe.methods) <= set(METHODS)
     assert shlex.split(recipe.prepare)[:2] == ["deltasam", "prepare"]
     assert recipe.flags["log-format"] == "json"
     assert recipe.flags["optimizer"] == "delta_sam"
@@ -41,9 +39,14 @@ def test_fairseq_knows_every_flag(
     monkeypatch.setattr(utils, "import_user_module", lambda args: None)
     pytest.importorskip("deltasam_fairseq.fairseq_plugin.register")
     recipe = recipe_for(name, model)
-    train = train_command(recipe, data=Path("d"), save_dir=Path("s"), method="sam", seed=1)
-    args = options.parse_args_and_arch(options.get_training_parser(), train[3:])
-    assert args.arch == recipe.flags["arch"]
+    regularizers = [f"sam+{name}" for name in ("rdrop", "r3f", "smart")]
+    regularized = takes_regularizer(recipe.flags["criterion"])
+    for method in ("sam", *recipe.parts, *(regularizers if regularized else ())):
+        train = train_command(recipe, data=Path("d"), save_dir=Path("s"), method=method, seed=1)
+        args = options.parse_args_and_arch(options.get_training_parser(), train[3:])
+        assert args.arch == recipe.flags["arch"]
+        wanted = recipe.method(method).regularizer
+        assert getattr(args, "regularizer", "none") == (wanted or "none")
     if not recipe.generation:
         return
     generate = generate_command(recipe, data=Path("d"), checkpoint=Path("c"), split="test")
@@ -54,9 +57,9 @@ def test_fairseq_knows_every_flag(
 def test_controls_run_as_methods_with_estimators_of_the_core() -> None:
     from deltasam_fairseq.core.estimators import ESTIMATORS
 
-    assert not CONTROLS.keys() & set(METHODS)
-    for control in CONTROLS.values():
-        assert control.method in METHODS
+    assert CONTROLS
+    for control in map(PARTS.__getitem__, CONTROLS):
+        assert control.like in PARTS
         assert control.flags["sam-estimator"] in ESTIMATORS
 
 

@@ -145,6 +145,7 @@ def test_published_numbers_are_in_the_recipe() -> None:
     ("arguments", "message"),
     [
         (["glue/rte", "--dry-run"], "give --model, one of roberta_large"),
+        (["text", "--method", "samm"], "unknown method 'samm'; did you mean 'sam'?"),
         (["glue/rte", "--model", "bert"], "has no model 'bert'"),
         (["glue/rte", "--model", "roberta_base"], "data/glue/rte/roberta_base is not a finished"),
         (["text", "--dry-run"], "needs --data DIR and --save-dir RUN"),

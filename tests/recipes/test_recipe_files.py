@@ -186,8 +186,10 @@ METHODS: Mapping[str, Mapping[str, float]] = {"sam": {"sam-rho": 0.1}}
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("delta-sam", "unknown method 'delta-sam'; did you mean 'delta_sam'. Known: delta_sam, no"),
+        ("delta-sam", "unknown method 'delta-sam'; did you mean 'delta_sam'. Known: delta_sam, fr"),
         ("random", "'random' runs with the flags of 'delta_sam'; put them there"),
+        ("r3f+sam", r"'r3f\+sam'; write it as 'sam\+r3f'"),
+        ("sam+delta_sam", "more than one perturbation of the weights .sam, delta_sam."),
     ],
 )
 def test_flags_of_an_unknown_method_are_not_dropped(name: str, message: str) -> None:
@@ -195,13 +197,12 @@ def test_flags_of_an_unknown_method_are_not_dropped(name: str, message: str) -> 
     with pytest.raises(UserError, match=f"^the recipe mine/x has flags for .*{message}"):
         Recipe("mine/x", 1, "one of mine", "", {}, methods=methods)
     with pytest.raises(UserError, match=f"^the model 'small' has flags for .*{message}"):
-        Model("small", {}, methods=methods)
-    assert Model("small", {}, methods=METHODS).methods == METHODS
+        Recipe("mine/x", 1, "", "", {}, models={"x": Model("small", {}, methods=methods)})
 
 
 def test_a_file_with_an_unknown_method_is_named(tmp_path: Path) -> None:
     path = write(tmp_path, "mine/typo")
-    path.write_text(path.read_text().replace("0.1})", "0.1}, {'sma': {'sam-rho': 1}})"))
+    path.write_text(path.read_text().replace("0.1})", "0.1}, {'dam': {'sam-rho': 1}})"))
     with pytest.raises(UserError, match="recipes.py: the recipe mine/typo has .*you mean 'sam'"):
         load_file(path)
 

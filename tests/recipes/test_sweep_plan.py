@@ -22,6 +22,19 @@ def test_what_means_nothing_to_a_method_is_left_out() -> None:
     ]
 
 
+def test_a_rival_has_its_own_values_in_a_grid() -> None:
+    grid = read_grid(["rho=0.1", "r3f-lambda=5", "rdrop-alpha=0.5", "freelb-lr=0.2", "clip-norm=1"])
+    cells = plan(["none", "rdrop+sam", "freelb+r3f"], [1], grid)
+    assert [cell.name for cell in cells] == [
+        "none-clip-norm1-seed1",
+        "sam+rdrop-rho0.1-rdrop-alpha0.5-clip-norm1-seed1",
+        "r3f+freelb-r3f-lambda5-clip-norm1-freelb-lr0.2-seed1",
+    ]
+    assert cells[1].overrides()[2:4] == ["--regularizer-weight", "0.5"]
+    with pytest.raises(UserError, match="--regularizer-weight of the method r3f is searched twice"):
+        plan(["r3f"], [1], read_grid(["r3f-lambda=1", "regularizer-weight=1"]))
+
+
 def test_seeds_come_one_after_another() -> None:
     names = [cell.name for cell in plan(["none", "sam"], [1, 2], {})]
     assert names == ["none-seed1", "sam-seed1", "none-seed2", "sam-seed2"]

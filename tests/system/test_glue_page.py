@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from deltasam_fairseq.choices import METHODS
 from deltasam_fairseq.cli.main import VERBS, main
 from deltasam_fairseq.recipes import catalogue
 from deltasam_fairseq.recipes.base import Recipe
 from deltasam_fairseq.recipes.catalogue import RECIPES
-from deltasam_fairseq.recipes.methods import CONTROLS
+from deltasam_fairseq.recipes.methods import PARTS
 from deltasam_fairseq.recipes.run_folder import RunFolder
 from deltasam_fairseq.registry import Registry
 from tests.support.encoder_toys import SIZE_FLAGS, write_bert
@@ -81,7 +80,7 @@ def test_what_the_page_names_exists() -> None:
         for line in block.replace("\\\n", " ").splitlines():
             if line.startswith("deltasam "):
                 assert shlex.split(line)[1] in VERBS
-    for method in (*METHODS, *CONTROLS):
+    for method in PARTS:
         assert f"`{method}`" in PAGE
     for model in RECIPES.get("glue/rte").models:
         assert f"`{model}`" in PAGE
