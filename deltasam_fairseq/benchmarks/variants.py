@@ -22,7 +22,7 @@ class Variant:
     """
 
     flags: str
-    passes: Mapping[str, int] | None
+    passes: Mapping[str, float] | None
     slow: bool = False
 
 
@@ -67,7 +67,15 @@ REGULARIZED = {
     for regularizer in REGULARIZERS
     for method in ("none", "sam", "delta_sam", "per_instance")
 }
-ALL_VARIANTS = {**VARIANTS, **REGULARIZED}
+#: Points between SAM and per-instance perturbation, and weights from norms (docs/axis.md).
+AXIS = {
+    "groups4": Variant("sam --sam-groups 4", {"forward": 2, "backward": 2}),
+    "fraction": Variant("sam --sam-ascent-fraction 0.25", {"forward": 1.25, "backward": 1.25}),
+    "gibbs": Variant(
+        "delta_sam --sam-estimator gibbs", {"forward": 2, "backward": 1, "backward_no_weights": 1}
+    ),
+}
+ALL_VARIANTS = {**VARIANTS, **REGULARIZED, **AXIS}
 
 
 def flags_of_variant(name: str, *, paired: bool) -> str:
