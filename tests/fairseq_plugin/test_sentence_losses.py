@@ -109,6 +109,15 @@ PROBLEMS: dict[str, tuple[str, Callable[[Path], Problem]]] = {
             d, *toys.TRANSLATION, "--sentence-avg", "--report-accuracy", "--ignore-prefix-size", "1"
         ),
     ),
+    "deltasam_label_smoothed_cross_entropy": (
+        "translation",
+        lambda d: problem(
+            d,
+            *toys.TRANSLATION,
+            *("--criterion", "deltasam_label_smoothed_cross_entropy"),
+            *("--report-accuracy", "--ignore-prefix-size", "1"),
+        ),
+    ),
     "label_smoothed_cross_entropy_with_alignment": (
         "aligned",
         lambda d: problem(
@@ -158,7 +167,21 @@ def test_every_reader_has_a_problem(request: pytest.FixtureRequest) -> None:
     for data, build in PROBLEMS.values():
         seen.add(type(build(request.getfixturevalue(data)).criterion).__name__)
     registered = {SENTENCE_LOSSES.describe(name) for name in SENTENCE_LOSSES.names()}
+    # InfoNCE's sentences depend on each other: test_mirror.py has its contract.
+    registered.discard("InfoNCECriterion")
     assert {name for name in registered if not name.startswith("Precise")} == seen
+
+
+def test_the_plain_criterion_is_fairseqs(translation: Path) -> None:
+    """Losses, sample size and all that is logged."""
+    options = ("--sentence-avg", "--report-accuracy", "--ignore-prefix-size", "1")
+    own = ("--criterion", "deltasam_label_smoothed_cross_entropy")
+    logs = []
+    for more in ((), own):
+        one = problem(translation, *toys.TRANSLATION, *options, *more)
+        loss, size, log = one.criterion(one.model, one.batch)
+        logs.append({"": float(loss), "size": float(size), **{k: float(v) for k, v in log.items()}})
+    assert logs[0] == pytest.approx(logs[1], rel=1e-6)
 
 
 def test_losses_sum_to_the_criterions_own(found: Problem) -> None:

@@ -34,10 +34,11 @@ class SentenceCriterion(FairseqCriterion):
     unbatched: ClassVar[str] = ""
     mixes_workers: ClassVar[bool] = False
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Register the criterion among those with one loss per sentence."""
+    def __init_subclass__(cls, *, abstract: bool = False, **kwargs: Any) -> None:
+        """Register the criterion among those with one loss per sentence, unless it is abstract."""
         super().__init_subclass__(**kwargs)
-        sentence_losses_for(cls)(own_losses)
+        if not abstract:
+            sentence_losses_for(cls)(own_losses)
 
     def joins(self, trainer: Any) -> None:
         """Learn which run this is, before the first update; an impossible one is refused here.

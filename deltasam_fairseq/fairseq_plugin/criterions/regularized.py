@@ -88,7 +88,7 @@ class RegularizerConfig(FairseqDataclass):
     )
 
 
-class RegularizedCriterion(SentenceCriterion):
+class RegularizedCriterion(SentenceCriterion, abstract=True):
     """A criterion that says what its outputs are, and leaves views and penalties to a regularizer.
 
     A subclass defines :meth:`outputs`, :meth:`scored` and, for tokens, :meth:`words`.
