@@ -41,7 +41,7 @@ def test_fairseq_knows_every_flag(
     recipe = recipe_for(name, model)
     regularizers = [f"sam+{name}" for name in ("rdrop", "r3f", "smart")]
     regularized = takes_regularizer(recipe.flags["criterion"])
-    for method in ("sam", *recipe.parts, *(regularizers if regularized else ())):
+    for method in ("sam", "freelb", *recipe.parts, *(regularizers if regularized else ())):
         train = train_command(recipe, data=Path("d"), save_dir=Path("s"), method=method, seed=1)
         args = options.parse_args_and_arch(options.get_training_parser(), train[3:])
         assert args.arch == recipe.flags["arch"]
