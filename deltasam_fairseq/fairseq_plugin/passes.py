@@ -64,6 +64,11 @@ class Step(Protocol):
 StepMaker = Callable[[Step], Step]
 
 
+def recomputes(model: Any) -> bool:
+    """Tell whether fairseq runs layers of a model again in the backward pass."""
+    return any(hasattr(module, "precheckpoint_forward") for module in model.modules())
+
+
 def is_plain(step: Step) -> bool:
     """Tell whether a step does what ``FairseqTask.train_step`` does, and no more.
 

@@ -96,9 +96,24 @@ def check_run(trainer: Any, settings: Sharpness) -> None:
                 "--quant-noise-scalar works; or pass --sam-method none"
             )
     _say_what_to_expect(trainer, settings)
+    _check_criterion(trainer, settings)
+    if (settings.method, settings.per_instance_engine) == ("per_instance", "batched"):
+        _check_batched(trainer, settings)
+
+
+def _check_criterion(trainer: Any, settings: Sharpness) -> None:
+    """Refuse a criterion whose sentences a method cannot weigh or take apart."""
     criterion = trainer.get_criterion()
-    if settings.method == "delta_sam":
+    by_loss = settings.groups > 1 and settings.group_by == "loss"
+    if settings.method == "delta_sam" or by_loss:
         reader_for(criterion)
+    if by_loss and not is_plain(trainer.task.train_step):
+        raise ValueError(
+            "--sam-group-by loss scores a batch in one call of the criterion, as fairseq's own "
+            f"train_step does, but {type(trainer.task).__name__} trains by "
+            f"{getattr(trainer.task.train_step, '__qualname__', repr(trainer.task.train_step))}; "
+            "use --sam-group-by random"
+        )
     own = isinstance(criterion, SentenceCriterion)
     if settings.method == "per_instance" and own and criterion.dependence:
         raise ValueError(
@@ -106,8 +121,14 @@ def check_run(trainer: Any, settings: Sharpness) -> None:
             f"sentences of {type(criterion).__name__} are not independent: "
             f"{criterion.dependence}. Use --sam-method delta_sam or sam"
         )
-    if (settings.method, settings.per_instance_engine) == ("per_instance", "batched"):
-        _check_batched(trainer, settings)
+    parts = {"--sam-groups": settings.groups, "--sam-ascent-fraction": settings.ascent_fraction}
+    for flag, value in parts.items():
+        if value != 1 and own and criterion.dependence:
+            raise ValueError(
+                f"{flag} runs parts of a batch by themselves, where the losses are others: the "
+                f"sentences of {type(criterion).__name__} are not independent: "
+                f"{criterion.dependence}. Leave {flag} at 1"
+            )
 
 
 def _say_what_to_expect(trainer: Any, settings: Sharpness) -> None:
