@@ -11,6 +11,7 @@ import pytest
 import torch
 from fairseq.distributed import utils as distributed
 from fairseq.distributed.module_proxy_wrapper import ModuleProxyWrapper
+from fairseq.modules.checkpoint_activations import checkpoint_wrapper
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -131,6 +132,8 @@ def test_the_last_batch_of_an_epoch_is_dropped(mirror: Path) -> None:
             ("--sam-method", "per_instance"),
             "negatives, and of a sentence by itself the loss is zero",
         ),
+        (("--sam-groups", "2"), "--sam-groups runs parts of a batch by themselves"),
+        (("--sam-ascent-fraction", "0.5"), "--sam-ascent-fraction runs parts of a batch"),
     ],
 )
 def test_what_cannot_be_is_refused_before_the_first_update(
@@ -138,6 +141,14 @@ def test_what_cannot_be_is_refused_before_the_first_update(
 ) -> None:
     with pytest.raises((ValueError, SystemExit), match=message):
         toys.train(mirror, *MIRROR, *flags)
+
+
+def test_first_views_are_not_recomputed_at_perturbed_weights(mirror: Path) -> None:
+    trainer = toys.make_trainer(mirror, *MIRROR)
+    for layer in trainer.get_model().encoder.sentence_encoder.layers:
+        checkpoint_wrapper(layer)
+    with pytest.raises(ValueError, match="the first views' weights for the forward pass"):
+        trainer.optimizer  # noqa: B018  (asking for it builds it)
 
 
 def test_pooling_ignores_padding_but_for_the_one_that_says_so() -> None:

@@ -351,6 +351,16 @@ BAD = [
         ("--regularizer", "rdrop", "--rdrop-kl-reduction", "sum", "--sam-method", "per_instance"),
         "not independent: with --rdrop-kl-reduction sum the divergence",
     ),
+    (
+        ("--regularizer", "rdrop", "--rdrop-kl-reduction", "sum", "--sam-groups", "2"),
+        "--sam-groups runs parts of a batch by themselves",
+    ),
+    (
+        ("--regularizer", "rdrop", "--rdrop-kl-reduction", "sum", "--sam-ascent-fraction", "0.5"),
+        "--sam-ascent-fraction runs parts of a batch by themselves",
+    ),
+    (("--regularizer", "smart", "--checkpoint-activations"), "differentiates by its noise alone"),
+    (("--adaptive-softmax-cutoff", "6,8"), "needs a score for every word"),
 ]
 
 

@@ -26,6 +26,7 @@ from deltasam_fairseq.fairseq_plugin.embedding_noise import (
     noise_rows,
 )
 from deltasam_fairseq.fairseq_plugin.one_side import unperturbed
+from deltasam_fairseq.fairseq_plugin.passes import recomputes
 from deltasam_fairseq.objectives.contrastive import info_nce
 
 POOLINGS = ("cls", "mean", "mean_with_pads")
@@ -78,6 +79,22 @@ class InfoNCECriterion(SentenceCriterion):
         self.noise = not_negative(cfg.noise, "--noise")
         self.pooling = cfg.pooling
         self.second_alone = cfg.perturb_side == "second"
+
+    def joins(self, trainer: Any) -> None:
+        """Refuse a model whose first views would be recomputed at perturbed weights.
+
+        Args:
+            trainer: fairseq's trainer.
+
+        Raises:
+            ValueError: If ``--perturb-side second`` meets recomputed activations.
+        """
+        if self.second_alone and recomputes(trainer.get_model()):
+            raise ValueError(
+                "--perturb-side second holds the first views' weights for the forward pass, and "
+                "--checkpoint-activations computes them again in the backward pass, at the "
+                "perturbed weights; train without it, or with --perturb-side both"
+            )
 
     def sentence_losses(self, model: Any, sample: Sample) -> SentenceLosses:
         """Score each sentence; see :func:`~deltasam_fairseq.objectives.contrastive.info_nce`.

@@ -49,6 +49,25 @@ class LabelSmoothedCriterion(RegularizedCriterion):
         self.report_accuracy = cfg.report_accuracy
         self.sentence_avg = cfg.sentence_avg
 
+    def joins(self, trainer: Any) -> None:
+        """Refuse a model whose outputs are no scores of all words.
+
+        Args:
+            trainer: fairseq's trainer.
+
+        Raises:
+            ValueError: If the model has an adaptive softmax.
+        """
+        decoder = getattr(trainer.get_model(), "decoder", None)
+        if getattr(decoder, "adaptive_softmax", None) is not None:
+            raise ValueError(
+                "--criterion deltasam_label_smoothed_cross_entropy needs a score for every word, "
+                "and with an adaptive softmax the model has none; train without "
+                "--adaptive-softmax-cutoff, or use --criterion adaptive_loss, which has no "
+                "regularizers"
+            )
+        super().joins(trainer)
+
     def outputs(self, model: Any, net_input: dict[str, Any]) -> Tensor:  # noqa: D102
         logits: Tensor = model(**net_input)[0]
         return logits[:, self.prefix :]

@@ -23,6 +23,7 @@ from deltasam_fairseq.fairseq_plugin.embedding_noise import (
     encoder_of,
     unwrapped,
 )
+from deltasam_fairseq.fairseq_plugin.passes import recomputes
 from deltasam_fairseq.objectives.regularizers import REGULARIZERS, Batch, Outputs, Settings
 
 logger = logging.getLogger(__name__)
@@ -138,6 +139,9 @@ class RegularizedCriterion(SentenceCriterion, abstract=True):
 
         Args:
             trainer: fairseq's trainer.
+
+        Raises:
+            ValueError: If the regularizer is ``smart`` and activations are recomputed.
         """
         self.trainer = weakref.proxy(trainer)
         noises = {"r3f": self.settings.r3f_eps, "smart": self.settings.eps}
@@ -153,6 +157,12 @@ class RegularizedCriterion(SentenceCriterion, abstract=True):
                     noises[self.name],
                     torch.finfo(table.dtype).eps,
                 )
+        if self.name == "smart" and recomputes(trainer.get_model()):
+            raise ValueError(
+                "--regularizer smart differentiates by its noise alone, which fairseq's "
+                "--checkpoint-activations and --offload-activations do not allow; train without "
+                "them, or take another regularizer"
+            )
         if self.settings.bregman:
             moving_average(trainer)
 
