@@ -249,3 +249,21 @@ def test_each_worker_has_groups_of_its_own(translation: Path, tmp_path: Path) ->
     size = twin.sample["ntokens"]
     for worker in workers:
         close([g * size for g in worker], summed(shares))
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("scope", ["update", "micro"])
+@pytest.mark.parametrize("groups", ["1", "2"])
+def test_a_share_for_the_ascent_logs_the_counts_of_all_sentences(
+    translation: Path, scope: str, groups: str
+) -> None:
+    logs = []
+    for fraction in ("1", "0.5"):
+        flags = ("--sam-scope", scope, "--sam-groups", groups, "--sam-ascent-fraction", fraction)
+        trainer = trainer_of(translation, "--sam-method", "sam", *flags)
+        logs += toys.updates(trainer, [toys.batches(trainer)[:1]])
+    for name in ("wpb", "bsz"):
+        assert logs[1][name] == logs[0][name]
+    # At w there are losses of a share alone, so that the difference would be of other sentences.
+    assert "sharpness" in logs[0]
+    assert "sharpness" not in logs[1]

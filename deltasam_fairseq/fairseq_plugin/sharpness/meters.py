@@ -40,6 +40,7 @@ _GROUPS = (
 )
 # Of a method that weighs the sentences of a perturbation.
 _WEIGHED = {"sam_ess", "sam_floored"}
+_COUNTS = ("sample_size", "ntokens", "nsentences")
 _OWN = {"sam_loss", "sharpness", *(name for _, meters in _GROUPS for name, _, _ in meters)}
 
 
@@ -130,6 +131,7 @@ def reduce_and_log(
     reduce_metrics: Callable[..., None],
     *,
     weighs: bool,
+    share: bool = False,
 ) -> None:
     """Log the task's own meters from the losses at w, and this plugin's beside them.
 
@@ -141,6 +143,9 @@ def reduce_and_log(
         criterion: The criterion.
         reduce_metrics: The task's own method.
         weighs: Whether the run's method weighs sentences.
+        share: Whether the losses at w are those of a share of the sentences. The mean is
+            logged as it is, with the counts of all, and ``sharpness`` is left out: it would be
+            a difference between other sentences.
     """
     own = [
         {k: v for k, v in log.items() if not k.startswith((_MOVED, _SUM))}
@@ -148,6 +153,8 @@ def reduce_and_log(
     ]
     moved = [_without(_MOVED, log) for log in logging_outputs]
     sums = [_without(_SUM, log) for log in logging_outputs]
+    if share:
+        own = [_counted_as(whole, part) for whole, part in zip(moved, own, strict=True)]
     with metrics.aggregate() as at_weights:
         reduce_metrics(own, criterion)
     with metrics.aggregate(new_root=True) as elsewhere:
@@ -156,7 +163,8 @@ def reduce_and_log(
     weight = float(sum(log.get("sample_size", 0) for log in own)) or 1.0
     if before is not None and after is not None:
         metrics.log_scalar("sam_loss", after, weight, priority=408, round=3)
-        metrics.log_scalar("sharpness", after - before, weight, priority=409, round=5)
+        if not share:
+            metrics.log_scalar("sharpness", after - before, weight, priority=409, round=5)
     for count, meters in _GROUPS:
         number = float(sum(s.get(count, 0) for s in sums))
         for name, digits, priority in meters if number else ():
@@ -191,6 +199,14 @@ def added(outputs: list[Logging]) -> Logging:
     """
     keys = dict.fromkeys(key for output in outputs for key in output)
     return {key: sum(output.get(key, 0) for output in outputs) for key in keys}
+
+
+def _counted_as(everyone: Logging, part: Logging) -> Logging:
+    """Scale the sums of a share of the sentences to the counts of all, which leaves its means."""
+    size = float(part.get("sample_size", 0))
+    factor = float(everyone["sample_size"]) / size if size else 1.0
+    counts = {key: everyone[key] for key in _COUNTS if key in everyone}
+    return {**{key: value * factor for key, value in part.items()}, **counts}
 
 
 def _averages(*meters: Any) -> list[float | None]:

@@ -261,7 +261,13 @@ class SharpStep(ABC):
             add_up([marks], [], self.trainer.data_parallel_process_group)
             covered.settle(marks.tolist(), workers)
         weighs = self.settings.method == "delta_sam"
-        reduce_and_log(logging_outputs, criterion, self._task_reduce, weighs=weighs)
+        reduce_and_log(
+            logging_outputs,
+            criterion,
+            self._task_reduce,
+            weighs=weighs,
+            share=self.settings.ascent_fraction < 1,
+        )
 
 
 class UpdateScope(SharpStep):
