@@ -16,7 +16,14 @@ from tests.support.workers import run_workers
 
 # Forward passes of an update of two micro-batches (of four sentences together for
 # the loop), after the first update of delta_sam, which runs one more.
-PASSES = {"none": 2, "sam": 4, "delta_sam": 8, "per_instance": 4, "per_instance_loop": 8}
+PASSES = {
+    "none": 2,
+    "sam": 4,
+    "delta_sam": 8,
+    "per_instance": 4,
+    "per_instance_loop": 8,
+    "groups": 8,
+}
 # Two workers without a perturbation are fairseq's affair: with legacy_ddp one of
 # them leaves the other alone after an out-of-memory in any but the last micro-batch.
 CASES = [
@@ -59,6 +66,17 @@ def displacements(trainer: Trainer) -> list[float]:
 
 
 def flags_of(method: str, scope: str) -> tuple[str, ...]:
+    if method == "groups":
+        return (
+            "--sam-method",
+            "sam",
+            "--sam-groups",
+            "2",
+            "--sam-scope",
+            scope,
+            "--batch-size",
+            "2",
+        )
     name = method.removesuffix("_loop")
     engine = "batched" if method == name else "loop"
     return (

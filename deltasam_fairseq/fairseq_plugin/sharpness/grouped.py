@@ -71,8 +71,11 @@ class GroupedUpdate(SharpStep):
 
     The first micro-batch's call runs all passes but the last one, which is the last
     micro-batch's: there PyTorch's wrapper reduces the gradients of the whole update.
+    After a lack of memory the micro-batches that are left have groups of their own.
     """
 
+    # Position of the micro-batch whose call dealt the groups.
+    _dealt_at: int | None = None
     _borrowed: Borrowed | None = None
     _passes: Generator[None, None, None]
 
@@ -90,24 +93,37 @@ class GroupedUpdate(SharpStep):
         if self.is_over:
             return self.step(sample=sample, criterion=criterion, ignore_grad=ignore_grad, **given)
         with self.turn(model, criterion):
-            first, last = self.position == 0, self.position == len(self.samples) - 1
-            if first:
-                others = [self.trainer._prepare_sample(s) for s in self.samples[1:]]
-                batches = [(sample, ignore_grad), *others]
-                self._sums = AscentSums()
-                self._outcomes = [_Outcome() for _ in batches]
-                real = [({} if ignored else batch) for batch, ignored in batches]
-                self._passes = self._run(real, criterion, given)
-                next(self._passes, None)
-            if ignore_grad:
-                loss, size, output = self.step(
-                    sample=containers_copied(sample), criterion=criterion, ignore_grad=True, **given
-                )
-                return loss, size, combined(output, output, self._sums if first else AscentSums())
-            if last:
-                next(self._passes, None)
+            try:
+                return self._grouped(sample, criterion, given, ignore_grad)
+            except BaseException:
                 self.give_back()
-            return self._outcomes[self.position].result(self._sums if first else AscentSums())
+                self._dealt_at = None
+                raise
+
+    def _grouped(
+        self, sample: Sample, criterion: Any, given: Mapping[str, Any], ignore_grad: bool
+    ) -> Result:
+        """Run the passes that are this micro-batch's turn."""
+        first, last = self.position == 0, self.position == len(self.samples) - 1
+        if first or self._dealt_at is None:
+            first, self._dealt_at = True, self.position
+            others = [self.trainer._prepare_sample(s) for s in self.samples[self.position + 1 :]]
+            batches = [(sample, ignore_grad), *others]
+            self._sums = AscentSums()
+            self._outcomes = [_Outcome() for _ in batches]
+            real = [({} if ignored else batch) for batch, ignored in batches]
+            self._passes = self._run(real, criterion, given)
+            next(self._passes, None)
+        if ignore_grad:
+            loss, size, output = self.step(
+                sample=containers_copied(sample), criterion=criterion, ignore_grad=True, **given
+            )
+            return loss, size, combined(output, output, self._sums if first else AscentSums())
+        if last:
+            next(self._passes, None)
+            self.give_back()
+        outcome = self._outcomes[self.position - self._dealt_at]
+        return outcome.result(self._sums if first else AscentSums())
 
     def give_back(self) -> None:  # noqa: D102
         if self._borrowed is not None:
