@@ -173,8 +173,7 @@ def from_norms(name: str, norms: Tensor, *, temperature: float = 1.0) -> Tensor:
     return torch.softmax(temperature * norms / mean, 0) * len(norms)
 
 
-def _weighs_norms(name: str) -> None:
-    @ESTIMATORS.register(name)
+def _weighs_norms(name: str, description: str) -> None:
     def estimator(
         losses_function: LossesFunction,
         params: Sequence[Tensor],
@@ -184,7 +183,6 @@ def _weighs_norms(name: str) -> None:
         seed: int,
         temperature: float = 1.0,
     ) -> Callable[[Tensor], Weights]:
-        """Weights from the exact norms of the gradients, one backward pass per sentence."""
         del rho, eta, seed
         space = WeightSpace.of(params)
         with torch.enable_grad():
@@ -196,12 +194,16 @@ def _weighs_norms(name: str) -> None:
         weights = Weights(values=values, floored=torch.zeros((), device=values.device))
         return lambda _: weights
 
+    estimator.__doc__ = description
+    ESTIMATORS.register(name)(estimator)
+
+
+_weighs_norms("gibbs", "RW-SAM: more weight, the longer a sentence's gradient is.")
+_weighs_norms("inverse_norm", "The gradients of all sentences count with the same length.")
 
 #: Estimators that need nothing but the norms of the sentences' gradients: the batched engine has
 #: them after one pass, and their weighted sum without a backward pass.
 OF_NORMS = ("gibbs", "inverse_norm")
-for _name in OF_NORMS:
-    _weighs_norms(_name)
 
 
 def uniform_weights(losses: Tensor) -> Weights:

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.fairseq
 @pytest.mark.parametrize("typed", [[], ["translate"]])
 def test_a_program_that_is_not_there(typed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["inference", *typed])
-    with pytest.raises(SystemExit, match="is no program; one of generate, predict, risk"):
+    with pytest.raises(SystemExit, match="is no program; one of embed, generate, predict, risk"):
         main()
 
 
