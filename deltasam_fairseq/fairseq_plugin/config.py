@@ -326,7 +326,9 @@ class Sharpness:
                 "says how many there are; give --max-update, or a schedule with "
                 "--total-num-update"
             )
-        return replace(self, start_update=end - math.ceil(round(self.tail * end, 6)))
+        # Rounded first: 0.1 of 30 updates are three, and in floating point a little more.
+        perturbed = math.ceil(round(self.tail * end, 6)) or 1
+        return replace(self, start_update=end - perturbed)
 
     @property
     def active(self) -> bool:

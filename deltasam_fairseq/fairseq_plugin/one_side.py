@@ -90,3 +90,4 @@ def unperturbed(model: Any) -> Generator[None, None, None]:
     finally:
         for held, name, param in replaced:
             held[name] = param
+        torch.clear_autocast_cache()  # its casts may be without a graph

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from deltasam_fairseq.core.estimators import OF_NORMS
 from deltasam_fairseq.fairseq_plugin.config import Sharpness
 from deltasam_fairseq.fairseq_plugin.criterions.base import SentenceCriterion
 from deltasam_fairseq.fairseq_plugin.criterions.readers import reader_for
@@ -121,6 +122,14 @@ def _check_criterion(trainer: Any, settings: Sharpness) -> None:
             f"sentences of {type(criterion).__name__} are not independent: "
             f"{criterion.dependence}. Use --sam-method delta_sam or sam"
         )
+    by_sentence = settings.method == "delta_sam" and settings.estimator in ("exact", *OF_NORMS)
+    if by_sentence and own and criterion.mixes_workers and trainer.data_parallel_world_size > 1:
+        raise ValueError(
+            f"--sam-estimator {settings.estimator} differentiates each sentence's loss by "
+            f"itself, which {type(criterion).__name__} cannot do on several workers: a "
+            "gradient reaches the sentences of all of them. Use finite_difference, or one "
+            "worker"
+        )
     parts = {"--sam-groups": settings.groups, "--sam-ascent-fraction": settings.ascent_fraction}
     for flag, value in parts.items():
         if value != 1 and own and criterion.dependence:
@@ -138,6 +147,17 @@ def _say_what_to_expect(trainer: Any, settings: Sharpness) -> None:
             "perturbations of their own",
             settings.groups,
         )
+    gibbs = (settings.method, settings.estimator) == ("delta_sam", "gibbs")
+    for flag, idle, needs in (
+        ("--sam-group-by", settings.group_by != "random" and settings.groups == 1, "--sam-groups"),
+        (
+            "--sam-gibbs-temperature",
+            settings.gibbs_temperature != 1 and not gibbs,
+            "--sam-method delta_sam --sam-estimator gibbs",
+        ),
+    ):
+        if idle:
+            logger.warning("%s does nothing without %s", flag, needs)
     schedule = trainer.cfg.lr_scheduler
     if settings.tail < 1 and schedule._name == "fixed" and schedule.force_anneal is None:
         logger.warning(

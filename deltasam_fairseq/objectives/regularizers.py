@@ -163,6 +163,7 @@ def smart(batch: Batch, settings: Settings) -> Regularized:
     if settings.bregman:
         with torch.no_grad():
             (before,) = batch.teacher().views(1)
+        torch.clear_autocast_cache()
         losses = losses + settings.bregman * clean.apart_from(before)
     return Regularized(losses, clean.apart_from(noised), (clean,))
 
@@ -182,6 +183,7 @@ def worst_noise(batch: Batch, settings: Settings) -> Tensor:
     noise = batch.noise().normal_(0, settings.sigma)
     with torch.no_grad():
         (clean,) = batch.views(1)
+    torch.clear_autocast_cache()  # its casts were made without a graph
     for _ in range(settings.steps):
         noise.requires_grad_()
         (noised,) = batch.views(1, noise)

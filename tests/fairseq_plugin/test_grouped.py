@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from deltasam_fairseq.core.noise import gaussian_direction, seed_for
+from deltasam_fairseq.fairseq_plugin.config import Sharpness
 from deltasam_fairseq.fairseq_plugin.sharpness.grouped import dealt
 from tests.support import fairseq_toys as toys
 from tests.support.workers import run_workers
@@ -198,6 +200,27 @@ def test_a_tail_of_a_rate_that_stays_is_warned_of(
     with caplog.at_level(logging.WARNING):
         trainer_of(translation, "--sam-tail", "0.5", "--max-update", "4").optimizer  # noqa: B018
     assert "--sam-tail perturbs while the learning rate falls" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("flags", "needs"),
+    [
+        (("--sam-group-by", "loss"), "--sam-groups"),
+        (("--sam-gibbs-temperature", "2"), "--sam-method delta_sam --sam-estimator gibbs"),
+    ],
+)
+def test_a_flag_without_effect_is_warned_of(
+    translation: Path, flags: tuple[str, str], needs: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        trainer_of(translation, "--sam-method", "sam", *flags).optimizer  # noqa: B018
+    assert f"{flags[0]} does nothing without {needs}" in caplog.text
+
+
+def test_the_shortest_tail_is_one_update(translation: Path) -> None:
+    settings = Sharpness.from_config(trainer_of(translation).cfg.optimizer)
+    wanted = {1e-9: 99, 0.01: 99, 0.011: 98, 0.07: 93, 1.0: 0}
+    assert {tail: replace(settings, tail=tail).until(100).start_update for tail in wanted} == wanted
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,10 @@ from deltasam_fairseq.core.noise import gaussian_direction, seed_for
 from deltasam_fairseq.core.perturb import perturbed
 from deltasam_fairseq.data.views import mask_span
 from deltasam_fairseq.data.vocabulary import write_bert_dictionary
+from deltasam_fairseq.fairseq_plugin.config import Sharpness
 from deltasam_fairseq.fairseq_plugin.criterions.infonce import pooled
 from deltasam_fairseq.fairseq_plugin.one_side import unperturbed
+from deltasam_fairseq.fairseq_plugin.support import check_run
 from deltasam_fairseq.objectives.contrastive import info_nce
 from tests.support import fairseq_toys as toys
 from tests.support.workers import run_workers
@@ -141,6 +143,19 @@ def test_what_cannot_be_is_refused_before_the_first_update(
 ) -> None:
     with pytest.raises((ValueError, SystemExit), match=message):
         toys.train(mirror, *MIRROR, *flags)
+
+
+@pytest.mark.parametrize("estimator", ["exact", "gibbs", "inverse_norm"])
+def test_gradients_sentence_by_sentence_are_refused_on_several_workers(
+    mirror: Path, estimator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ("--sam-method", "delta_sam", "--sam-estimator", estimator)
+    trainer = toys.make_trainer(mirror, *MIRROR, *flags)
+    settings = Sharpness.from_config(trainer.cfg.optimizer)
+    check_run(trainer, settings)
+    monkeypatch.setattr(type(trainer), "data_parallel_world_size", 2)
+    with pytest.raises(ValueError, match="a gradient reaches the sentences of all of them"):
+        check_run(trainer, settings)
 
 
 def test_first_views_are_not_recomputed_at_perturbed_weights(mirror: Path) -> None:
