@@ -1,11 +1,8 @@
-"""Checkpoints of ``--optimizer delta_sam`` runs, safe against kills and full disks.
+"""Safe checkpoints for ``--optimizer delta_sam``; other optimizers keep fairseq's behaviour.
 
-fairseq replaces the first file of a save at once, but copies it byte by byte over
-``checkpoint_last.pt`` and the like, and after a failed write goes on in the middle
-of the same file. A run that is killed, or whose disk is full, at the wrong moment
-has lost the file that it would go on from. Here every name is replaced in one
-step, from a whole file that has reached the disk, and what does not load is
-explained. Runs with other optimizers are fairseq's own affair.
+fairseq copies a new checkpoint byte by byte over ``checkpoint_last.pt``, and after a failed write
+it continues in the middle of the same file. A kill or a full disk can therefore destroy the file
+to resume from. Here each file is written beside its final name, flushed to the disk, and renamed.
 """
 
 from __future__ import annotations
@@ -14,14 +11,18 @@ import errno
 import functools
 import logging
 import os
+import re
+import shlex
 import shutil
 import sys
 import time
 import weakref
+import zipfile
 from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
+from unittest import mock
 
 import torch
 from fairseq import checkpoint_utils
@@ -30,33 +31,33 @@ from fairseq.file_io import PathManager
 from fairseq.trainer import Trainer
 
 from deltasam_fairseq.errors import UserError
-from deltasam_fairseq.fairseq_plugin.checkpoint_damage import damage, explain
 
 logger = logging.getLogger(__name__)
 
-# A disk that is full, a limit that is reached, a folder that is missing or closed: they will be
-# so in three seconds too.
+# Waiting does not cure these errors; any other error of the disk is tried again.
 _LASTING = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
-    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
-    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOENT, errno.ENOTDIR, errno.EISDIR),
+    *(errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS),
 }
-# Anything else may be a hiccup of a network's file system: as often as fairseq tries.
-_TRIES = 3
-_PAUSE = 2.5  # seconds
-
+_TRIES, _PAUSE = 3, 2.5  # as fairseq; the pause is in seconds
+_OFFERED = 5  # checkpoints that an error message offers in place of a damaged one
 _FAILED = "deltasam_load_failed"
+# torch's name for a global, or for the class of an object, that it refuses to load.
+_REFUSED = re.compile(r"GLOBAL ([\w.]+)|<class '([\w.]+)'>")
 
-# What fairseq calls the checkpoint that it saves when an error stops an update.
+# fairseq saves this checkpoint when an error stops an update.
 CRASH = "crash.pt"
 _without_crash: weakref.WeakSet[Trainer] = weakref.WeakSet()
+_fairseqs_save = checkpoint_utils.torch_persistent_save
 
 
 def install() -> None:
     """Wrap fairseq's saving and loading, once per process."""
     if hasattr(Trainer.save_checkpoint, "deltasam"):
         return
-    _let_workers_share_checkpoints()
+    if hasattr(torch.serialization, "add_safe_globals"):
+        # fairseq pickles this placeholder for a tensor when it sends a checkpoint to workers.
+        torch.serialization.add_safe_globals([distributed._TensorPlaceholder])
     save_all = checkpoint_utils.save_checkpoint
     save, load = Trainer.save_checkpoint, Trainer.load_checkpoint
 
@@ -73,7 +74,7 @@ def install() -> None:
             except Exception as fault:
                 if not (uses_delta_sam(self) and os.path.basename(filename) == CRASH):
                     raise
-                # Saved while an error is handled, which is the news, and stays it.
+                # The user must see the error that stopped training, not this one.
                 logger.warning("%s is not saved: %s", filename, fault)
                 _without_crash.add(self)
                 return None
@@ -83,7 +84,7 @@ def install() -> None:
         if not uses_delta_sam(self):
             return load(self, filename, *args, **kwargs)
         if self.data_parallel_rank == 0:
-            _look_around(self, filename)
+            _inspect_folder(self, filename)
         with _explained(self):
             return load(self, filename, *args, **kwargs)
 
@@ -93,46 +94,26 @@ def install() -> None:
 
 
 def uses_delta_sam(trainer: Trainer) -> bool:
-    """Tell by the flags: the optimizer itself is built after a checkpoint is loaded.
-
-    Args:
-        trainer: fairseq's trainer.
-
-    Returns:
-        Whether ``--optimizer`` is ``delta_sam``, with any method.
-    """
+    """Read the flags, because the optimizer is built after a checkpoint is loaded."""
     return getattr(trainer.cfg.optimizer, "_name", None) == "delta_sam"
 
 
 def saved_crash(trainer: Trainer) -> str | None:
-    """Name the checkpoint of the last update before an error.
-
-    Args:
-        trainer: fairseq's trainer.
-
-    Returns:
-        The file, unless this worker could not save it.
-    """
-    if trainer in _without_crash:
-        return None
-    return os.path.join(trainer.cfg.checkpoint.save_dir, CRASH)
+    """Return the path of crash.pt, or ``None`` if this worker could not save it."""
+    return None if trainer in _without_crash else f"{trainer.cfg.checkpoint.save_dir}/{CRASH}"
 
 
 def write_whole(path: str, fill: Callable[[BinaryIO], None]) -> None:
-    """Replace a file in one step, once its new content is on the disk.
-
-    Until then the content has the name with ``.tmp`` behind it, in the same
-    folder; it is removed if it does not become whole.
+    """Replace a file in one step, after its content has reached the disk.
 
     Args:
-        path: The file; whatever it is at the moment stays until the last step.
-        fill: Writes the content.
+        path: The old file stays until the new one is complete.
+        fill: Writes the content to an open file.
 
     Raises:
-        OSError: If the disk does not take it; the message says what to do.
+        OSError: If the disk refuses the content; the message says what to do.
     """
-    temporary = f"{path}.tmp"
-    before = sys.exc_info()[1]
+    temporary, before = f"{path}.tmp", sys.exc_info()[1]
     for attempt in range(1, _TRIES + 1):
         try:
             with open(temporary, "wb") as file:
@@ -144,183 +125,24 @@ def write_whole(path: str, fill: Callable[[BinaryIO], None]) -> None:
         except BaseException as error:
             with suppress(OSError):
                 os.remove(temporary)
-            fault = _fault_of_disk(error, before)
-            if fault is None:
+            # torch raises its own error while the disk's is handled. An error that was
+            # handled before this function was called is not the disk's answer.
+            fault: BaseException | None = error
+            while fault not in (None, before) and not isinstance(fault, OSError):
+                fault = fault.__cause__ or fault.__context__  # type: ignore[union-attr]
+            if fault is before or not isinstance(fault, OSError):
                 raise
             if fault.errno in _LASTING or attempt == _TRIES:
                 raise OSError(_not_saved(path, fault)) from error
             logger.warning("trying again to save %s: %s", path, fault)
             time.sleep(_PAUSE)
-    _sync_folder(os.path.dirname(path) or ".")
-
-
-def save_whole(state: Any, filename: str, async_write: bool = False) -> None:
-    """Do what fairseq's ``torch_persistent_save`` does, in one step.
-
-    Args:
-        state: What to save.
-        filename: Where.
-        async_write: ``--write-checkpoints-asynchronously``, left to fairseq.
-    """
-    if async_write or not PathManager.supports_rename(filename):
-        _fairseqs_save(state, filename, async_write=async_write)
-    else:
-        write_whole(filename, lambda file: torch.save(state, file))
-
-
-class WholeCopies(PathManager):
-    """fairseq's file access, but a copy appears in one step."""
-
-    @staticmethod
-    def copy(src_path: str, dst_path: str, overwrite: bool = False) -> bool:
-        """Copy a file.
-
-        Args:
-            src_path: From where.
-            dst_path: To where.
-            overwrite: Passed on for names that are no local files.
-
-        Returns:
-            Whether it worked; fairseq asserts that.
-        """
-        if any(PathManager.path_requires_pathmanager(path) for path in (src_path, dst_path)):
-            return bool(PathManager.copy(src_path, dst_path, overwrite=overwrite))
-        with open(src_path, "rb") as source:
-
-            def fill(file: BinaryIO) -> None:
-                source.seek(0)
-                shutil.copyfileobj(source, file, 2**24)
-
-            write_whole(dst_path, fill)
-        return True
-
-
-_fairseqs_save = checkpoint_utils.torch_persistent_save
-
-
-@contextmanager
-def _whole_files(trainer: Trainer) -> Generator[None, None, None]:
-    """Let fairseq save whole files for the time of a block."""
-    with ExitStack() as stack:
-        if uses_delta_sam(trainer):
-            for name, ours in (("torch_persistent_save", save_whole), ("PathManager", WholeCopies)):
-                stack.callback(setattr, checkpoint_utils, name, getattr(checkpoint_utils, name))
-                setattr(checkpoint_utils, name, ours)
-        yield
-
-
-@contextmanager
-def _explained(trainer: Trainer) -> Generator[None, None, None]:
-    """Let fairseq say, on all workers alike, why a checkpoint does not load."""
-    load, broadcast = checkpoint_utils.load_checkpoint_to_cpu, distributed.broadcast_object
-    causes: list[Exception] = []
-
-    def shared(kwargs: dict[str, Any]) -> bool:
-        return trainer.data_parallel_world_size > 1 and not kwargs.get("load_on_all_ranks")
-
-    def load_checkpoint_to_cpu(path: str, *args: Any, **kwargs: Any) -> Any:
+    # The rename itself survives a power cut once the folder is flushed.
+    with suppress(OSError):
+        descriptor = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
         try:
-            found = damage(path)
-            if found is not None:
-                raise ValueError(found)
-            state = load(path, *args, **kwargs)
-            _warn_of_lost_place(path, state, trainer)
-            if shared(kwargs):
-                # Nobody reads it, and torch 2.6 and later refuse it when it arrives.
-                state["cfg"] = None
-            return state
-        except MemoryError:
-            raise
-        except Exception as error:
-            finetune = path == getattr(trainer.cfg.checkpoint, "finetune_from_model", None)
-            flag = "--finetune-from-model" if finetune else "--restore-file"
-            text = explain(path, error, load, suffix=trainer.checkpoint_suffix or "", flag=flag)
-            if not shared(kwargs):
-                raise UserError(text) from error
-            causes.append(error)
-            # The other workers wait to be sent what was loaded: send them the reason.
-            return {_FAILED: text}
-
-    def broadcast_object(*args: Any, **kwargs: Any) -> Any:
-        received = broadcast(*args, **kwargs)
-        if isinstance(received, dict) and _FAILED in received:
-            raise UserError(received[_FAILED]) from (causes[0] if causes else None)
-        return received
-
-    checkpoint_utils.load_checkpoint_to_cpu = load_checkpoint_to_cpu
-    distributed.broadcast_object = broadcast_object
-    try:
-        yield
-    finally:
-        checkpoint_utils.load_checkpoint_to_cpu = load
-        distributed.broadcast_object = broadcast
-
-
-def _let_workers_share_checkpoints() -> None:
-    """Let fairseq send a loaded checkpoint to the other workers, on torch 2.6 and later.
-
-    It travels as a pickle in which placeholders, each an integer, stand for
-    tensors; ``torch.load`` knows them for harmless only when told.
-    """
-    if hasattr(torch.serialization, "add_safe_globals"):
-        torch.serialization.add_safe_globals([distributed._TensorPlaceholder])
-
-
-def _look_around(trainer: Trainer, filename: str) -> None:
-    """Remove what an interrupted save left, and warn of what would go unnoticed."""
-    cfg = trainer.cfg.checkpoint
-    folder = Path(cfg.save_dir)
-    for pattern in ("checkpoint*.pt.tmp", "crash*.pt.tmp"):
-        for leftover in folder.glob(pattern):
-            logger.info("removing %s, which an interrupted save left", leftover)
-            with suppress(OSError):
-                leftover.unlink()
-    if cfg.write_checkpoints_asynchronously:
-        logger.warning(
-            "--write-checkpoints-asynchronously: fairseq writes checkpoints under their final "
-            "names, so that a run killed while saving leaves half a file, and does not write "
-            "checkpoint_last.pt and others besides the first. Leave the flag out for safe ones"
-        )
-    if PathManager.exists(filename):
-        return
-    others = sorted(path.name for path in folder.glob("checkpoint*.pt"))
-    if cfg.restore_file != "checkpoint_last.pt":
-        logger.warning("%s does not exist: training starts from the beginning", filename)
-    elif others:
-        logger.warning(
-            "%s does not exist: training starts from the beginning, though the folder has %s. "
-            "To go on from one of these, pass it to --restore-file",
-            filename,
-            ", ".join(others),
-        )
-
-
-def _warn_of_lost_place(path: str, state: dict[str, Any], trainer: Trainer) -> None:
-    """Say what fairseq does not: that it made the place in the data up."""
-    place = state["extra_state"]["train_iterator"] or {}
-    if place.get("epoch") == 0 and not trainer.cfg.checkpoint.reset_dataloader:
-        logger.warning(
-            "%s does not say where in the data to go on, as fairseq's crash.pt does not: its "
-            "weights are used, and the data starts from the beginning, as epoch 0",
-            path,
-        )
-
-
-def _fault_of_disk(error: BaseException | None, before: BaseException | None) -> OSError | None:
-    """Find what the disk said: torch reports its own confusion about it instead.
-
-    Args:
-        error: What came of writing.
-        before: What was being handled when writing began, and has no part in it.
-
-    Returns:
-        The disk's error, if it was one.
-    """
-    while error is not None and error is not before:
-        if isinstance(error, OSError):
-            return error
-        error = error.__cause__ or error.__context__
-    return None
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _not_saved(path: str, fault: OSError) -> str:
@@ -336,11 +158,188 @@ def _not_saved(path: str, fault: OSError) -> str:
     )
 
 
-def _sync_folder(folder: str) -> None:
-    """Make the new name itself survive a power cut, where the file system can."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
+def save_whole(state: Any, filename: str, async_write: bool = False) -> None:
+    """Replace fairseq's ``torch_persistent_save``; asynchronous writing is left to fairseq."""
+    if async_write or not PathManager.supports_rename(filename):
+        _fairseqs_save(state, filename, async_write=async_write)
+    else:
+        write_whole(filename, lambda file: torch.save(state, file))
+
+
+class WholeCopies(PathManager):
+    """fairseq's file access, with copies of local files that appear in one step."""
+
+    @staticmethod
+    def copy(src_path: str, dst_path: str, overwrite: bool = False) -> bool:
+        """Return whether the copy worked, which fairseq asserts."""
+        if any(PathManager.path_requires_pathmanager(path) for path in (src_path, dst_path)):
+            return bool(PathManager.copy(src_path, dst_path, overwrite=overwrite))
+        with open(src_path, "rb") as source:
+
+            def fill(file: BinaryIO) -> None:
+                source.seek(0)
+                shutil.copyfileobj(source, file, 2**24)
+
+            write_whole(dst_path, fill)
+        return True
+
+
+@contextmanager
+def _whole_files(trainer: Trainer) -> Generator[None, None, None]:
+    if not uses_delta_sam(trainer):
+        yield
+        return
+    with (
+        mock.patch.object(checkpoint_utils, "torch_persistent_save", save_whole),
+        mock.patch.object(checkpoint_utils, "PathManager", WholeCopies),
+    ):
+        yield
+
+
+@contextmanager
+def _explained(trainer: Trainer) -> Generator[None, None, None]:
+    """Raise the same explained error on all workers if a checkpoint does not load."""
+    load, broadcast = checkpoint_utils.load_checkpoint_to_cpu, distributed.broadcast_object
+    cfg, causes = trainer.cfg.checkpoint, list[Exception]()
+
+    def load_checkpoint_to_cpu(path: str, *args: Any, **kwargs: Any) -> Any:
+        shared = trainer.data_parallel_world_size > 1 and not kwargs.get("load_on_all_ranks")
         try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+            state = _load_intact(path, lambda name: load(name, *args, **kwargs))
+            place = state["extra_state"]["train_iterator"] or {}
+            if place.get("epoch") == 0 and not cfg.reset_dataloader:
+                logger.warning(
+                    "%s does not say where in the data to go on, as fairseq's crash.pt does not: "
+                    "its weights are used, and the data starts from the beginning, as epoch 0",
+                    path,
+                )
+            if shared:
+                # The trainer does not read it, and workers with torch >= 2.6 refuse it.
+                state["cfg"] = None
+            return state
+        except MemoryError:
+            raise
+        except Exception as error:
+            finetune = path == getattr(cfg, "finetune_from_model", None)
+            flag = "--finetune-from-model" if finetune else "--restore-file"
+            text = explain(path, error, load, suffix=trainer.checkpoint_suffix or "", flag=flag)
+            if not shared:
+                raise UserError(text) from error
+            causes.append(error)
+            # The other workers wait for the checkpoint; they receive the reason instead.
+            return {_FAILED: text}
+
+    def broadcast_object(*args: Any, **kwargs: Any) -> Any:
+        received = broadcast(*args, **kwargs)
+        if isinstance(received, dict) and _FAILED in received:
+            raise UserError(received[_FAILED]) from (causes[0] if causes else None)
+        return received
+
+    with (
+        mock.patch.object(checkpoint_utils, "load_checkpoint_to_cpu", load_checkpoint_to_cpu),
+        mock.patch.object(distributed, "broadcast_object", broadcast_object),
+    ):
+        yield
+
+
+def _inspect_folder(trainer: Trainer, filename: str) -> None:
+    """Remove the leftovers of an interrupted save; warn before training starts over."""
+    cfg = trainer.cfg.checkpoint
+    folder = Path(cfg.save_dir)
+    for leftover in (*folder.glob("checkpoint*.pt.tmp"), *folder.glob("crash*.pt.tmp")):
+        logger.info("removing %s, which an interrupted save left", leftover)
+        with suppress(OSError):
+            leftover.unlink()
+    if cfg.write_checkpoints_asynchronously:
+        logger.warning(
+            "--write-checkpoints-asynchronously: fairseq writes checkpoints under their final "
+            "names, so that a run killed while saving leaves half a file, and does not write "
+            "checkpoint_last.pt and others besides the first. Leave the flag out for safe ones"
+        )
+    if PathManager.exists(filename):
+        return
+    others = ", ".join(sorted(path.name for path in folder.glob("checkpoint*.pt")))
+    text = f"{filename} does not exist: training starts from the beginning"
+    if cfg.restore_file != "checkpoint_last.pt":
+        logger.warning(text)
+    elif others:
+        go_on = "To go on from one of these, pass it to --restore-file"
+        logger.warning("%s, though the folder has %s. %s", text, others, go_on)
+
+
+def damage(path: str) -> str | None:
+    """Say what is wrong with a file, to follow its name.
+
+    Returns:
+        ``None`` for an intact archive, and for torch's format before 1.6, without checksums.
+    """
+    size = os.path.getsize(path)
+    if size == 0:
+        return "is empty"
+    with open(path, "rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            return None
+    options = getattr(torch.serialization, "get_crc32_options", None)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            wrong = archive.testzip() if options is None or options() else None
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError):
+        return f"is cut off or overwritten: after {size:,} bytes the end of its archive is missing"
+    return None if wrong is None else f"is damaged: {wrong} in it does not match its checksum"
+
+
+def _load_intact(path: str, load: Callable[[str], Any]) -> Any:
+    # torch loads a flipped bit without an error, so the checksums are read first.
+    wrong = damage(path)
+    if wrong is not None:
+        raise ValueError(wrong)
+    return load(path)
+
+
+def _reason(path: str, error: Exception) -> str:
+    try:
+        wrong = damage(path)
+        with open(path, "rb") as file:
+            start = file.read(4)
+    except OSError as unreadable:
+        return f"cannot be read: {unreadable.strerror or unreadable}"
+    refused = _REFUSED.search(str(error))
+    if wrong is not None:
+        return wrong
+    if refused:
+        return (
+            f"holds {refused[1] or refused[2]}, which torch does not load, as that may run code, "
+            "unless told that it is harmless. If you know that it is, tell torch in your user "
+            "directory, with torch.serialization.add_safe_globals. If you trust the whole file, "
+            "set TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 before the same command"
+        )
+    if start[:1] != b"\x80" and start != b"PK\x03\x04":
+        return "is no checkpoint, or one that was overwritten: torch.save begins a file otherwise"
+    if "weights_only" in str(error):
+        return "is damaged, or in a format that torch does not load any more"
+    text = str(error).strip().splitlines() or [""]
+    return f"cannot be loaded as a checkpoint of fairseq's ({type(error).__name__}: {text[0]})"
+
+
+def explain(
+    path: str, error: Exception, load: Callable[[str], Any], *, suffix: str, flag: str
+) -> str:
+    """Say why a checkpoint did not load, and with which flag training can continue."""
+    folder, end = Path(path).parent, f"{suffix}.pt"
+    names = [other for other in folder.glob(f"checkpoint*{end}") if other.name != Path(path).name]
+    others: list[tuple[int, str]] = []
+    for other in sorted(names, key=os.path.getmtime, reverse=True):
+        with suppress(Exception):  # a checkpoint that does not load either is not offered
+            state = _load_intact(str(other), load)
+            updates = state["optimizer_history"][-1]["num_updates"]
+            epoch = state["extra_state"]["train_iterator"]["epoch"]
+            name = shlex.quote(str(other).removesuffix(end) + ".pt")
+            others.append((updates, f"  {flag} {name}  (epoch {epoch}, {updates} updates)"))
+        if len(others) == _OFFERED:
+            break
+    first = f"{path} {_reason(path, error)}."
+    if not others:
+        none = f"No other checkpoint in {folder} loads. Without the file, training starts over."
+        return f"{first}\n{none}"
+    start = f"In {folder} these load, newest first; start again with one of them:"
+    return "\n".join([first, start, *(line for _, line in sorted(others, reverse=True))])

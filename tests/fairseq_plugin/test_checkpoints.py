@@ -16,7 +16,7 @@ from fairseq import checkpoint_utils
 from fairseq.trainer import Trainer
 
 from deltasam_fairseq.errors import UserError
-from deltasam_fairseq.fairseq_plugin import checkpoint_damage, checkpoints
+from deltasam_fairseq.fairseq_plugin import checkpoints
 from tests.support import fairseq_toys as toys
 
 checkpoints.install()
@@ -196,7 +196,7 @@ def test_other_optimizers_save_as_fairseq_does(
     def refuse(*_: object, **__: object) -> None:
         pytest.fail("a plain optimizer reached the checkpoints")
 
-    for name in ("write_whole", "_look_around", "damage", "explain"):
+    for name in ("write_whole", "_inspect_folder", "damage", "explain"):
         monkeypatch.setattr(checkpoints, name, refuse)
     for _ in range(2):
         train(translation, tmp_path, "--optimizer", "adam")
@@ -271,7 +271,7 @@ def test_a_broken_checkpoint_is_named_with_those_that_load(
     assert len(others) == 3
     lines = train(translation, folder, *others[1].split()[:2])
     assert [int(line["num_updates"]) for line in lines if "num_updates" in line][0] == 6
-    assert checkpoint_damage.damage(str(last)) is None
+    assert checkpoints.damage(str(last)) is None
 
 
 def test_without_another_the_message_says_so(translation: Path, folder: Path) -> None:
@@ -321,7 +321,7 @@ def test_a_crash_checkpoint_has_no_place_in_the_data(
 def test_a_suffix_is_left_out_of_the_flag(folder: Path) -> None:
     for path in folder.glob("*.pt"):
         path.rename(path.with_name(path.stem + "-x.pt"))
-    text = checkpoint_damage.explain(
+    text = checkpoints.explain(
         str(folder / "checkpoint_last-x.pt"),
         ValueError("why"),
         checkpoint_utils.load_checkpoint_to_cpu,

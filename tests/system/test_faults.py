@@ -20,7 +20,7 @@ from fairseq.criterions.label_smoothed_cross_entropy import (  # noqa: E402
 )
 
 from deltasam_fairseq.fairseq_plugin import checkpoints, step_errors  # noqa: E402
-from deltasam_fairseq.fairseq_plugin.checkpoint_damage import damage  # noqa: E402
+from deltasam_fairseq.fairseq_plugin.checkpoints import damage  # noqa: E402
 from tests.support import fairseq_data  # noqa: E402
 from tests.support import fairseq_toys as toys  # noqa: E402
 from tests.support import fault_runs as runs  # noqa: E402
