@@ -99,14 +99,16 @@ def ascend(
     Returns:
         The ascent; no ``.grad`` was touched.
     """
-    losses = passes()
-    weights, fallbacks = weigh(losses.detach()), 0
-    # Several workers decide alike: by the gradient that they have in common, below.
+    losses = passes()  # l_i(w), shape (N,)
+    weights, fallbacks = weigh(losses.detach()), 0  # g_i, shape (N,)
+    # Several workers must decide alike, so they decide by their common gradient, below.
     if falls_back and passes.group is None and not usable(weights.values):
         weights, fallbacks, falls_back = uniform_weights(losses), 1, False
     gradients, sentences, reached = _gradients(passes, losses, weights.values)
     passes.leave()  # behind the backward pass, which runs checkpointed layers again
+    # Eq. 7 moves the weights by rho v / ||v||, where v = sum_i g_i grad l_i / sum_i g_i.
     direction, norm = space.steepest(gradients)
+    # A zero or infinite v has no direction; equal weights give that of SAM.
     if falls_back and not is_usable(norm):
         del losses, gradients, direction
         return ascend(passes, space, uniform_weights, falls_back=False)._replace(fallbacks=1)
@@ -127,13 +129,13 @@ def _gradients(
         The gradients, the number of sentences, and the parameters that were reached.
     """
     # Only ratios between weights matter (Eq. 7), so the mean weight is made 1:
-    # tiny weights would otherwise push half-precision gradients below zero.
+    # tiny weights would otherwise make half-precision gradients underflow to zero.
     relative = (weights / weights.mean()).to(losses.dtype)
     if passes.group is None:
         gradients = passes.ascend((losses * relative).mean())
         return gradients, losses.numel(), _marked(passes.params, [g is not None for g in gradients])
     own = weights.sum().item()
-    if own == 0:  # this worker's sentences have no part in the ascent
+    if own == 0:  # all weights of this worker are zero, and 0 / 0 is not a number
         relative = torch.zeros_like(relative)
     gradients = passes.ascend((losses * relative).mean())
     filled = [

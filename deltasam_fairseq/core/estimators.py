@@ -114,7 +114,7 @@ def exponential(
     eta: float,
     seed: int,
 ) -> Callable[[Tensor], Weights]:
-    """Weights that know nothing, from an exponential distribution: a control for Eq. 5."""
+    """Draw the weights from an exponential distribution, as a control for Eq. 5."""
     # They depend on a sentence's place alone: the micro-batches and workers that share a
     # perturbation have the same seed, and so the same weights at the same places.
     del losses_function, params, rho, eta
@@ -245,12 +245,13 @@ def probe(
 
 
 def _curvature_over_norm(loss: Tensor, params: Sequence[Tensor]) -> Tensor:
-    gradient = differentiate(loss, params, create_graph=True)
+    gradient = differentiate(loss, params, create_graph=True)  # grad l_i
     fixed = [g.detach() for g in gradient]
     along = sum(((g * f).sum() for g, f in zip(gradient, fixed, strict=True)), loss.new_zeros(()))
     if not along.requires_grad:  # linear in the weights
         return torch.zeros((), dtype=torch.float64, device=loss.device)
-    bend = differentiate(along, params)
+    bend = differentiate(along, params)  # H_i grad l_i
     curvature = sum(((f * b).sum() for f, b in zip(fixed, bend, strict=True)), loss.new_zeros(()))
     norm = global_norm(fixed)
+    # |grad l_i^T H_i grad l_i| / ||grad l_i||^3
     return (curvature.abs().double() / norm.pow(3)).nan_to_num(0.0).detach()

@@ -15,8 +15,8 @@ from deltasam_fairseq.core.vectors import global_norm, grouped, scaled_
 def gaussian_direction(params: Sequence[Tensor], *, radius: float, seed: int) -> list[Tensor]:
     """Draw r ~ N(0, I) over all parameters together and rescale it to an L2 norm.
 
-    The draw uses generators of its own, so the default ones, and with them
-    dropout, do not notice. The same seed gives the same direction on every
+    The draw uses generators of its own, so the default ones, which
+    dropout uses, do not advance. The same seed gives the same direction on every
     worker that has the same kind of device.
 
     Args:
@@ -46,6 +46,7 @@ def gaussian_direction(params: Sequence[Tensor], *, radius: float, seed: int) ->
         drawn = _drawn(like, len(places), generators[like.device])
         direction.update(zip(places, drawn, strict=True))
     vector = [direction[place] for place in range(len(params))]
+    # r <- radius * r / ||r||, with the norm over all parameters together.
     norm = global_norm(vector)
     factor = torch.where(norm > 0, radius / norm, 0.0)
     for (group,) in grouped(vector):

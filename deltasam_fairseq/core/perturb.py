@@ -85,6 +85,7 @@ class Borrowed:
                 lists = _matched(params, direction, masters)
                 for moving, buffers, bases in grouped(*lists, cut=True):
                     steps = widened(buffers) if is_half(moving[0]) else buffers
+                    # moved = w + scale * d, in float32 where w has half precision.
                     scaled_(steps, scale)
                     moved = list(torch._foreach_add(widened(bases), steps))
                     if measure:
@@ -116,6 +117,7 @@ class Borrowed:
                     torch._foreach_copy_(moved, other)
                     del other
                 else:
+                    # 2 w - (w + d) = w - d, in place.
                     torch._foreach_neg_(moved)
                     torch._foreach_add_(moved, saved, alpha=2)
         _forget_casts()
@@ -230,6 +232,7 @@ def _compared(moved: list[Tensor], saved: list[Tensor], wanted: list[Tensor]) ->
 def _realised(moved: float, product: float, wanted: float) -> Realised | None:
     if not math.isfinite(moved) or not math.isfinite(wanted) or wanted == 0:
         return None
+    # The arguments are ||m||^2, m.d and ||d||^2 of the rounded move m and the step d.
     lengths = math.sqrt(moved * wanted)
     return Realised(math.sqrt(moved / wanted), product / lengths if lengths else 0.0)
 

@@ -54,8 +54,9 @@ def instance_weights(
         raise ValueError(
             f"the losses at w, w + r and w - r must be vectors of one length, got shapes {shapes}"
         )
-    at, plus, minus = (t.detach().double() for t in (losses, losses_plus, losses_minus))
-    return (plus + minus - 2 * at).abs() / slope(plus, minus).clamp_min(eta)
+    here, plus, minus = (t.detach().double() for t in (losses, losses_plus, losses_minus))
+    # Second difference, r^T H_i r, over the first one, 2 r^T grad l_i; both of shape (N,).
+    return (plus + minus - 2 * here).abs() / slope(plus, minus).clamp_min(eta)
 
 
 def slope(losses_plus: Tensor, losses_minus: Tensor) -> Tensor:

@@ -100,7 +100,9 @@ def uses_delta_sam(trainer: Trainer) -> bool:
 
 def saved_crash(trainer: Trainer) -> str | None:
     """Return the path of crash.pt, or ``None`` if this worker could not save it."""
-    return None if trainer in _without_crash else f"{trainer.cfg.checkpoint.save_dir}/{CRASH}"
+    return (
+        None if trainer in _without_crash else os.path.join(trainer.cfg.checkpoint.save_dir, CRASH)
+    )
 
 
 def write_whole(path: str, fill: Callable[[BinaryIO], None]) -> None:
@@ -129,7 +131,7 @@ def write_whole(path: str, fill: Callable[[BinaryIO], None]) -> None:
             # handled before this function was called is not the disk's answer.
             fault: BaseException | None = error
             while fault not in (None, before) and not isinstance(fault, OSError):
-                fault = fault.__cause__ or fault.__context__  # type: ignore[union-attr]
+                fault = fault.__cause__ or fault.__context__
             if fault is before or not isinstance(fault, OSError):
                 raise
             if fault.errno in _LASTING or attempt == _TRIES:
