@@ -48,10 +48,11 @@ def encoder_of(model: Any) -> Any:
     encoder = getattr(model, "encoder", None)
     encoder = getattr(encoder, "sentence_encoder", encoder)  # RoBERTa's and BERT's
     if not isinstance(encoder, TransformerEncoderBase):
+        found = "none" if encoder is None else type(encoder).__name__
         raise ValueError(
             f"noise on the embeddings needs one of fairseq's transformer encoders, and "
-            f"{type(model).__name__} has {type(encoder).__name__}; use a model such as "
-            "roberta, bart, transformer or deltasam_bert"
+            f"{type(model).__name__} has {found}; use a model such as roberta, bart, "
+            "transformer or deltasam_bert"
         )
     return encoder
 

@@ -22,7 +22,11 @@ from deltasam_fairseq.core.noise import gaussian_direction, seed_for
 from deltasam_fairseq.fairseq_plugin import hook
 from deltasam_fairseq.fairseq_plugin.criterions.base import own_losses
 from deltasam_fairseq.fairseq_plugin.criterions.regularized import ModelBatch
-from deltasam_fairseq.fairseq_plugin.embedding_noise import embedding_noise, embeddings_shape
+from deltasam_fairseq.fairseq_plugin.embedding_noise import (
+    embedding_noise,
+    embeddings_shape,
+    encoder_of,
+)
 from deltasam_fairseq.objectives.regularizers import worst_noise
 from tests.support import fairseq_toys as toys
 from tests.support.workers import run_workers
@@ -527,9 +531,11 @@ def test_workers_add_up_what_each_finds(translation: Path, tmp_path: Path) -> No
 def test_a_model_without_embeddings_to_shift_is_refused(translation: Path) -> None:
     flags = [*SEQUENCES, "--arch", "lstm", "--regularizer", "r3f"]
     wrong = [flag for flag in flags if not flag.startswith("--share")]
-    with pytest.raises(ValueError, match="needs one of fairseq's transformer encoders"):
+    with pytest.raises(ValueError, match="LSTMModel has LSTMEncoder; use a model such as"):
         toys.make_trainer(translation, *without_sizes(wrong)).optimizer  # noqa: B018
     toys.make_trainer(translation, *without_sizes(wrong), "--regularizer", "rdrop")
+    with pytest.raises(ValueError, match="Linear has none; use a model such as"):
+        encoder_of(torch.nn.Linear(1, 1))
 
 
 def without_sizes(flags: list[str]) -> list[str]:
