@@ -20,7 +20,7 @@ def descend(
     direction: list[Tensor | None],
     norm: float,
     losses_function: Callable[[], Tensor],
-    at: Tensor,
+    losses: Tensor,
     *,
     rho: float,
     reduce: Callable[[Tensor], Tensor],
@@ -36,7 +36,7 @@ def descend(
         direction: One tensor per parameter, or ``None``; consumed.
         norm: The direction's norm.
         losses_function: One forward pass, of any shape.
-        at: Its losses at w, detached.
+        losses: Its losses at w, detached.
         rho: L2 norm of the perturbation.
         reduce: From the losses to what is differentiated.
         group: The workers that share the perturbation.
@@ -49,16 +49,18 @@ def descend(
     if not is_usable(norm):
         direction, fallbacks = [None] * len(space), 1
     with space.perturbed(direction, rho / norm if is_usable(norm) else 0.0):
-        there = losses_function()
-        lost = torch.stack([(~torch.isfinite(x.detach())).sum() for x in (at, there)]).tolist()
+        perturbed_losses = losses_function()
+        lost = torch.stack(
+            [(~torch.isfinite(x.detach())).sum() for x in (losses, perturbed_losses)]
+        ).tolist()
         if group is not None:
-            lost = total(lost, group, at.device)
+            lost = total(lost, group, losses.device)
         if lost[0] or not lost[1]:
-            torch.autograd.backward(reduce(there))
-            return there.detach(), fallbacks
-    there = losses_function()
-    torch.autograd.backward(reduce(there))
-    return there.detach(), fallbacks + 1
+            torch.autograd.backward(reduce(perturbed_losses))
+            return perturbed_losses.detach(), fallbacks
+    perturbed_losses = losses_function()
+    torch.autograd.backward(reduce(perturbed_losses))
+    return perturbed_losses.detach(), fallbacks + 1
 
 
 def reduced(

@@ -97,7 +97,7 @@ class Borrowed:
                     del steps, moved  # before the next group's are made
             _forget_casts()
         except BaseException:
-            self.give_back()
+            self.restore()
             raise
         if sums:
             whole = torch.stack([part.to(sums[0].device) for part in sums]).sum(0)
@@ -122,7 +122,7 @@ class Borrowed:
                     torch._foreach_add_(moved, saved, alpha=2)
         _forget_casts()
 
-    def give_back(self) -> None:
+    def restore(self) -> None:
         """Copy the saved values back. A second call does nothing."""
         with torch.no_grad():
             for moved, saved in self._groups:
@@ -188,7 +188,7 @@ def perturbed(
     try:
         yield borrowed
     finally:
-        borrowed.give_back()
+        borrowed.restore()
 
 
 def _matched(

@@ -180,7 +180,7 @@ def delta_sam_step(
     with passes.restored():
         with passes.local():
             ascent = _ascended(passes, space, probed, estimator, rho=rho, eta=eta, seed=seed)
-        there, fallbacks = descend(
+        perturbed_losses, fallbacks = descend(
             space,
             ascent.direction,
             ascent.norm,
@@ -192,7 +192,7 @@ def delta_sam_step(
         )
     return StepReport(
         ascent.losses,
-        there,
+        perturbed_losses,
         ascent.weights.values,
         ascent.norm,
         int(ascent.weights.floored),
@@ -270,7 +270,7 @@ def grouped_step(
                 one = Passes(space, score, like=whole)
                 with one.local():
                     ascent = _ascended(one, space, probed, estimator, rho=rho, eta=eta, seed=seed)
-                    there, extra = descend(
+                    perturbed_losses, extra = descend(
                         space,
                         ascent.direction,
                         ascent.norm,
@@ -279,7 +279,12 @@ def grouped_step(
                         rho=rho,
                         reduce=lambda losses: losses.sum() * share,
                     )
-                parts = (rows.to(there.device), ascent.losses, there, ascent.weights.values)
+                parts = (
+                    rows.to(perturbed_losses.device),
+                    ascent.losses,
+                    perturbed_losses,
+                    ascent.weights.values,
+                )
                 for name, part in zip(found, parts, strict=True):
                     found[name].append(part)
                 norms.append(ascent.norm)
@@ -365,7 +370,7 @@ def per_instance_step(
     one_of(reduction, "reduction", ("mean", "sum"))
     space = WeightSpace.of(params)
     whole = Passes(space, lambda: _checked(losses_function()))
-    at, there, norms, fallbacks = [], [], [], 0
+    at, perturbed_losses, norms, fallbacks = [], [], [], 0
     with whole.restored(), whole.local():
         with torch.no_grad():
             count = whole().numel()
@@ -391,7 +396,7 @@ def per_instance_step(
                     moved, extra = descend(
                         space, direction, norm, score, at[-1], rho=rho, reduce=reduce
                     )
-                there.append(moved)
+                perturbed_losses.append(moved)
                 norms.append(norm)
                 fallbacks += extra
     if whole.group is not None:
@@ -399,7 +404,7 @@ def per_instance_step(
     losses = torch.stack(at)
     return StepReport(
         losses,
-        torch.stack(there),
+        torch.stack(perturbed_losses),
         torch.ones_like(losses),
         gradient_norm=sum(norms) / count,
         floored=0,

@@ -77,7 +77,7 @@ class Ascent:
                 key: [f.without(~self.usable) for f in own] for key, own in forms.items()
             }
 
-    def leave_alone(self, sentences: Tensor) -> None:
+    def exclude(self, sentences: Tensor) -> None:
         """Perturb some sentences no longer.
 
         Args:

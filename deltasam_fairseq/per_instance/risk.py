@@ -74,11 +74,11 @@ def adversarial_losses(
                 torch.autograd.graph.saved_tensors_hooks(_dropped, _refused),
                 ascent.perturbed(),
             ):
-                there = losses_function().detach()
+                perturbed_losses = losses_function().detach()
     except BaseException:
         start.replay()
         raise
-    moved = torch.where(ascent.usable.to(there.device), there, ascent.losses)
+    moved = torch.where(ascent.usable.to(perturbed_losses.device), perturbed_losses, ascent.losses)
     return AdversarialLosses(ascent.losses, moved, ascent.norms)
 
 

@@ -62,23 +62,23 @@ def batched_per_instance_step(
             fallbacks = int((~ascent.usable).sum())
             for attempt in range(2):
                 with ascent.perturbed():
-                    there = passes()
-                lost = ~torch.isfinite(there.detach()) & torch.isfinite(ascent.losses)
+                    perturbed_losses = passes()
+                lost = ~torch.isfinite(perturbed_losses.detach()) & torch.isfinite(ascent.losses)
                 # Workers repeat a pass together: a wrapper's pass may wait for the others.
-                if attempt or not everywhere(int(lost.sum()), group, there.device):
+                if attempt or not everywhere(int(lost.sum()), group, perturbed_losses.device):
                     break
                 # As in the loop: the gradient at w where there is none at w + eps.
-                ascent.leave_alone(lost)
+                ascent.exclude(lost)
                 fallbacks += int(lost.sum())
-            if there.requires_grad:
-                torch.autograd.backward(reduce(there))
+            if perturbed_losses.requires_grad:
+                torch.autograd.backward(reduce(perturbed_losses))
     except BaseException:
         passes.rewind()
         raise
     norms = ascent.norms
     return StepReport(
         ascent.losses,
-        there.detach(),
+        perturbed_losses.detach(),
         torch.ones_like(ascent.losses),
         gradient_norm=norms.mean().item() if len(norms) else 0.0,
         floored=0,

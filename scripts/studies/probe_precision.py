@@ -150,7 +150,7 @@ class Prober:
         try:
             yield side
         finally:
-            side.give_back()
+            side.restore()
 
     @torch.no_grad()
     def losses(self, precision: Precision, group: Sequence[Any], state: RandomState) -> Tensor:

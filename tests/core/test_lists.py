@@ -63,7 +63,7 @@ def test_moves_are_those_of_a_loop_bit_for_bit(scale: float | Tensor) -> None:
         kind = torch.float32 if param.dtype.itemsize == 2 else param.dtype
         other = (2 * start.to(kind) - there.to(kind)).to(param.dtype)
         torch.testing.assert_close(param.detach(), other, rtol=1e-6, atol=1e-6)
-    borrowed.give_back()
+    borrowed.restore()
     assert_same_bits(params, before)
 
 
@@ -117,7 +117,7 @@ def works(params: Sequence[Tensor]) -> dict[str, Callable[[], object]]:
     return {
         "move": lambda: Borrowed(params, [torch.zeros_like(params[0])] * len(params)),
         "mirror": borrowed.mirror,
-        "restore": borrowed.give_back,
+        "restore": borrowed.restore,
         "norm": lambda: global_norm(params),
         "steepest": lambda: WeightSpace(params).steepest([p.detach() for p in params]),
         "draw": lambda: gaussian_direction(params, radius=1.0, seed=1),

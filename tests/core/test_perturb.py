@@ -149,10 +149,10 @@ def test_moving_costs_one_copy_which_lies_in_the_direction() -> None:
 def test_giving_back_lets_go_of_the_copy_and_is_done_once() -> None:
     params = weights()
     borrowed = Borrowed(params, directions(params))
-    borrowed.give_back()
+    borrowed.restore()
     with torch.no_grad():
         params[0].zero_()
-    borrowed.give_back()
+    borrowed.restore()
     assert params[0].eq(0).all()
 
 

@@ -103,12 +103,12 @@ def test_half_precision_weights_move_with_their_masters() -> None:
     assert moved == pytest.approx(1e-4, rel=0.05), "right on average"
     assert borrowed.realised is not None
     assert borrowed.realised.cosine == pytest.approx(math.sqrt(1e-4 / 2**-10), rel=0.05)
-    borrowed.give_back()
+    borrowed.restore()
     assert_same_bits([param], before)
     # Without masters nothing of it is left.
     borrowed = WeightSpace([param]).moved([step.clone()], measure=True)
     assert borrowed.realised == (0.0, 0.0)
-    borrowed.give_back()
+    borrowed.restore()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -129,7 +129,7 @@ def test_float32_weights_realise_what_was_asked_for() -> None:
     params = parameters((100, 100), dtype=torch.float32)
     borrowed = WeightSpace(params).moved([1e-3 * torch.randn(100, 100)], measure=True)
     assert borrowed.realised == pytest.approx((1.0, 1.0), abs=1e-4)
-    borrowed.give_back()
+    borrowed.restore()
     assert WeightSpace(params).moved([None], measure=True).realised is None
 
 

@@ -96,7 +96,7 @@ class GroupedUpdate(SharpStep):
             try:
                 return self._grouped(sample, criterion, given, ignore_grad)
             except BaseException:
-                self.give_back()
+                self.restore()
                 self._dealt_at = None
                 raise
 
@@ -121,15 +121,15 @@ class GroupedUpdate(SharpStep):
             return loss, size, combined(output, output, self._sums if first else AscentSums())
         if last:
             next(self._passes, None)
-            self.give_back()
+            self.restore()
         outcome = self._outcomes[self.position - self._dealt_at]
         return outcome.result(self._sums if first else AscentSums())
 
-    def give_back(self) -> None:  # noqa: D102
+    def restore(self) -> None:  # noqa: D102
         if self._borrowed is not None:
-            self._borrowed.give_back()
+            self._borrowed.restore()
             self._borrowed = None
-        super().give_back()
+        super().restore()
 
     @property
     def seed(self) -> int:
@@ -187,7 +187,7 @@ class GroupedUpdate(SharpStep):
                 outcome.sizes.append(size)
                 outcome.at_weights.append(at_weights or moved)
                 outcome.moved.append(moved)
-            self.give_back()
+            self.restore()
         if len(groups) > 1 and start.buffers.changed():
             self.leave_buffers([s for s in samples if s], start, criterion, given)
         if self.trainer.data_parallel_world_size > 1:

@@ -227,18 +227,18 @@ def batched_per_instance(
             left = start.buffers.now()
             seen.clear()
             with ascent.perturbed():
-                there = losses_of(model)
-            lost = ~torch.isfinite(there.detach()) & fine
+                perturbed_losses = losses_of(model)
+            lost = ~torch.isfinite(perturbed_losses.detach()) & fine
             if lost.any() and not overflow:
-                ascent.leave_alone(lost)
-                del there
+                ascent.exclude(lost)
+                del perturbed_losses
                 seen.clear()
                 with ascent.perturbed():
-                    there = losses_of(model)
+                    perturbed_losses = losses_of(model)
     except BaseException:
         start.replay()
         raise
-    loss = there.sum()
+    loss = perturbed_losses.sum()
     backward(loss * math.inf if overflow else loss)
     left.replay()
     return BatchedResult(

@@ -112,7 +112,7 @@ class SharpStep(ABC):
     def in_place(self) -> Generator[None, None, None]:
         """Stand in for the task's methods during a block."""
         with ExitStack() as stack:
-            stack.callback(self.give_back)
+            stack.callback(self.restore)
             task = self.trainer.task
             stack.enter_context(
                 standing_in(task, train_step=self, reduce_metrics=self.reduce_metrics)
@@ -121,7 +121,7 @@ class SharpStep(ABC):
 
     def restart(self) -> None:
         """Begin the update once more."""
-        self.give_back()
+        self.restore()
         self.position = 0
 
     @property
@@ -141,12 +141,12 @@ class SharpStep(ABC):
             # After an out-of-memory in one worker of several, fairseq goes on with
             # the other micro-batches, which belong to the same perturbation.
             if last or not is_out_of_memory(error):
-                self.give_back()
+                self.restore()
             raise
         finally:
             self.position += 1
 
-    def give_back(self) -> None:
+    def restore(self) -> None:
         """Put back what this update still holds: buffers go where the passes at w left them."""
         if self._left is not None:
             self._left.replay()
@@ -322,14 +322,14 @@ class UpdateScope(SharpStep):
                 **given,
             )
             if last:
-                self.give_back()
+                self.restore()
             sums = self._ascent.sums.with_realised(self._realised) if first else AscentSums()
             return loss, sample_size, combined(at_weights or moved, moved, sums)
 
-    def give_back(self) -> None:  # noqa: D102
+    def restore(self) -> None:  # noqa: D102
         if self._borrowed is not None:
-            self._borrowed.give_back()
-        super().give_back()
+            self._borrowed.restore()
+        super().restore()
 
     @property
     def workers(self) -> Workers | None:
@@ -389,7 +389,7 @@ class MicroScope(SharpStep):
                 state, at_weights = ascent.passes[0]
                 with ExitStack() as stack:
                     borrowed = self.move(ascent, measure=self.position == 0 and number == 0)
-                    stack.callback(borrowed.give_back)
+                    stack.callback(borrowed.restore)
                     if number < len(pieces) - 1:
                         stack.enter_context(without_sync(model, criterion))
                     state.replay()
@@ -399,7 +399,7 @@ class MicroScope(SharpStep):
                         ignore_grad=False,
                         **given,
                     )
-                self.give_back()
+                self.restore()
                 outputs.append(at_weights or moved)
                 moved_outputs.append(moved)
                 sums = sums.plus(ascent.sums.with_realised(borrowed.realised))
