@@ -16,7 +16,8 @@ BIN := $(VENV)/bin
 PYTEST = $(BIN)/python -m pytest
 FAST := -m "not slow and not faults and not gpu"
 
-.PHONY: help demo cnndm-small test check gpu-rehearse all test-upstream environment format clean
+# `docs` is a folder as well.
+.PHONY: help demo cnndm-small docs test check gpu-rehearse all test-upstream environment format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +36,10 @@ demo: environment ## train, decode and score a summarizer of docstrings: 10 minu
 
 cnndm-small: environment ## CNN/DailyMail's commands on 1,000 pairs and a small BART (DELTASAM_DATA=dir)
 	DELTASAM_BIN="$(abspath $(BIN))" METHOD=$(METHOD) scripts/cnndm.sh small
+
+docs: environment ## the documentation site, into site/
+	$(BIN)/python -m pip install -q -r requirements/docs.txt
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 test: environment ## the test suite, without the tests marked slow, faults or gpu
 	$(PYTEST) -n $(WORKERS) $(FAST)
@@ -67,5 +72,5 @@ format: environment ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix
 
 clean: ## remove environments, caches and build outputs; what the demo made stays
-	rm -rf .venv .venv-upstream build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-upstream build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find deltasam_fairseq scripts tests user_dir -name __pycache__ -type d -prune -exec rm -rf {} +

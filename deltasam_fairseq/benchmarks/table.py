@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deltasam_fairseq.benchmarks.variants import REGULARIZED
+from deltasam_fairseq.benchmarks.variants import REGULARIZED, REGULARIZERS
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.markdown import markdown_lines
 
@@ -128,7 +128,7 @@ def _variant(method: str, model: Mapping[str, Any], times: Mapping[str, Any]) ->
 
 
 def _row(method: str, ratios: Sequence[str], cells: Sequence[str]) -> str:
-    text = f"{method:<17} " if len(method) < 18 else f"{method:<19}"
+    text = f"{method:<19} "
     for spread, predicted in zip(ratios[::2], ratios[1::2], strict=True):
         text += f"{spread:<35}{predicted:>6}   "
     return text + "".join(f"{cell:>10}" for cell in cells)
@@ -148,12 +148,20 @@ def _spread(found: Mapping[str, float]) -> str:
 
 
 def markdown_of(paths: Sequence[Path]) -> str:
-    """Return records as a table in Markdown: the cost of per-instance, a row per model."""
-    records = [_read(path) for path in paths]
-    rows = [
-        _markdown(model, one["settings"]["clock"]) for one in records for model in one["models"]
+    """Return records as tables in Markdown.
+
+    The cost of per-instance has a row per model; models that were measured with regularizers
+    have a table each, a row per regularizer.
+    """
+    found = [
+        (model, record["settings"]["clock"])
+        for record in map(_read, paths)
+        for model in record["models"]
     ]
-    return "\n".join(markdown_lines(_MARKDOWN, ["---"] * len(_MARKDOWN), rows))
+    plain = [_markdown(*one) for one in found if not _shows_calls(one[0])]
+    tables = [markdown_lines(_MARKDOWN, ["---"] * len(_MARKDOWN), plain)] if plain else []
+    tables += [_regularized(*one) for one in found if _shows_calls(one[0])]
+    return "\n\n".join("\n".join(lines) for lines in tables)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -184,6 +192,24 @@ def _markdown(model: Mapping[str, Any], clock: str) -> list[str]:
         "–" if copies is None else f"{copies:.1f}",
         f"{memory['forward_copies']:.1f}",
     ]
+
+
+def _regularized(model: Mapping[str, Any], clock: str) -> list[str]:
+    """Lay out each regularizer's passes and memory alone, and its time with each method."""
+    times, memory = model["clocks"][clock]["ratios"]["none"], model["memory"]["extra_copies"]
+    methods = [name for name in times if name not in REGULARIZED]
+    rows = []
+    for regularizer in ("none", *(name for name in REGULARIZERS if name in times)):
+        calls = model["calls"][regularizer]
+        cells = [f"`{regularizer}`"]
+        cells.append(f"{calls['forward']:g} F + {calls['backward']:g} B")
+        for method in methods:
+            both = method if regularizer == "none" else f"{method}+{regularizer}"
+            both = regularizer if method == "none" else both
+            cells.append(f"{times[both]['median']:.2f}" if both in times else "–")
+        rows.append([*cells, f"{memory[regularizer]:.2f}"])
+    head = ["", "passes", *(f"`{method}`" for method in methods), "memory"]
+    return markdown_lines(head, ["---", "---", *["--:"] * (len(methods) + 1)], rows)
 
 
 def _quartiles(found: Mapping[str, float] | None) -> str:

@@ -92,7 +92,7 @@ def flags_of_variant(name: str, *, paired: bool) -> str:
 class Times(NamedTuple):
     """How long something took, in seconds, by two clocks.
 
-    Args:
+    Attributes:
         elapsed: On the wall; of a GPU, between two events on its stream.
         processor: Seconds that processors worked for this process, its threads added up.
             Other work on the machine hardly changes it.

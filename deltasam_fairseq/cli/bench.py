@@ -80,16 +80,21 @@ def _show(args: argparse.Namespace) -> int:
     return 0
 
 
-def _step(args: argparse.Namespace) -> int:
-    # Read when torch is loaded: its profiler, which counts memory, is talkative.
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+def step_plan(args: argparse.Namespace) -> Plan:
+    """Return what the arguments of ``step`` ask to be measured."""
     values = values_of(Plan, args)
     if args.regularizers:
         # The loop is left out: it takes much longer than all others.
         own = [m for m in values["methods"] if m not in {"per_instance_loop", *REGULARIZED}]
         values["methods"] = (*own, *REGULARIZED)
-    plan = Plan(**values)
+    return Plan(**values)
+
+
+def _step(args: argparse.Namespace) -> int:
+    # Read when torch is loaded: its profiler, which counts memory, is talkative.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    plan = step_plan(args)
     # Only now, because importing fairseq takes seconds.
     from deltasam_fairseq.benchmarks.record import record_of, surroundings  # noqa: PLC0415
     from deltasam_fairseq.benchmarks.step import measure  # noqa: PLC0415

@@ -32,7 +32,7 @@ _NAMED = {
 class PlacedHead(NamedTuple):
     """What was done with the head of a checkpoint.
 
-    Args:
+    Attributes:
         tasks: The tasks of GLUE that may start from it; empty if it was left out.
         classes: The labels of its rows, in their new order.
         note: What was done and why, for the record.

@@ -20,7 +20,7 @@ from deltasam_fairseq.core.workers import add_up
 class Ascent(NamedTuple):
     """Where to move, and what was seen on the way.
 
-    Args:
+    Attributes:
         losses: ``l_i(w)``, shape ``(N,)``, detached.
         weights: The weights that the direction was made of.
         direction: One tensor per parameter, or ``None``.

@@ -26,7 +26,7 @@ LossesFunction = Callable[[], Tensor]
 class Weights(NamedTuple):
     """Weights of a batch.
 
-    Args:
+    Attributes:
         values: Shape ``(N,)``, no unit, not negative, detached.
         floored: Scalar, how many of them had their denominator raised to eta.
     """

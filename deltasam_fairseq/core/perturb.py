@@ -31,7 +31,7 @@ _moved_now: list[Borrowed] = []
 class Realised(NamedTuple):
     """What rounding left of a displacement.
 
-    Args:
+    Attributes:
         share: L2 norm of the displacement as rounded over that of the one asked
             for; 1 if nothing was lost, 0 if no weight moved.
         cosine: Cosine of the angle between the two; 0 if no weight moved.

@@ -34,7 +34,7 @@ from deltasam_fairseq.core.weights import effective_sentences
 class StepReport(NamedTuple):
     """What one step saw; every tensor is detached.
 
-    Args:
+    Attributes:
         losses: ``l_i(w)``, shape ``(N,)``, before the update.
         perturbed_losses: ``l_i`` at the perturbed weights, shape ``(N,)``.
         weights: ``g_i``, shape ``(N,)``, no unit; ones where they are not used.

@@ -132,7 +132,7 @@ def measure(
 class Scores(NamedTuple):
     """Losses of some sentences.
 
-    Args:
+    Attributes:
         losses: ``l_i(w)``, nats.
         risks: ``l_i(w + eps_i)``, nats.
     """

@@ -104,7 +104,7 @@ class Settings:
 class Regularized(NamedTuple):
     """What a regularizer returns.
 
-    Args:
+    Attributes:
         losses: The objective without the penalty, shape ``(N,)``.
         penalty: What ``weight`` multiplies, shape ``(N,)``.
         shown: The views whose losses are logged, as their mean.

@@ -86,7 +86,7 @@ class Recording(Watch):
 class Attributed(NamedTuple):
     """The gradient at one call's output, and whose it is.
 
-    Args:
+    Attributes:
         delta: Of the sum of losses; ``None`` if they do not depend on it or if
             other calls take its place.
         layout: Where the sentences are; ``None`` if nothing tells and there is

@@ -15,7 +15,7 @@ from deltasam_fairseq.per_instance.engine import Engine
 class AdversarialLosses(NamedTuple):
     """What a batch's sentences lose at w and at the worst point near it.
 
-    Args:
+    Attributes:
         losses: ``l_i(w)``, shape ``(N,)``, detached.
         moved: ``l_i(w + eps_i)``, shape ``(N,)``, detached; equal to ``losses`` for a
             sentence whose gradient is zero or not finite.

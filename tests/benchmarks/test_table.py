@@ -20,11 +20,11 @@ from deltasam_fairseq.benchmarks.record import (
 )
 from deltasam_fairseq.benchmarks.table import markdown_of, table_of, verdict
 from deltasam_fairseq.cli import bench
-from deltasam_fairseq.cli.options import values_of
 from deltasam_fairseq.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs" / "per_instance.md").read_text()
+PAGES = {path.stem: path.read_text() for path in (ROOT / "docs").glob("*.md")}
+PAGE = "\n".join(PAGES.values()).replace("\\\n", "")
 RESULTS = sorted((ROOT / "scripts" / "results").glob("step_*.json"))
 
 
@@ -138,13 +138,16 @@ def test_the_tables_of_the_documentation_are_those_of_the_records() -> None:
     for names in shown:
         paths = [path for name in names.split() for path in sorted(ROOT.glob(name))]
         assert markdown_of(paths) in PAGE, names
+    assert {page for page, text in PAGES.items() if "\ndeltasam bench show" in text} == {
+        *("per_instance", "rivals")
+    }
 
 
 def test_the_commands_of_the_documentation_are_those_of_the_records() -> None:
     parser = argparse.ArgumentParser()
     bench.add_arguments(parser)
     commands = {
-        Plan(**values_of(Plan, parser.parse_args(words.split()))).command()
+        bench.step_plan(parser.parse_args(words.split())).command()
         for words in re.findall(r"^deltasam bench (step .*)$", PAGE, re.MULTILINE)
     }
     assert commands

@@ -74,7 +74,7 @@ def test_what_extends_it_trains_from_a_user_directory_of_ones_own(tmp_path: Path
 
 def test_the_plain_pytorch_example_is_short() -> None:
     (example,) = [code for code in blocks("README.md") if "DeltaSAM(" in code]
-    assert len(example.splitlines()) <= 8
+    assert len(example.splitlines()) <= 10
 
 
 @pytest.mark.fairseq

@@ -48,7 +48,7 @@ Sample = dict[str, Any]
 class SentenceLosses(NamedTuple):
     """What a reader returns.
 
-    Args:
+    Attributes:
         losses: Shape ``(N,)``, nats, with their graph; they sum to the
             criterion's loss.
         sample_size: The criterion's own, the denominator of the gradient.

@@ -38,7 +38,7 @@ Batch = tuple[Sample, bool]
 class Pass(NamedTuple):
     """One micro-batch's pass at w.
 
-    Args:
+    Attributes:
         state: Generators and buffers that its other passes start from.
         logging_output: The criterion's, or ``None`` if no pass was run.
     """
@@ -50,7 +50,7 @@ class Pass(NamedTuple):
 class Ascent(NamedTuple):
     """Where to move the weights, and what the passes at w found.
 
-    Args:
+    Attributes:
         direction: One tensor per parameter, or ``None``.
         scale: Factor that gives the direction the norm rho.
         passes: One per micro-batch.
@@ -71,7 +71,7 @@ class Ascent(NamedTuple):
 class Workers(NamedTuple):
     """The workers that share a perturbation.
 
-    Args:
+    Attributes:
         group: Their process group, or ``None`` for the default one.
         number: How many there are, more than one.
     """

@@ -47,7 +47,7 @@ _OWN = {"sam_loss", "sharpness", *(name for _, meters in _GROUPS for name, _, _ 
 class AscentSums(NamedTuple):
     """Sums over perturbations; ``perturbations`` is how many there were.
 
-    Args:
+    Attributes:
         perturbations: Number of perturbations.
         sam_gnorm: Norms of the ascent gradients, per unit of sample size, as if
             the mean weight were 1.

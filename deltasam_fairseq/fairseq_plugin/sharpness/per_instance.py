@@ -140,7 +140,7 @@ class BatchedInstances(SentenceBySentence):
 class BatchedResult(NamedTuple):
     """What one micro-batch saw.
 
-    Args:
+    Attributes:
         loss: ``sum_i l_i(w + eps_i)``, detached.
         sample_size: The criterion's own.
         at_weights: The criterion's logging output at ``w``.

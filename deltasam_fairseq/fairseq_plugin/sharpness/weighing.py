@@ -164,7 +164,7 @@ def sums_of(weights: Tensor, floored: Tensor) -> Tensor:
 class Seen(NamedTuple):
     """What the program reads of one batch's weights.
 
-    Args:
+    Attributes:
         sentences: How many they are.
         weights: Their sum.
         squares: The sum of their squares.
