@@ -25,7 +25,7 @@ HEAD = "classification_heads.sentence_classification_head"
 ENCODER = "encoder.sentence_encoder"
 EMBEDDING = f"{ENCODER}.embed_tokens.weight"
 POSITIONS = f"{ENCODER}.embed_positions.weight"
-_LM_HEAD = "encoder.lm_head"
+LM_HEAD = "encoder.lm_head"
 _POSITIONS = "embeddings.position_embeddings.weight"
 _SEGMENTS = "embeddings.token_type_embeddings.weight"
 
@@ -68,9 +68,9 @@ HEAD_NAMES = {
             "classifier": f"{HEAD}.out_proj",
             "classifier.dense": f"{HEAD}.dense",
             "classifier.out_proj": f"{HEAD}.out_proj",
-            "lm_head.dense": f"{_LM_HEAD}.dense",
-            "lm_head.layer_norm": f"{_LM_HEAD}.layer_norm",
-            "lm_head": _LM_HEAD,
+            "lm_head.dense": f"{LM_HEAD}.dense",
+            "lm_head.layer_norm": f"{LM_HEAD}.layer_norm",
+            "lm_head": LM_HEAD,
         }
     ),
 }
@@ -133,7 +133,7 @@ def rename_back(state: Mapping[str, Tensor], family: str) -> dict[str, Tensor]:
         theirs = NAMES[family].to_huggingface(name)
         if theirs is not None:
             found[theirs] = value
-        elif name != f"{_LM_HEAD}.weight":
+        elif name != f"{LM_HEAD}.weight":
             heads[HEAD_NAMES[family].to_huggingface(name) or name] = value
     if family == BERT:
         found[_POSITIONS] = found[_POSITIONS][POSITION_OFFSET:]
@@ -183,11 +183,11 @@ def complete(
         if any(name.startswith((HEAD, "pooler.")) for name in state):
             shapes |= pair("pooler", width, width)
     else:
-        lm_head = pair(f"{_LM_HEAD}.dense", width, width) | pair(f"{_LM_HEAD}.layer_norm", width)
-        lm_head[f"{_LM_HEAD}.bias"] = (rows,)
+        lm_head = pair(f"{LM_HEAD}.dense", width, width) | pair(f"{LM_HEAD}.layer_norm", width)
+        lm_head[f"{LM_HEAD}.bias"] = (rows,)
         state |= {name: torch.zeros(size) for name, size in lm_head.items() if name not in state}
-        state[f"{_LM_HEAD}.weight"] = state[EMBEDDING]
-        shapes |= {**lm_head, f"{_LM_HEAD}.weight": (rows, width)}
+        state[f"{LM_HEAD}.weight"] = state[EMBEDDING]
+        shapes |= {**lm_head, f"{LM_HEAD}.weight": (rows, width)}
     classes = len(state.get(f"{HEAD}.out_proj.bias", ()))
     head = pair(f"{HEAD}.dense", width, width) | pair(f"{HEAD}.out_proj", classes, width)
     shapes |= {name: shape for name, shape in head.items() if name in state}
