@@ -60,13 +60,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="replace an export that is there")
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
     """Export a run's checkpoint, or any."""
     request = _of_checkpoint(args) if args.run_dir is None else _of_run(args)
     # Imports torch, which the listing of verbs can do without.
     module = importlib.import_module("deltasam_fairseq.conversion.export")
     bos = args.decode_bos == "hub"
     module.export(args.out, module.ExportRequest(bos=bos, **request), force=args.force)
+    return 0
 
 
 def _of_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
