@@ -19,13 +19,13 @@ from deltasam_fairseq.conversion.encoder_weights import (
 )
 from deltasam_fairseq.conversion.hub_model import HubModel, Trained
 from deltasam_fairseq.conversion.shapes import POSITION_OFFSET
-from deltasam_fairseq.conversion.tokenizer_files import Files, gpt2_files, wordpiece_files
+from deltasam_fairseq.conversion.tokenizer_files import Files, gpt2_files, wordpiece_files, words_of
 from deltasam_fairseq.conversion.wordpiece import VOCABULARY
 from deltasam_fairseq.data.encoder import ARCHITECTURES, BERT, CUTTING, SIZES, PreparedEncoder
 from deltasam_fairseq.data.mirror import LONGEST
 from deltasam_fairseq.data.vocabulary import bert_order
 from deltasam_fairseq.errors import UserError
-from deltasam_fairseq.files import read_marker, read_utf8
+from deltasam_fairseq.files import read_marker
 
 _CLASSIFIES, _EMBEDS, _MASKS = "sentence_prediction", "deltasam_mirror", "masked_lm"
 _HEADS = "classification_heads."
@@ -196,7 +196,7 @@ def _labels(
                 f"the classes of {trained.source} have no names: {file or 'label/dict.txt'} is "
                 "not there; give the data that it was trained on with --data"
             )
-        names = [line.split()[0] for line in read_utf8(file).splitlines()][:rows]
+        names = words_of(file)[:rows]
     if len(names) != rows:
         raise UserError(
             f"{trained.source} has {rows} classes, but there are {len(names)} labels: "

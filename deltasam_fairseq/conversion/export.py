@@ -23,11 +23,11 @@ from deltasam_fairseq.conversion.checkpoint import (
 from deltasam_fairseq.conversion.encoder_export import encoder_to_huggingface
 from deltasam_fairseq.conversion.folder import CONFIG, WEIGHTS, safetensors_module
 from deltasam_fairseq.conversion.hub_model import HubModel, Trained
-from deltasam_fairseq.conversion.tokenizer_files import gpt2_files
+from deltasam_fairseq.conversion.tokenizer_files import gpt2_files, words_of
 from deltasam_fairseq.data.encoder import BERT, ROBERTA
 from deltasam_fairseq.data.pipeline import finished_folder
 from deltasam_fairseq.errors import UserError
-from deltasam_fairseq.files import file_sha256, read_json, read_utf8, write_json
+from deltasam_fairseq.files import file_sha256, read_json, write_json
 
 #: Written last into the folder: what it was made from.
 MARKER = "deltasam_export.json"
@@ -90,6 +90,8 @@ def export(
         "checkpoint_sha256": file_sha256(request.checkpoint),
         "dict_sha256": file_sha256(request.vocabulary / "dict.txt"),
         "longest": request.longest,
+        "labels": None if request.labels is None else list(request.labels),
+        "generation": dict(request.generation),
         "bos": request.bos,
     }
     if _is_made(out, wanted, force=force):
@@ -110,7 +112,7 @@ def export(
         write_json(work / MARKER, facts)
     for note in model.notes:
         say(note)
-    say(f"{out}: {model.config['architectures'][0]}, {model.loads_with}")
+    say(f"{out}: {model.config['architectures'][0]}; load it with {model.loads_with}")
 
 
 def to_huggingface(
@@ -161,16 +163,12 @@ def _require_dictionary(request: ExportRequest, trained: Trained, data: Path) ->
     same = request.dict_sha256 in {None, file_sha256(path)}
     source = f"dict.{trained.task.get('source_lang')}.txt"
     for other in (data / "dict.txt", data / "input0" / "dict.txt", data / source):
-        same = same and (not other.is_file() or _words(other) == _words(path))
+        same = same and (not other.is_file() or words_of(other) == words_of(path))
     if not same:
         raise UserError(
             f"{path} is not the dictionary that the model was trained with; give the folder of "
             "that one with --vocabulary"
         )
-
-
-def _words(dictionary: Path) -> list[str]:
-    return [line.split()[0] for line in read_utf8(dictionary).splitlines()]
 
 
 def _bart(trained: Trained, request: ExportRequest) -> HubModel:

@@ -62,7 +62,7 @@ def gpt2_files(folder: Path, dictionary: Path, rows: int, longest: int, *, bos: 
         UserError: If the vocabulary is not that of the embedding, or lacks tokens of the BPE.
     """
     spelled = {str(number): token for token, number in read_json(folder / "encoder.json").items()}
-    words = [line.split()[0] for line in read_utf8(dictionary).splitlines()]
+    words = words_of(dictionary)
     tokens = ["<s>", "<pad>", "</s>", "<unk>", *(spelled.get(word, word) for word in words)]
     missing = {*spelled.values()} - {*tokens}
     if missing:
@@ -95,6 +95,12 @@ def gpt2_files(folder: Path, dictionary: Path, rows: int, longest: int, *, bos: 
         TOKENIZER: _byte_level(vocabulary, merges, special, bos=bos),
         _CONFIG: config,
     }
+
+
+def words_of(dictionary: Path) -> list[str]:
+    """Return the words of a dictionary of fairseq, without their counts."""
+    lines = read_utf8(dictionary).removesuffix("\n").split("\n")
+    return [line.rpartition(" ")[0] for line in lines]
 
 
 def _byte_level(

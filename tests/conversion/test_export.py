@@ -122,9 +122,10 @@ def test_bart(tmp_path: Path) -> None:
     # 17 tokens, as the model has 18 positions; </s> begins and ends.
     assert (generation["min_length"], generation["max_length"]) == (6, 19)
     assert "forced_bos_token_id" not in generation
+    hub = ExportRequest(checkpoint, gpt2, generation=decoding, bos=True)
     with pytest.raises(UserError, match="bos was False, now True. Pass --force"):
-        export(tmp_path / "out", ExportRequest(checkpoint, gpt2, bos=True), say=quiet)
-    export(tmp_path / "out", ExportRequest(checkpoint, gpt2, bos=True), force=True, say=quiet)
+        export(tmp_path / "out", hub, say=quiet)
+    export(tmp_path / "out", hub, force=True, say=quiet)
     assert read_json(tmp_path / "out" / "generation_config.json")["forced_bos_token_id"] == 0
     with pytest.raises(UserError, match="--max-len-a makes the longest output depend"):
         export(

@@ -109,7 +109,8 @@ def test_sentences_that_are_embedded(family: str, tmp_path: Path) -> None:
         flags = ("--arch", "deltasam_bert_base", "--pooling", "mean")
     else:
         vocabulary = write_gpt2(tmp_path / "gpt2")
-        write_gpt2((data.mkdir() or data) / "gpt2")
+        data.mkdir()
+        write_gpt2(data / "gpt2")
         flags = ("--arch", "roberta_base", "--pooling", "cls")
     (data / "dict.txt").write_text((vocabulary / "dict.txt").read_text())
     (data / "train.txt").write_text("\n".join(LINES) + "\n")
