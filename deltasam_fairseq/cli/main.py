@@ -24,6 +24,7 @@ VERBS = (
     "train",
     "evaluate",
     "embed",
+    "export",
     "sweep",
     "score",
     "table",

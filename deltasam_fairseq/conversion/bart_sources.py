@@ -9,26 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from deltasam_fairseq.conversion.bart_weights import (
     EMBEDDING,
+    TIED,
     BartWeights,
     assemble,
     share_embedding,
 )
-from deltasam_fairseq.conversion.checkpoint import load_model, save
+from deltasam_fairseq.conversion.checkpoint import load_model, save, weights_of
 from deltasam_fairseq.conversion.folder import CONFIG, HuggingFaceFolder, plain_names
 from deltasam_fairseq.conversion.shapes import POSITION_OFFSET
 from deltasam_fairseq.data.bart import ARCHITECTURES, SIZES
 from deltasam_fairseq.errors import UserError
 
 _HEADS = "classification_heads."
-# What versions of fairseq keep in the state beside the weights: buffers, and in
-# 0.12.2 copies of each encoder layer for a fast path, which loading makes anew.
-_NO_WEIGHTS = re.compile(
-    r"(encoder|decoder)\.version$|.*\._float_tensor$"
-    r"|encoder\.layers\.\d+\.(in_proj|out_proj|fc1|fc2)_(weight|bias)$"
-)
 #: Settings under which a transformer of fairseq is a BART, and their values.
 _BART: Mapping[str, object] = {
     "no_scale_embedding": True,
@@ -71,20 +67,32 @@ _UNUSED = re.compile(r"classification_head\.|qa_outputs\.|(encoder|decoder)\.ver
 def read_checkpoint(path: Path) -> BartWeights:
     """Return the weights of a BART that fairseq wrote, of any version.
 
-    Classification heads and the state of the optimizer are left out.
-
-    Raises:
-        UserError: If the file cannot be read, or is not a BART model.
+    Classification heads and the state of the optimizer are left out. A file that cannot be read,
+    or is not a BART model, ends in a :class:`UserError`.
     """
     content, settings = load_model(path, "BART")
+    state = {
+        name: value for name, value in weights_of(content).items() if not name.startswith(_HEADS)
+    }
+    return from_fairseq(state, settings, str(path))
+
+
+def from_fairseq(
+    state: Mapping[str, Tensor], settings: Mapping[str, Any], source: str
+) -> BartWeights:
+    """Return the weights of a BART from those of a checkpoint of fairseq.
+
+    Args:
+        state: The weights.
+        settings: How the model was built.
+        source: Where they are from, for messages.
+
+    Raises:
+        UserError: If they are not those of a BART.
+    """
     for name, value in _BART.items():
         if settings.get(name, value) != value:
-            raise UserError(f"{path}: {name} is {settings[name]!r}; a BART model has {value!r}")
-    state = {
-        name: value
-        for name, value in content["model"].items()
-        if not name.startswith(_HEADS) and not _NO_WEIGHTS.match(name)
-    }
+            raise UserError(f"{source}: {name} is {settings[name]!r}; a BART model has {value!r}")
     sizes = {}
     for flag in SIZES:
         default = ARCHITECTURES["bart_large"][flag]
@@ -94,7 +102,7 @@ def read_checkpoint(path: Path) -> BartWeights:
         table = state.get(f"{side}.embed_positions.weight")
         if table is not None:
             sizes[flag] = table.size(0) - POSITION_OFFSET
-    return assemble(sizes, state, str(path))
+    return assemble(sizes, state, source)
 
 
 def write_checkpoint(weights: BartWeights, path: Path) -> None:
@@ -150,3 +158,37 @@ def read_huggingface(path: Path) -> BartWeights:
             f"{weights.rows}"
         )
     return weights
+
+
+def to_huggingface(weights: BartWeights, source: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return a BART as Hugging Face's ``BartForConditionalGeneration`` has it.
+
+    Args:
+        weights: Sizes and weights.
+        source: Where they are from, for messages.
+
+    Returns:
+        What ``config.json`` says of it, and its weights; the inverse of :func:`read_huggingface`.
+
+    Raises:
+        UserError: If its sizes or its activation cannot be said there.
+    """
+    config: dict[str, Any] = dict(_FIXED)
+    for flag, name in _SIZES.items():
+        value = weights.sizes[flag]
+        if config.setdefault(name, value) != value:
+            raise UserError(
+                f"{source}: {flag} is {value}, where {name} of Hugging Face's BART is "
+                f"{config[name]} for both sides"
+            )
+    activations = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
+    activation = weights.sizes["activation-fn"]
+    if activation not in activations:
+        raise UserError(
+            f"{source}: activation_fn {activation!r} is not among {', '.join(activations)}"
+        )
+    config |= {"activation_function": activations[activation], "vocab_size": weights.rows}
+    plain = {name: value for name, value in weights.state.items() if name not in TIED}
+    plain[_SHARED[0]] = weights.state[EMBEDDING]
+    state = {f"model.{name}": value.contiguous() for name, value in plain.items()}
+    return config, {**state, "final_logits_bias": torch.zeros(1, weights.rows)}

@@ -15,6 +15,11 @@ from torch import Tensor
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.safe_pickles import allow_fairseqs
 
+# Buffers, and in 0.12.2 copies of each encoder layer for a fast path, which loading makes anew.
+_NO_WEIGHTS = re.compile(
+    r"(.+\.)?(version|_float_tensor)$"
+    r"|.*encoder\.layers\.\d+\.(in_proj|out_proj|fc1|fc2)_(weight|bias)$"
+)
 _FOREIGN = re.compile(r"GLOBAL (\S+) was not an allowed global")
 
 
@@ -62,20 +67,50 @@ def load_model(path: Path, family: str, advice: str = "") -> tuple[dict[str, Any
     Raises:
         UserError: If it cannot be read, or is not a checkpoint of such a model.
     """
-    content = load(path)
-    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
-        raise UserError(f"{path} is not a checkpoint of fairseq: it has no 'model'")
-    settings = content.get("args")
-    if settings is None:
-        settings = (content.get("cfg") or {}).get("model")
-    if isinstance(settings, argparse.Namespace):
-        settings = vars(settings)
-    if not isinstance(settings, dict):
-        raise UserError(f"{path} does not say how its model was built: no 'args' and no 'cfg'")
-    name = str(settings.get("arch") or settings.get("_name"))
+    content, settings = load_any_model(path)
+    name = architecture(settings)
     if not name.startswith(family.lower()):
         raise UserError(f"{path} holds a model of the architecture {name}, not {family}{advice}")
     return content, settings
+
+
+def load_any_model(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read a checkpoint of a model that fairseq wrote, of any version; see :func:`load_model`."""
+    content = load(path)
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise UserError(f"{path} is not a checkpoint of fairseq: it has no 'model'")
+    settings = section(content, "model")
+    if not settings:
+        raise UserError(f"{path} does not say how its model was built: no 'args' and no 'cfg'")
+    return content, settings
+
+
+def section(content: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return how a part of a training was configured; of fairseq before 0.10 all of it.
+
+    Args:
+        content: Of the checkpoint.
+        name: ``model``, ``task`` or ``criterion``.
+
+    Returns:
+        The settings, or nothing if the checkpoint has none.
+    """
+    found = content.get("args")
+    if found is None:
+        found = (content.get("cfg") or {}).get(name)
+    if isinstance(found, argparse.Namespace):
+        found = vars(found)
+    return found if isinstance(found, dict) else {}
+
+
+def architecture(settings: Mapping[str, Any]) -> str:
+    """Return fairseq's name of the architecture of a model."""
+    return str(settings.get("arch") or settings.get("_name"))
+
+
+def weights_of(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the weights of a checkpoint, without what else versions of fairseq keep there."""
+    return {name: value for name, value in content["model"].items() if not _NO_WEIGHTS.match(name)}
 
 
 def load(path: Path) -> Any:

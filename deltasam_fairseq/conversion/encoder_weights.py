@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from deltasam_fairseq.conversion.folder import plain_names
+from deltasam_fairseq.conversion.names import Names
 from deltasam_fairseq.conversion.shapes import (
     POSITION_OFFSET,
     Shapes,
@@ -17,52 +18,61 @@ from deltasam_fairseq.conversion.shapes import (
     pair,
     require_shapes,
 )
-from deltasam_fairseq.data.encoder import BERT
+from deltasam_fairseq.data.encoder import BERT, ROBERTA
 from deltasam_fairseq.errors import UserError
 
 HEAD = "classification_heads.sentence_classification_head"
 ENCODER = "encoder.sentence_encoder"
 EMBEDDING = f"{ENCODER}.embed_tokens.weight"
 POSITIONS = f"{ENCODER}.embed_positions.weight"
-_LM_HEAD = "encoder.lm_head"
+LM_HEAD = "encoder.lm_head"
+_POSITIONS = "embeddings.position_embeddings.weight"
+_SEGMENTS = "embeddings.token_type_embeddings.weight"
 
-_LAYER = re.compile(r"encoder\.layer\.(\d+)\.(.+)\.(weight|bias)$")
-_IN_LAYER = {
-    "attention.self.query": "self_attn.q_proj",
-    "attention.self.key": "self_attn.k_proj",
-    "attention.self.value": "self_attn.v_proj",
-    "attention.output.dense": "self_attn.out_proj",
-    "attention.output.LayerNorm": "self_attn_layer_norm",
-    "intermediate.dense": "fc1",
-    "output.dense": "fc2",
-    "output.LayerNorm": "final_layer_norm",
+_COMMON = {
+    "embeddings.word_embeddings": f"{ENCODER}.embed_tokens",
+    "embeddings.position_embeddings": f"{ENCODER}.embed_positions",
+    "embeddings.LayerNorm": f"{ENCODER}.layernorm_embedding",
+    **{
+        f"encoder.layer.{{}}.{theirs}": f"{ENCODER}.layers.{{}}.{ours}"
+        for theirs, ours in {
+            "attention.self.query": "self_attn.q_proj",
+            "attention.self.key": "self_attn.k_proj",
+            "attention.self.value": "self_attn.v_proj",
+            "attention.output.dense": "self_attn.out_proj",
+            "attention.output.LayerNorm": "self_attn_layer_norm",
+            "intermediate.dense": "fc1",
+            "output.dense": "fc2",
+            "output.LayerNorm": "final_layer_norm",
+        }.items()
+    },
 }
-_EMBEDDINGS = {
-    "embeddings.word_embeddings.weight": EMBEDDING,
-    "embeddings.position_embeddings.weight": POSITIONS,
-    "embeddings.LayerNorm.weight": f"{ENCODER}.layernorm_embedding.weight",
-    "embeddings.LayerNorm.bias": f"{ENCODER}.layernorm_embedding.bias",
+#: What has the same name in a model with a head and in one without.
+NAMES = {
+    BERT: Names(
+        {
+            **_COMMON,
+            "embeddings.token_type_embeddings": f"{ENCODER}.embed_segments",
+            "pooler.dense": "pooler",
+        }
+    ),
+    ROBERTA: Names(_COMMON),
 }
-# BERT's head; in a RoBERTa that of a model for another task, which is told by its class.
-_HEAD = {
-    "classifier.weight": f"{HEAD}.out_proj.weight",
-    "classifier.bias": f"{HEAD}.out_proj.bias",
-}
-_ONLY_BERT = {
-    "embeddings.token_type_embeddings.weight": f"{ENCODER}.embed_segments.weight",
-    "pooler.dense.weight": "pooler.weight",
-    "pooler.dense.bias": "pooler.bias",
-}
-_ONLY_ROBERTA = {
-    f"{theirs}.{part}": f"{ours}.{part}"
-    for theirs, ours, parts in (
-        ("classifier.dense", f"{HEAD}.dense", ("weight", "bias")),
-        ("classifier.out_proj", f"{HEAD}.out_proj", ("weight", "bias")),
-        ("lm_head.dense", "encoder.lm_head.dense", ("weight", "bias")),
-        ("lm_head.layer_norm", "encoder.lm_head.layer_norm", ("weight", "bias")),
-        ("lm_head", "encoder.lm_head", ("bias",)),
-    )
-    for part in parts
+#: Heads, whose names stand beside that of the model.
+HEAD_NAMES = {
+    BERT: Names({"classifier": f"{HEAD}.out_proj"}),
+    ROBERTA: Names(
+        {
+            # Of a model for another task, which is told by its class. fairseq's name stands
+            # again below, for the way back.
+            "classifier": f"{HEAD}.out_proj",
+            "classifier.dense": f"{HEAD}.dense",
+            "classifier.out_proj": f"{HEAD}.out_proj",
+            "lm_head.dense": f"{LM_HEAD}.dense",
+            "lm_head.layer_norm": f"{LM_HEAD}.layer_norm",
+            "lm_head": LM_HEAD,
+        }
+    ),
 }
 # Buffers; the heads of pretraining and of answering questions, which classification does not
 # use; copies of the embedding. In RoBERTa the pooler of some exports, which fairseq's RoBERTa
@@ -85,15 +95,11 @@ def rename(state: Mapping[str, Tensor], family: str, source: str) -> dict[str, T
     """
     anchor = "embeddings.word_embeddings.weight"
     plain = plain_names(state, anchor=anchor, base=family, source=source)
-    names = {**_EMBEDDINGS, **_HEAD, **(_ONLY_BERT if family == BERT else _ONLY_ROBERTA)}
     found, unknown = {}, []
     for name, value in plain.items():
-        match = _LAYER.match(name)
-        if name in names:
-            found[names[name]] = value.float()
-        elif match and match.group(2) in _IN_LAYER:
-            number, part, kind = match.groups()
-            found[f"{ENCODER}.layers.{number}.{_IN_LAYER[part]}.{kind}"] = value.float()
+        ours = NAMES[family].to_fairseq(name) or HEAD_NAMES[family].to_fairseq(name)
+        if ours is not None:
+            found[ours] = value.float()
         elif not _UNUSED.match(name):
             unknown.append(name)
     if unknown:
@@ -101,7 +107,7 @@ def rename(state: Mapping[str, Tensor], family: str, source: str) -> dict[str, T
             f"{source} has weights that no {family} of fairseq has: {', '.join(unknown[:3])}"
         )
     positions = found.get(POSITIONS)
-    segments = plain.get("embeddings.token_type_embeddings.weight")
+    segments = plain.get(_SEGMENTS)
     if positions is not None and family == BERT:
         # BERT counts positions from 0; fairseq's table has more rows before the first one.
         nothing = positions.new_zeros(POSITION_OFFSET, positions.size(1))
@@ -111,8 +117,40 @@ def rename(state: Mapping[str, Tensor], family: str, source: str) -> dict[str, T
     return found
 
 
+def rename_back(state: Mapping[str, Tensor], family: str) -> dict[str, Tensor]:
+    """Rename weights to what Hugging Face's models have; the inverse of :func:`rename`.
+
+    Args:
+        state: By fairseq's names, as :func:`complete` returns them.
+        family: ``BERT`` or ``ROBERTA``.
+
+    Returns:
+        The weights by the names of a model with a head, if there is a head, and else of one
+        without. The only segment of a RoBERTa is zero, and copies of the embedding are left out.
+    """
+    found, heads = {}, {}
+    for name, value in state.items():
+        theirs = NAMES[family].to_huggingface(name)
+        if theirs is not None:
+            found[theirs] = value
+        elif name != f"{LM_HEAD}.weight":
+            heads[HEAD_NAMES[family].to_huggingface(name) or name] = value
+    if family == BERT:
+        found[_POSITIONS] = found[_POSITIONS][POSITION_OFFSET:]
+    else:
+        found[_SEGMENTS] = torch.zeros(1, found[_POSITIONS].size(1))
+    prefix = f"{family}." if heads else ""
+    named = {f"{prefix}{name}": value for name, value in found.items()} | heads
+    return {name: value.contiguous() for name, value in named.items()}
+
+
 def complete(
-    found: Mapping[str, Tensor], sizes: Mapping[str, Any], family: str, source: str
+    found: Mapping[str, Tensor],
+    sizes: Mapping[str, Any],
+    family: str,
+    source: str,
+    *,
+    surplus: str = "has {}, which config.json leaves no place for",
 ) -> dict[str, Tensor]:
     """Check the weights of an encoder and add those that no task uses.
 
@@ -121,6 +159,7 @@ def complete(
         sizes: By the names of :data:`~deltasam_fairseq.data.encoder.SIZES`.
         family: ``BERT`` or ``ROBERTA``.
         source: Where they are from, for messages.
+        surplus: The complaint about weights that the model does not have.
 
     Returns:
         The weights as fairseq's model expects them. RoBERTa's head for masked words is
@@ -144,15 +183,15 @@ def complete(
         if any(name.startswith((HEAD, "pooler.")) for name in state):
             shapes |= pair("pooler", width, width)
     else:
-        lm_head = pair(f"{_LM_HEAD}.dense", width, width) | pair(f"{_LM_HEAD}.layer_norm", width)
-        lm_head[f"{_LM_HEAD}.bias"] = (rows,)
+        lm_head = pair(f"{LM_HEAD}.dense", width, width) | pair(f"{LM_HEAD}.layer_norm", width)
+        lm_head[f"{LM_HEAD}.bias"] = (rows,)
         state |= {name: torch.zeros(size) for name, size in lm_head.items() if name not in state}
-        state[f"{_LM_HEAD}.weight"] = state[EMBEDDING]
-        shapes |= {**lm_head, f"{_LM_HEAD}.weight": (rows, width)}
+        state[f"{LM_HEAD}.weight"] = state[EMBEDDING]
+        shapes |= {**lm_head, f"{LM_HEAD}.weight": (rows, width)}
     classes = len(state.get(f"{HEAD}.out_proj.bias", ()))
     head = pair(f"{HEAD}.dense", width, width) | pair(f"{HEAD}.out_proj", classes, width)
     shapes |= {name: shape for name, shape in head.items() if name in state}
-    require_shapes(state, shapes, source, surplus="has {}, which config.json leaves no place for")
+    require_shapes(state, shapes, source, surplus=surplus)
     return state
 
 

@@ -235,17 +235,30 @@ def _weight_map(index: Path) -> dict[str, str]:
     return found
 
 
-def _safetensors(path: Path) -> dict[str, Tensor]:
+def safetensors_module(purpose: str) -> Any:
+    """Return the package ``safetensors``, which is an extra, with its module ``torch``.
+
+    Args:
+        purpose: What it is needed for, for the message.
+
+    Raises:
+        UserError: If it is not installed.
+    """
     try:
         import safetensors.torch  # noqa: PLC0415  (an extra, needed here alone)
     except ImportError:
         raise UserError(
-            f"reading {path} needs the package safetensors; one of: pip install safetensors, "
+            f"{purpose} needs the package safetensors; one of: pip install safetensors, "
             "pip install 'deltasam_fairseq[huggingface]'"
         ) from None
+    return safetensors
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    library = safetensors_module(f"reading {path}")
     try:
-        state: dict[str, Tensor] = safetensors.torch.load_file(path)
-    except safetensors.SafetensorError as error:
+        state: dict[str, Tensor] = library.torch.load_file(path)
+    except library.SafetensorError as error:
         raise UserError(f"{path} cannot be read: {error}; download it again") from None
     return state
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from deltasam_fairseq.conversion.checkpoint import load_model, save
+from deltasam_fairseq.conversion.encoder_config import CONFIG_SIZES, FIXED
 from deltasam_fairseq.conversion.encoder_weights import (
     EMBEDDING,
     ENCODER,
@@ -37,20 +38,6 @@ from deltasam_fairseq.data.vocabulary import GPT2_FILES, write_bert_dictionary
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.files import count_lines, file_sha256, write_json, write_lines
 
-#: Names of fairseq's flags and of the entries of config.json.
-_CONFIG_SIZES = {
-    "encoder-layers": "num_hidden_layers",
-    "encoder-embed-dim": "hidden_size",
-    "encoder-ffn-embed-dim": "intermediate_size",
-    "encoder-attention-heads": "num_attention_heads",
-    "max-positions": "max_position_embeddings",
-}
-#: What config.json must say, if it says anything.
-_COMMON = {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False}
-_FIXED: Mapping[str, Mapping[str, object]] = {
-    BERT: {**_COMMON, "layer_norm_eps": 1e-12, "type_vocab_size": 2},
-    ROBERTA: {**_COMMON, "layer_norm_eps": 1e-5, "type_vocab_size": 1, "pad_token_id": 1},
-}
 Say = Callable[[str], None]
 
 
@@ -132,12 +119,12 @@ def _difference(facts: Mapping[str, Any], request: EncoderRequest) -> str:
 def _from_huggingface(out: Path, request: EncoderRequest, say: Say) -> dict[str, Any]:
     path, folder = request.source, HuggingFaceFolder.open(request.source)
     family = str(folder.config.get("model_type"))
-    if family not in _FIXED:
+    if family not in FIXED:
         raise UserError(f"{path / CONFIG}: model_type is {family!r}, not bert or roberta")
-    folder.require(_FIXED[family], family)
+    folder.require(FIXED[family], family)
     found = rename(folder.weights(), family, str(path))
     head = place_head(found, folder.config, family, new=request.new_head)
-    sizes = {flag: folder.size(name) for flag, name in _CONFIG_SIZES.items()}
+    sizes = {flag: folder.size(name) for flag, name in CONFIG_SIZES.items()}
     facts: dict[str, Any] = {"family": family, "sizes": sizes, "head": head._asdict()}
     if family == BERT:
         files = read_wordpiece(path, request.lowercase)

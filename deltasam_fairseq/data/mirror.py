@@ -18,6 +18,8 @@ from deltasam_fairseq.files import file_sha256, read_utf8, write_json, write_lin
 _KIND = "mirror"
 #: How WordPiece cuts text, beside the vocabulary in the same folder.
 CUTTING = "cutting.json"
+#: Longer sentences are cut to so many tokens, special ones included, when they are embedded.
+LONGEST = 64
 
 
 @dataclass(frozen=True)

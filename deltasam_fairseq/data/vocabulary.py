@@ -121,13 +121,28 @@ def write_bert_dictionary(vocab: Path, out: Path) -> list[int]:
     """Write BERT's vocabulary, a file with one token per line, as a dictionary of fairseq.
 
     Returns:
-        For each row of fairseq's embedding the row of BERT's: ``[CLS] [PAD] [SEP] [UNK]``
-        first, as ``<s> <pad> </s> <unk>``, then the others in their order.
+        The order of its rows; see :func:`bert_order`.
+    """
+    tokens, order = _tokens(vocab), bert_order(vocab)
+    words = ("<mask>" if tokens[row] == "[MASK]" else tokens[row] for row in order[4:])
+    write_lines(out, [f"{word} 1" for word in words])
+    return order
+
+
+def bert_order(vocab: Path) -> list[int]:
+    """Return for each row of fairseq's embedding the row of BERT's.
+
+    Args:
+        vocab: A file with one token per line.
+
+    Returns:
+        ``[CLS] [PAD] [SEP] [UNK]`` first, as ``<s> <pad> </s> <unk>``, then the others in their
+        order.
 
     Raises:
         UserError: If a special token is missing, a token occurs twice or is one of fairseq's.
     """
-    tokens = vocab.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    tokens = _tokens(vocab)
     rows = {token: row for row, token in enumerate(tokens)}
     specials = ("[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]")
     missing = [token for token in specials if token not in rows]
@@ -143,9 +158,11 @@ def write_bert_dictionary(vocab: Path, out: Path) -> list[int]:
         )
     first = [rows[token] for token in specials[:4]]
     rest = [row for row in range(len(tokens)) if row not in first]
-    words = ("<mask>" if tokens[row] == "[MASK]" else tokens[row] for row in rest)
-    write_lines(out, [f"{word} 1" for word in words])
     return [*first, *rest]
+
+
+def _tokens(vocab: Path) -> list[str]:
+    return vocab.read_text(encoding="utf-8").removesuffix("\n").split("\n")
 
 
 def _tokenizers() -> Any:

@@ -13,11 +13,9 @@ import numpy as np
 import torch
 from fairseq.data import data_utils
 
-from deltasam_fairseq.data.mirror import read_sentences
+from deltasam_fairseq.data.mirror import LONGEST, read_sentences
 from deltasam_fairseq.fairseq_plugin.criterions.infonce import pooled
 from deltasam_fairseq.inference.checkpoint import Checkpoint, checkpoint_parser, open_checkpoint
-
-LONGEST = 64
 
 
 def main(argv: list[str] | None = None) -> None:

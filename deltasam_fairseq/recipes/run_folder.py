@@ -51,6 +51,11 @@ class RunFolder:
         """The checkpoint that did best in validation, by ``--best-checkpoint-metric``."""
         return self.checkpoints / "checkpoint_best.pt"
 
+    @property
+    def last_checkpoint(self) -> Path:
+        """The checkpoint of the end of the training, or of its last epoch so far."""
+        return self.checkpoints / "checkpoint_last.pt"
+
     def require_best_checkpoint(self) -> Path:
         """Return the best checkpoint; that there is none is an error."""
         if not self.best_checkpoint.is_file():

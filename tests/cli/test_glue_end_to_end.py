@@ -87,6 +87,11 @@ def test_train_evaluate_and_look_into_one_run(capsys: pytest.CaptureFixture[str]
     found = json.loads((run.predictions("valid") / "adversarial_risk.json").read_text())
     assert (found["n"], found["rho"]) == (8, 0.1)
     assert found["risk"] > found["loss"] > 0
+    assert main(["export", str(run.path), "--out", "exported"]) == 0
+    config = json.loads(Path("exported/config.json").read_text())
+    assert config["architectures"] == ["BertForSequenceClassification"]
+    assert config["id2label"] == {"0": "not_entailment", "1": "entailment"}
+    assert json.loads(Path("exported/tokenizer_config.json").read_text())["model_max_length"] == 10
 
 
 SWEEP = ["sweep", "glue/rte", *MODEL, "--methods", "none,sam", "--seeds", "1"]

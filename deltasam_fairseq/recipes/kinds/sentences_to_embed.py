@@ -54,7 +54,7 @@ class SentencesToEmbed(EncoderKind[PreparedMirror]):
 
     def trained(self, run: RunFolder) -> Path:
         """Return the last checkpoint: there is no validation that would name a best one."""
-        return run.checkpoints / "checkpoint_last.pt"
+        return run.last_checkpoint
 
     def evaluate(self, recipe: Recipe, run: RunFolder, options: EvaluationOptions) -> Evaluation:
         """Embed the pairs of the seven STS sets and correlate their cosines with the scores."""
