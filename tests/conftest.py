@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 # Several test processes share the machine, and so do the processes they start.
@@ -75,3 +76,13 @@ def data_folder() -> Path:
     if not path.is_dir():
         pytest.fail(f"DELTASAM_DATA is {folder!r}, which is not a folder")
     return path
+
+
+@pytest.fixture(scope="session")
+def warm_python() -> Iterator[str]:
+    """Return a program that runs as ``python`` does, with torch and fairseq imported already."""
+    pytest.importorskip("fairseq")
+    from tests.support import warm_python
+
+    with warm_python.warm_python() as program:
+        yield program
