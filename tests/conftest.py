@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,6 +77,15 @@ def data_folder() -> Path:
     if not path.is_dir():
         pytest.fail(f"DELTASAM_DATA is {folder!r}, which is not a folder")
     return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def remembered_compositions() -> None:
+    """Compose fairseq's configurations once, if a test module has imported it."""
+    if "fairseq" in sys.modules:
+        from tests.support import compositions
+
+        compositions.remember()
 
 
 @pytest.fixture(scope="session")
