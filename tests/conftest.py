@@ -96,3 +96,9 @@ def warm_python() -> Iterator[str]:
 
     with warm_python.warm_python() as program:
         yield program
+
+
+@pytest.fixture
+def warm_programs(warm_python: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let what the package starts as ``sys.executable`` run in the warm Python."""
+    monkeypatch.setattr(sys, "executable", warm_python)

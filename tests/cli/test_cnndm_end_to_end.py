@@ -1,7 +1,6 @@
 """From real articles to the table with a small BART, through fairseq's own programs."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,14 +10,10 @@ from deltasam_fairseq.cli.main import main
 pytestmark = pytest.mark.fairseq
 
 
+@pytest.mark.usefixtures("warm_programs")
 def test_articles_to_table(
-    tmp_path: Path,
-    data_folder: Path,
-    warm_python: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path, data_folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "executable", warm_python)
     for side in ("source", "target"):
         lines = (data_folder / "cnndm" / f"validation1000.{side}").read_text().split("\n")
         (tmp_path / side).write_text("".join(f"{line}\n" for line in lines[:30]))
