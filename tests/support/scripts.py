@@ -35,7 +35,7 @@ def run_script(
     """Run a script in a folder with stand-ins, with environment variables as wishes."""
     environment = {name: value for name, value in os.environ.items() if name not in WISHES}
     environment |= {"DELTASAM_BIN": str(folder / "bin"), **wishes}
-    command = [ROOT / "scripts" / name, *arguments]
+    command = [str(ROOT / "scripts" / name), *arguments]
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
