@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import random
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 # Several test processes share the machine, and so do the processes they start.
@@ -75,3 +77,28 @@ def data_folder() -> Path:
     if not path.is_dir():
         pytest.fail(f"DELTASAM_DATA is {folder!r}, which is not a folder")
     return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def remembered_compositions() -> None:
+    """Compose fairseq's configurations once, if a test module has imported it."""
+    if "fairseq" in sys.modules:
+        from tests.support import compositions
+
+        compositions.remember()
+
+
+@pytest.fixture(scope="session")
+def warm_python() -> Iterator[str]:
+    """Return a program that runs as ``python`` does, with torch and fairseq imported already."""
+    pytest.importorskip("fairseq")
+    from tests.support import warm_python
+
+    with warm_python.warm_python() as program:
+        yield program
+
+
+@pytest.fixture
+def warm_programs(warm_python: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let what the package starts as ``sys.executable`` run in the warm Python."""
+    monkeypatch.setattr(sys, "executable", warm_python)

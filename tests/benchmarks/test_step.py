@@ -25,7 +25,7 @@ pytestmark = pytest.mark.fairseq
 # bert_base and roberta_large differ from these in nothing but their sizes.
 MODELS = ("translation", "classification", "minilm", "bart_large")
 WORDS = (
-    f"step --model {','.join(MODELS)} --json --size tiny --repeats 2 --slow-every 2 --warm-up 2 "
+    f"step --model {','.join(MODELS)} --json --size tiny --repeats 2 --slow-every 2 --warm-up 1 "
     "--threads 1 --seed 4"
 )
 
@@ -121,8 +121,9 @@ def test_half_precision_several_micro_batches_and_the_time_that_nobody_works(dev
         models=("bart_large",),
         methods=METHODS[:4],
         size="tiny",
-        repeats=3,
+        repeats=1,
         threads=1,
+        warm_up=1,
         update_freq=2,
         profile=True,
         device=device,
@@ -244,7 +245,9 @@ def test_passes_of_regularizers_are_counted_and_shown() -> None:
     from deltasam_fairseq.benchmarks.table import table_of
 
     names = ("none", "sam", "delta_sam", "rdrop", "smart", "sam+r3f", "per_instance+rdrop")
-    plan = Plan(models=("classification",), methods=names, repeats=1, size="tiny", threads=1)
+    plan = Plan(
+        models=("classification",), methods=names, repeats=1, warm_up=1, size="tiny", threads=1
+    )
     found = measure("classification", plan, lambda _: None)
     passes = {name: (calls["forward"], calls["backward"]) for name, calls in found.calls.items()}
     assert passes == {

@@ -10,6 +10,7 @@ from deltasam_fairseq.cli.main import main
 pytestmark = pytest.mark.fairseq
 
 
+@pytest.mark.usefixtures("warm_programs")
 def test_articles_to_table(
     tmp_path: Path, data_folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

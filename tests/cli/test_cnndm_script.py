@@ -1,6 +1,5 @@
 """The choices of scripts/cnndm.sh, with a stand-in for deltasam; and docs/cnndm.md."""
 
-import os
 import re
 import shlex
 import subprocess
@@ -11,9 +10,8 @@ import pytest
 from deltasam_fairseq.analysis.rouge_tables import table_3
 from deltasam_fairseq.analysis.table import as_markdown
 from deltasam_fairseq.cli.main import build_parser
+from tests.support.scripts import ROOT, calls, run_script, write_run, write_stand_ins
 
-ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "scripts" / "cnndm.sh"
 DOCUMENT = (ROOT / "docs" / "cnndm.md").read_text(encoding="utf-8")
 FULL = {
     "STORIES": "cnn/stories dailymail/stories",
@@ -25,35 +23,16 @@ FULL = {
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    stand_in = tmp_path / "bin" / "deltasam"
-    stand_in.parent.mkdir()
-    stand_in.write_text('#!/bin/sh\necho "CALL $*"\n')
-    stand_in.chmod(0o755)
-    return tmp_path
+    return write_stand_ins(tmp_path, "deltasam")
 
 
 def script(
     folder: Path, size: str, *, state: str = "", **wishes: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run the script on a run in some state, with environment variables as wishes."""
-    out = "cnndm" if size == "full" else "cnndm-small"
-    run = folder / out / "runs" / "delta_sam-1"
     if state:
-        (run / "checkpoints").mkdir(parents=True)
-        (run / "checkpoints" / "checkpoint_last.pt").touch()
-        (run / "run.json").write_text(f'{{"finished": {str(state == "finished").lower()}}}\n')
-    names = {"METHOD", "SEED", "GPUS", "SLURM", "CONTINUE", "RESTART", "OUT", "DELTASAM_DATA"}
-    names |= {*FULL, "OMP_WAIT_POLICY"}
-    environment = {name: value for name, value in os.environ.items() if name not in names}
-    environment |= {"DELTASAM_BIN": str(folder / "bin"), **wishes}
-    command = [str(SCRIPT), *([size] if size else [])]
-    return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
-
-
-def calls(done: subprocess.CompletedProcess[str]) -> list[str]:
-    return [line[5:] for line in done.stdout.splitlines() if line.startswith("CALL ")]
+        out = "cnndm" if size == "full" else "cnndm-small"
+        write_run(folder / out / "runs" / "delta_sam-1", state)
+    return run_script("cnndm.sh", folder, *([size] if size else []), **wishes)
 
 
 def test_the_full_run_is_the_documented_one(folder: Path) -> None:

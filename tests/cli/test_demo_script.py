@@ -1,49 +1,24 @@
 """The choices of scripts/demo.sh, with a program that stands in for deltasam."""
 
-import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "scripts" / "demo.sh"
+from tests.support.scripts import ROOT, calls, run_script, write_run, write_stand_ins
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "bin").mkdir()
-    for name in ("deltasam", "python"):
-        stand_in = tmp_path / "bin" / name
-        stand_in.write_text('#!/bin/sh\necho "CALL $*"\n')
-        stand_in.chmod(0o755)
-    return tmp_path
+    return write_stand_ins(tmp_path, "deltasam", "python")
 
 
 def demo(
     folder: Path, *arguments: str, state: str = "", **wishes: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run the script on a run in some state, with environment variables as wishes."""
-    run = folder / "demo" / "runs" / "delta_sam"
     if state:
-        (run / "checkpoints").mkdir(parents=True)
-        (run / "checkpoints" / "checkpoint_last.pt").touch()
-        (run / "run.json").write_text(f'{{"finished": {str(state == "finished").lower()}}}\n')
-    names = ("METHOD", "CONTINUE", "RESTART", "DEMO", "OMP_WAIT_POLICY")
-    environment = {name: value for name, value in os.environ.items() if name not in names}
-    environment |= {"DELTASAM_BIN": str(folder / "bin"), **wishes}
-    return subprocess.run(
-        [SCRIPT, *arguments],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def calls(done: subprocess.CompletedProcess[str]) -> list[str]:
-    return [line[5:] for line in done.stdout.splitlines() if line.startswith("CALL ")]
+        write_run(folder / "demo" / "runs" / "delta_sam", state)
+    return run_script("demo.sh", folder, *arguments, **wishes)
 
 
 def test_a_first_run_goes_from_text_to_table(folder: Path) -> None:
@@ -78,13 +53,8 @@ def test_per_instance_gets_a_row_of_its_own(folder: Path) -> None:
 
 def test_a_finished_run_is_reused(folder: Path) -> None:
     done = demo(folder, state="finished")
-    assert [call.split()[0] for call in calls(done)] == [
-        "-m",
-        "prepare",
-        "evaluate",
-        "analyse",
-        "table",
-    ]
+    made = [call.split()[0] for call in calls(done)]
+    assert made == ["-m", "prepare", "evaluate", "analyse", "table"]
     assert "RESTART=1 moves it aside and starts over" in done.stdout
 
 

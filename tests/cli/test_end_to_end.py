@@ -1,6 +1,7 @@
 """From two text files to a table, through fairseq's own programs."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,12 @@ TINY = [
 ]
 
 
-def test_text_to_table(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_text_to_table(
+    tmp_path: Path,
+    warm_python: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     for side, text in (("source", "the number {} is larger than {}"), ("target", "{} is large {}")):
         lines = [text.format(i, i // 2) for i in range(80)]
         (tmp_path / side).write_text("".join(f"{line}\n" for line in lines))
@@ -26,10 +32,12 @@ def test_text_to_table(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Non
     files = ["--train-source", str(tmp_path / "source"), "--train-target", str(tmp_path / "target")]
     prepare = ["prepare", "text", *files, "--out", data, "--hold-out", "5", "--vocab-size", "60"]
     train = ["train", "text", "--data", data, "--save-dir", run, "--seed", "3"]
-    assert main(prepare) == 0
-    assert main([*train, *TINY]) == 0
-    assert main(train) == 2  # neither --resume nor --restart
-    assert main([*train, "--resume", "--max-update", "6"]) == 0
+    with monkeypatch.context() as patch:  # to evaluate, the usual Python starts
+        patch.setattr(sys, "executable", warm_python)
+        assert main(prepare) == 0
+        assert main([*train, *TINY]) == 0
+        assert main(train) == 2  # neither --resume nor --restart
+        assert main([*train, "--resume", "--max-update", "6"]) == 0
     assert main(["evaluate", run, "--beam", "1", "--max-len-b", "5"]) == 0
     assert main(["analyse", "curve", run]) == 0
     capfd.readouterr()

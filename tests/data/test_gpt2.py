@@ -35,6 +35,7 @@ def write(bpe: Gpt2Bpe, folder: Path) -> PreparedData:
 
 
 @pytest.mark.fairseq
+@pytest.mark.usefixtures("warm_programs")
 def test_text_becomes_numbers_by_fairseqs_program(bpe: Gpt2Bpe, tmp_path: Path) -> None:
     data = write(bpe, tmp_path)
     assert data.pieces("train", "source").read_text().splitlines() == ["4 2 3 4", "2"]
@@ -45,6 +46,7 @@ def test_text_becomes_numbers_by_fairseqs_program(bpe: Gpt2Bpe, tmp_path: Path) 
 
 
 @pytest.mark.fairseq
+@pytest.mark.usefixtures("warm_programs")
 def test_long_test_targets_are_cut_in_the_binary_files_alone(bpe: Gpt2Bpe, tmp_path: Path) -> None:
     shorter = Gpt2Bpe(*bpe.files().values(), max_test_target_tokens=1)
     data = write(shorter, tmp_path)

@@ -28,6 +28,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> PreparedEncoder:
     return prepare_encoder(place / "out", request, say=lambda line: None)
 
 
+@pytest.mark.usefixtures("warm_programs")
 def test_scores_are_divided_and_inputs_cut(tmp_path: Path, encoder: PreparedEncoder) -> None:
     table = tmp_path / "STS-B"
     table.mkdir()

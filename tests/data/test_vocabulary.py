@@ -71,6 +71,7 @@ def test_without_tokenizers_the_error_names_the_package(
 
 
 @pytest.mark.fairseq
+@pytest.mark.usefixtures("warm_programs")
 def test_gpt2_by_fairseqs_program(data_folder: Path, tmp_path: Path) -> None:
     words = Gpt2Words(data_folder / "gpt2_bpe")
     assert words.encode(["Hello world", "", "world"], tmp_path, workers=1) == [

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-import torch
 
 pytest.importorskip("fairseq")
 
@@ -32,70 +33,80 @@ RECIPE = RECIPES.get("cnndm-small")
 
 
 class Seen(NamedTuple):
-    """First and last tokens of sources, and rows of what the decoder was given."""
+    """First and last tokens of sources, rows of what the decoder was given, and lengths."""
 
     sources: list[tuple[int, int]]
     decoder: list[list[int]]
+    lengths: list[int]
 
 
-@pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
+class Trained(NamedTuple):
+    data: Path
+    checkpoint: Path
+    seen: Seen
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[Seen]:
     """Record what encoder and decoder are given, in every pass."""
-    found = Seen([], [])
+    found = Seen([], [], [])
 
     def record(module: Any, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         tokens = inputs[0] if inputs else keywords["src_tokens"]
         if isinstance(module, TransformerEncoderBase):
             rows = [[t for t in row if t != PAD] for row in tokens.tolist()]
             found.sources.extend((row[0], row[-1]) for row in rows)
+            found.lengths.append(tokens.size(1))
         else:
             found.decoder.extend(tokens.tolist())
 
-    for kind in (TransformerEncoderBase, TransformerDecoderBase):
-        original = kind.forward
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in (TransformerEncoderBase, TransformerDecoderBase):
+            original = kind.forward
 
-        def forward(self: Any, *args: Any, _original: Any = original, **keywords: Any) -> Any:
-            record(self, args, keywords)
-            return _original(self, *args, **keywords)
+            def forward(self: Any, *args: Any, _original: Any = original, **keywords: Any) -> Any:
+                record(self, args, keywords)
+                return _original(self, *args, **keywords)
 
-        monkeypatch.setattr(kind, "forward", forward)
-    monkeypatch.setattr(utils, "import_user_module", lambda args: None)
-    return found
+            patch.setattr(kind, "forward", forward)
+        patch.setattr(utils, "import_user_module", lambda args: None)
+        yield found
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Path:
-    folder = fairseq_data.write_translation_data(tmp_path / "data", train=8, valid=4)
-    prepare_bart(
-        tmp_path / "bart",
-        BartRequest(folder / "dict.src.txt", random="small"),
-        say=lambda line: None,
-    )
-    return folder
+def seen() -> Iterator[Seen]:
+    with recorded() as found:
+        yield found
 
 
-def run_training(data: Path, *flags: str) -> Path:
-    """Train for two updates, as deltasam train does, and return the checkpoint."""
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Train a random BART for two updates, as deltasam train does."""
+    folder = tmp_path_factory.mktemp("first_steps")
+    data = fairseq_data.write_translation_data(folder / "data", train=8, valid=4)
+    request = BartRequest(data / "dict.src.txt", random="small")
+    bart = prepare_bart(folder / "bart", request, say=lambda line: None)
     command = train_command(
         RECIPE,
         data=data,
-        save_dir=data.parent / "checkpoints",
+        save_dir=folder / "checkpoints",
         method="none",
         seed=1,
-        start={"restore-file": str(data.parent / "bart" / "model.pt"), **RECIPE.start},
-        overrides=[*LANGUAGES, "--max-update", "2", *flags],
+        start={"restore-file": str(bart.checkpoint), **RECIPE.start},
+        overrides=[*LANGUAGES, "--max-update", "2"],
     )
     metrics.reset()
     args = options.parse_args_and_arch(options.get_training_parser(), command[3:])
-    train.main(convert_namespace_to_omegaconf(args))
-    return data.parent / "checkpoints" / "checkpoint_best.pt"
+    with recorded() as found:
+        train.main(convert_namespace_to_omegaconf(args))
+    return Trained(data, folder / "checkpoints" / "checkpoint_best.pt", found)
 
 
-def run_decoding(data: Path, checkpoint: Path, bos: str, *flags: str) -> None:
+def run_decoding(trained: Trained, bos: str, *flags: str) -> None:
     command = generate_command(
         RECIPE,
-        data=data,
-        checkpoint=checkpoint,
+        data=trained.data,
+        checkpoint=trained.checkpoint,
         split="valid",
         flags=DECODE_BOS[bos],
         overrides=[*LANGUAGES, "--max-len-b", "8", "--min-len", "3", *flags],
@@ -106,32 +117,25 @@ def run_decoding(data: Path, checkpoint: Path, bos: str, *flags: str) -> None:
 
 
 def test_decoding_goes_on_where_training_began(
-    data: Path, seen: Seen, capsys: pytest.CaptureFixture[str]
+    trained: Trained, seen: Seen, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checkpoint = run_training(data)
-    in_training = Seen(list(seen.sources), list(seen.decoder))
-    seen.sources.clear()
-    seen.decoder.clear()
-    run_decoding(data, checkpoint, "train_consistent")
+    run_decoding(trained, "train_consistent")
     # In training the decoder sees </s>, then the summary's own first word.
-    assert {row[0] for row in in_training.decoder} == {EOS}
-    assert all(row[1] > EOS for row in in_training.decoder)
+    assert {row[0] for row in trained.seen.decoder} == {EOS}
+    assert all(row[1] > EOS for row in trained.seen.decoder)
     # In decoding it sees </s> too, and nothing is forced behind it.
     assert {row[0] for row in seen.decoder} == {EOS}
     assert not any(BOS in row[:2] for row in seen.decoder if row[1:] != [BOS])
     # Sources begin with their own first word and end with </s>, both times.
-    for sources in (in_training.sources, seen.sources):
+    for sources in (trained.seen.sources, seen.sources):
         assert {last for _, last in sources} == {EOS}
         assert all(first > EOS for first, _ in sources)
 
 
 def test_the_hubs_way_begins_with_bos_on_both_sides(
-    data: Path, seen: Seen, capsys: pytest.CaptureFixture[str]
+    trained: Trained, seen: Seen, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checkpoint = run_training(data)
-    seen.sources.clear()
-    seen.decoder.clear()
-    run_decoding(data, checkpoint, "hub")
+    run_decoding(trained, "hub")
     assert set(seen.sources) == {(BOS, EOS)}
     # At the second step, places of the beam that have no hypothesis yet hold anything.
     assert {tuple(row[:2]) for row in seen.decoder if len(row) > 2} == {(EOS, BOS)}
@@ -142,29 +146,19 @@ def test_the_hubs_way_begins_with_bos_on_both_sides(
 
 @pytest.mark.parametrize("bos", DECODE_BOS)
 def test_long_sources_are_cut_to_the_positions_of_the_model(
-    data: Path, seen: Seen, bos: str, capsys: pytest.CaptureFixture[str]
+    trained: Trained, seen: Seen, bos: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checkpoint = run_training(data)
-    lengths: list[int] = []
-    original = TransformerEncoderBase.forward
-
-    def forward(self: Any, src_tokens: torch.Tensor, *args: Any, **keywords: Any) -> Any:
-        lengths.append(src_tokens.size(1))
-        return original(self, src_tokens, *args, **keywords)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TransformerEncoderBase, "forward", forward)
-        run_decoding(data, checkpoint, bos, "--max-source-positions", "5")
-    assert max(lengths) == 5
+    run_decoding(trained, bos, "--max-source-positions", "5")
+    assert max(seen.lengths) == 5
 
 
-def test_no_trigram_comes_twice(data: Path, seen: Seen, capsys: pytest.CaptureFixture[str]) -> None:
-    checkpoint = run_training(data)
+@pytest.mark.usefixtures("seen")
+def test_no_trigram_comes_twice(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
     lengths = ("--max-len-b", "30", "--min-len", "30", "--no-repeat-ngram-size")
     repeats = {}
     for size in ("0", "3"):
         capsys.readouterr()
-        run_decoding(data, checkpoint, "train_consistent", *lengths, size)
+        run_decoding(trained, "train_consistent", *lengths, size)
         lines = [line for line in capsys.readouterr().out.splitlines() if line[:2] == "H-"]
         words = [line.split("\t")[2].split() for line in lines]
         trigrams = [list(zip(w, w[1:], w[2:], strict=False)) for w in words]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -160,3 +161,21 @@ def test_a_logger_that_dropped_a_line_before_shows_the_next_run() -> None:
     finally:
         logger.setLevel(level)
     assert log.getvalue() == "kept\n"
+
+
+def test_remembered_configurations_are_those_that_hydra_composes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("fairseq")
+    from tests.support import compositions
+    from tests.support import fairseq_toys as toys
+
+    adam = ["--optimizer", "adam", "--adam-betas", "(0.9, 0.98)", "--lr", "0.1,0.2", "--fp16"]
+    for flags in (toys.TRANSLATION, toys.BERT, [*toys.PREDICTION, *adam]):
+        for seed in ("3", "4"):  # the second time it is remembered
+            made = []
+            for compose in (compositions.compose, compositions.remembered):
+                monkeypatch.setattr("fairseq.dataclass.utils.compose", compose)
+                made.append(toys.config(tmp_path, *flags, "--seed", seed))
+            assert made[0] == made[1]
+            assert made[1].common.seed == int(seed)

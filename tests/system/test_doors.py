@@ -44,26 +44,20 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fairseq_data.write_translation_data(tmp_path_factory.mktemp("doors"))
 
 
-def python(*arguments: str, cwd: Path) -> str:
-    """Run Python and return what it printed."""
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=cwd,
-    )
+def output(*command: str, cwd: Path) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
     assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
     return done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("method", ["delta_sam", "none"])
-def test_hydra(data: Path, tmp_path: Path, method: str) -> None:
+def test_hydra(data: Path, tmp_path: Path, warm_python: str, method: str) -> None:
     text = CONFIGURATION.format(
         user_dir=ROOT / "user_dir", save=tmp_path / "run", data=data, method=method
     )
     (tmp_path / "toy.yaml").write_text("# @package _group_\n" + text)
-    log = python(
+    log = output(
+        warm_python if method == "none" else sys.executable,
         *("-m", "fairseq_cli.hydra_train", "--config-dir", str(tmp_path), "--config-name", "toy"),
         *("hydra.run.dir=" + str(tmp_path / "hydra"), "optimizer.sam_eta=2e-4"),
         "+optimizer.sam_interval=2",  # a key that the file does not have
@@ -77,15 +71,22 @@ def test_hydra(data: Path, tmp_path: Path, method: str) -> None:
     assert list(saved["last_optimizer_state"]["param_groups"][0]["betas"]) == [0.9, 0.98]
 
 
-def test_generation_from_a_checkpoint(data: Path, tmp_path: Path) -> None:
-    python(
-        *("-m", "fairseq_cli.train", str(data), "--user-dir", str(ROOT / "user_dir")),
+def test_generation_from_a_checkpoint(data: Path, tmp_path: Path, warm_python: str) -> None:
+    output(
+        *(warm_python, "-m", "fairseq_cli.train", str(data), "--user-dir", str(ROOT / "user_dir")),
         *toys.flags(toys.TRANSLATION, save=True),
         *("--save-dir", str(tmp_path), "--max-epoch", "1"),
         cwd=tmp_path,
     )
-    log = python(
-        *("-m", "fairseq_cli.generate", str(data), "--path", str(tmp_path / "checkpoint_last.pt")),
+    log = output(
+        *(
+            warm_python,
+            "-m",
+            "fairseq_cli.generate",
+            str(data),
+            "--path",
+            str(tmp_path / "checkpoint_last.pt"),
+        ),
         *("--gen-subset", "valid", "--cpu", "--batch-size", "8", "--beam", "2"),
         # On torch 2.6 and later, for what allow_own_checkpoints says.
         *("--user-dir", str(ROOT / "user_dir")),

@@ -46,11 +46,12 @@ def launch_line(name: str, data: Path, save: Path) -> str:
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("name", ["torchrun", "slurm"])
-def test_two_workers_train_together(tmp_path: Path, name: str) -> None:
+def test_two_workers_train_together(tmp_path: Path, name: str, warm_python: str) -> None:
     data = fairseq_data.write_translation_data(tmp_path / "data")
-    srun = tmp_path / "srun"
-    srun.write_text(SRUN)
-    srun.chmod(0o755)
+    train = f'#!/bin/sh\nexec {warm_python} -m fairseq_cli.train "$@"\n'
+    for program, text in (("srun", SRUN), ("fairseq-train", train)):
+        (tmp_path / program).write_text(text)
+        (tmp_path / program).chmod(0o755)
     places = [str(tmp_path), str(Path(sys.executable).parent), os.environ["PATH"]]
     done = subprocess.run(
         ["bash", "-c", launch_line(name, data, tmp_path / "run")],

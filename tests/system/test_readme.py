@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -26,11 +25,11 @@ def blocks(*pages: str) -> list[str]:
 
 
 @pytest.mark.parametrize("code", blocks(*RUN))
-def test_python_blocks_run(code: str, tmp_path: Path) -> None:
+def test_python_blocks_run(code: str, tmp_path: Path, warm_python: str) -> None:
     if "fairseq." in code:
         pytest.importorskip("fairseq")
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
+        [warm_python, "-c", code],
         capture_output=True,
         text=True,
         check=False,
@@ -43,7 +42,9 @@ def test_python_blocks_run(code: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.fairseq
-def test_what_extends_it_trains_from_a_user_directory_of_ones_own(tmp_path: Path) -> None:
+def test_what_extends_it_trains_from_a_user_directory_of_ones_own(
+    tmp_path: Path, warm_python: str
+) -> None:
     from tests.support import fairseq_data  # noqa: PLC0415 - needs fairseq
     from tests.support import fairseq_toys as toys  # noqa: PLC0415
 
@@ -52,7 +53,7 @@ def test_what_extends_it_trains_from_a_user_directory_of_ones_own(tmp_path: Path
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "__init__.py").write_text("\n".join(code))
     data = fairseq_data.write_translation_data(tmp_path / "data")
-    command = [sys.executable, "-W", "ignore", "-m", "fairseq_cli.train", str(data)]
+    command = [warm_python, "-m", "fairseq_cli.train", str(data)]
     command += [*("--user-dir", "mine", "--max-update", "2"), *toys.COMMON]
     command += [*("--task", "translation", "--source-lang", "src", "--target-lang", "tgt")]
     command += [*("--arch", "transformer", *toys.TINY), "--share-all-embeddings"]
