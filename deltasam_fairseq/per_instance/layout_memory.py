@@ -38,6 +38,7 @@ class Recorded:
         version: Of the input; another one later means that it was overwritten.
         picked: Whether rows were picked by what is in the batch before this call.
         spread: Numbers of the calls that take this one's place.
+        void: Whether it spreads a result whose rows turned out to be the sentences' own.
     """
 
     call: Call
@@ -50,6 +51,7 @@ class Recorded:
     version: int
     picked: bool = False
     spread: list[int] = field(default_factory=list)
+    void: bool = False
 
     @property
     def rows(self) -> int:

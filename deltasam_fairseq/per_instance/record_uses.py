@@ -24,7 +24,8 @@ from deltasam_fairseq.per_instance.rules.base import (
     Call,
     operation,
 )
-from deltasam_fairseq.per_instance.rules.embedding import PickedRows, Spread, broadcast
+from deltasam_fairseq.per_instance.rules.embedding import PickedRows
+from deltasam_fairseq.per_instance.rules.shared import Shared, Spread, followed
 
 # What asks a parameter for its shape, dtype or place and not for its values.
 METADATA = {
@@ -40,11 +41,30 @@ METADATA = {
 # What returns the parameter itself where it has that type already.
 CASTS = {Tensor.float, Tensor.double, Tensor.to, Tensor.type_as, Tensor.contiguous}
 _CONTAINERS = (list, tuple, dict)
-SUMS = {torch.add, Tensor.add, Tensor.add_}
+
+
+def _named(*names: str) -> set[Any]:
+    places = (torch, Tensor)
+    return {getattr(place, name) for place in places for name in names if hasattr(place, name)}
+
+
+ATTENTION = torch.nn.functional.scaled_dot_product_attention
+# Where a result that sentences share becomes one for each of them, by broadcasting or on its own.
+BROADCASTS = _named("add", "add_", "where") | {ATTENTION}
+EXPANSIONS = _named("expand", "expand_as", "broadcast_to")
+# What may be done to such a result before.
+FOLLOWED = _named(
+    *("add", "contiguous", "double", "expand", "flatten", "float", "movedim", "permute"),
+    *("reshape", "squeeze", "swapaxes", "to", "transpose", "type_as", "unflatten", "unsqueeze"),
+    *("view", "where"),
+)
 # Where picked rows, such as ``W[:k]``, would be a matrix that all sentences share.
-MATRIX_PRODUCTS = {
-    getattr(place, name) for place in (torch, Tensor) for name in ("matmul", "mm", "bmm")
-} | {Tensor.__matmul__, Tensor.__rmatmul__, torch.nn.functional.linear}
+MATRIX_PRODUCTS = _named("matmul", "mm", "bmm") | {
+    Tensor.__matmul__,
+    Tensor.__rmatmul__,
+    torch.nn.functional.linear,
+}
+USES_OF_SHARED = BROADCASTS | EXPANSIONS | FOLLOWED | MATRIX_PRODUCTS
 
 
 class Watch(TorchFunctionMode):
@@ -63,15 +83,15 @@ class Watch(TorchFunctionMode):
         self.names = names
         self.multiplied: dict[int, str] = {}
         self.stand_ins: dict[int, Tensor] = {}
-        self._picked: dict[int, tuple[Tensor, int, Call, int]] = {}
+        self._shared: dict[int, Shared] = {}
 
     @abstractmethod
-    def use(self, call: Call, *, spreads: int | None = None) -> tuple[Tensor, int]:
+    def use(self, call: Call, *, spreads: Iterable[int] = ()) -> tuple[Tensor, int]:
         """Run one call.
 
         Args:
             call: The call.
-            spreads: Number of the call whose rows it spreads over sentences.
+            spreads: Numbers of the calls whose results it spreads over sentences.
 
         Returns:
             Its result and its number.
@@ -109,10 +129,8 @@ class Watch(TorchFunctionMode):
         if kwargs:
             used += _among(kwargs.values(), self.names)
         if not used:
-            if self._picked and func in SUMS:
-                args = self._spread(args)
-            if self._picked and func in MATRIX_PRODUCTS:
-                self._note_product(func, args)
+            if self._shared and func in USES_OF_SHARED:
+                return self._use_shared(func, args, kwargs)
             self.pass_by(func, args, kwargs)
             return func(*args, **kwargs)
         if func in METADATA:
@@ -142,32 +160,60 @@ class Watch(TorchFunctionMode):
             raise Unsupported(f"{self._told(used)} in {path} as an input")
         output, number = self.use(call)
         if isinstance(call.rule, PickedRows):
-            self._picked[id(output)] = (output, output._version, call, number)
+            self._shared[id(output)] = Shared.of(output, call, number)
         return output
 
     def _told(self, used: Sequence[Tensor]) -> str:
         unique = dict.fromkeys(map(self.name, used))
         return f"{' and '.join(unique)} {'is' if len(unique) == 1 else 'are'} used"
 
-    def _note_product(self, func: Any, args: Sequence[Any]) -> None:
-        for value in args:
-            if id(value) in self._picked:
-                number = self._picked[id(value)][3]
-                self.multiplied[number] = operation(func)
+    def _use_shared(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Run a function whose arguments may be results that sentences share."""
+        if func in BROADCASTS:
+            args, kwargs = self._spread_arguments(func, args, kwargs)
+        self.pass_by(func, args, kwargs)
+        output = func(*args, **kwargs)
+        values = [*args, *kwargs.values()]
+        shared = [own for value in values if (own := self._shared_result(value))]
+        if not shared:
+            return output
+        if func in MATRIX_PRODUCTS:
+            for own in shared:
+                self.multiplied.update(dict.fromkeys(own.sources, operation(func)))
+        elif func in EXPANSIONS and output.shape != shared[0].tensor.shape:
+            return self._spread(shared[0], output.shape)
+        elif func in FOLLOWED and all(map(self._is_constant, values)):
+            self._shared[id(output)] = followed(func, args, kwargs, self._shared, output)
+        return output
 
-    def _spread(self, args: Sequence[Any]) -> Sequence[Any]:
-        """Let rows that are about to be broadcast in a sum be recorded spread out."""
-        args = list(args)
-        for place, value in enumerate(args[:2]):
-            other = args[1 - place] if len(args) > 1 else None
-            if id(value) not in self._picked or not isinstance(other, Tensor):
-                continue
-            source, version, call, number = self._picked[id(value)]
-            grows = broadcast(source.shape, other.shape) != source.shape
-            if grows and source._version == version:
-                spread = Spread().bind(self.covered, call, source, other)
-                args[place], _ = self.use(spread, spreads=number)
-        return args
+    def _shared_result(self, value: Any) -> Shared | None:
+        found = self._shared.get(id(value))
+        return found if found is not None and found.unchanged else None
+
+    def _is_constant(self, value: Any) -> bool:
+        """Tell whether a value is the same at all parameters, apart from what is followed."""
+        return not (isinstance(value, Tensor) and value.requires_grad) or id(value) in self._shared
+
+    def _spread_arguments(
+        self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[Sequence[Any], Mapping[str, Any]]:
+        """Let shared results that are about to be broadcast be recorded spread out."""
+        if func is ATTENTION:
+            query = args[0] if args else kwargs["query"]
+            shapes = [(*query.shape[:-2], 1, 1)]
+        else:
+            values = (*args, *kwargs.values())
+            shapes = [value.shape for value in values if isinstance(value, Tensor)]
+
+        def spread(value: Any) -> Any:
+            shared = self._shared_result(value)
+            shape = shared and shared.grows_to(shapes)
+            return self._spread(shared, shape) if shared and shape else value
+
+        return [spread(value) for value in args], {n: spread(v) for n, v in kwargs.items()}
+
+    def _spread(self, shared: Shared, shape: torch.Size) -> Tensor:
+        return self.use(Spread().bind(self.covered, shared, shape), spreads=shared.sources)[0]
 
 
 def owned(output: Tensor) -> Tensor:
