@@ -24,7 +24,7 @@ from deltasam_fairseq.per_instance.record_uses import Watch, owned
 from deltasam_fairseq.per_instance.row_owners import COARSE, FINE, Probe, answer, factors
 from deltasam_fairseq.per_instance.row_selection import MAY_PICK, Tables, picks_rows
 from deltasam_fairseq.per_instance.rules.base import Call
-from deltasam_fairseq.per_instance.rules.shared import Spread
+from deltasam_fairseq.per_instance.rules.shared import Spread, Whole
 
 
 class Recording(Watch):
@@ -136,6 +136,8 @@ def attributed(
         if layout is None and _where_spread(records, number, known) != {True}
     ]
     deltas = _gradients(losses.sum() * loss_scale, records, keep=bool(asked))
+    if count > 1:
+        _refuse_what_is_not_spread(records, deltas)
     probed: dict[int, Probe] = {}
     coarse = any(record.dtype.itemsize < 4 for record in records)
     if asked:
@@ -159,7 +161,9 @@ def attributed(
     # What is spread is looked at after what it is spread to.
     for number in sorted(range(len(records)), key=lambda n: bool(records[n].spread)):
         record, delta, layout = records[number], deltas[number], known[number]
-        if record.spread and _is_replaced(watch, number, found, used_elsewhere=elsewhere):
+        if record.spread and _is_replaced(
+            watch, number, found, used_elsewhere=elsewhere, is_alone=count == 1
+        ):
             found[number] = Attributed(None, None)
         elif number in probed:
             probe = probed.pop(number)
@@ -174,8 +178,24 @@ def attributed(
     return [found[number] for number in range(len(records))]
 
 
+def _refuse_what_is_not_spread(
+    records: Sequence[Recorded], deltas: Sequence[Tensor | None]
+) -> None:
+    """Refuse whatever was computed from parameters alone and reaches the losses otherwise."""
+    for record, delta in zip(records, deltas, strict=True):
+        if isinstance(record.call.rule, Whole) and not record.spread:
+            if delta is not None:
+                raise Unsupported(record.call.options["reason"])
+            record.void = True
+
+
 def _is_replaced(
-    watch: Recording, number: int, found: dict[int, Attributed], *, used_elsewhere: set[int]
+    watch: Recording,
+    number: int,
+    found: dict[int, Attributed],
+    *,
+    used_elsewhere: set[int],
+    is_alone: bool,
 ) -> bool:
     """Tell whether the calls that spread a result take the place of the call that it is of.
 
@@ -184,6 +204,7 @@ def _is_replaced(
         number: Of the call.
         found: What is known of the calls that spread its result.
         used_elsewhere: Calls whose results are used elsewhere too.
+        is_alone: Whether there is one sentence, to which all rows belong.
 
     Returns:
         False if the rows of the result belong to sentences already; the calls that spread
@@ -193,13 +214,18 @@ def _is_replaced(
         Unsupported: If sentences share the result, and use it elsewhere too.
     """
     record = watch.records[number]
-    where = _where_spread(watch.records, number, {n: found[n].layout for n in record.spread})
+    layouts = {n: found[n].layout for n in record.spread}
+    where = {False} if is_alone and record.rows else _where_spread(watch.records, number, layouts)
     if False not in where:
-        if number in used_elsewhere:
+        if number in used_elsewhere or number in watch.otherwise:
+            place = watch.otherwise.get(number)
             raise Unsupported(
                 f"{watch.describe(record)}'s output is shared by sentences and used outside sums"
+                + (f" (in {place})" if place else "")
             )
         return True
+    if not is_alone and isinstance(record.call.rule, Whole):
+        raise Unsupported(record.call.options["reason"])
     if True in where:
         raise Unsupported(
             f"{watch.describe(record)}'s output is spread over sentences, and has rows of each"
@@ -281,26 +307,44 @@ def _learn(
     watch: Recording, deltas: Sequence[Tensor | None], probes: Sequence[Probe], *, coarse: bool
 ) -> set[int]:
     """Let probes learn, and list the calls whose results are used elsewhere than spread out."""
-    spread = [number for number, record in enumerate(watch.records) if record.spread]
-    outside = [_used_elsewhere(deltas, n, watch.records, coarse=coarse) for n in spread]
-    return {number for number, yes in zip(spread, answer(probes, outside), strict=True) if yes}
+    records = watch.records
+    pulled: dict[int, tuple[Mapping[int, Tensor], Tensor]] = {}
+    for number, record in enumerate(records):
+        rule, part = record.call.rule, deltas[number]
+        if isinstance(rule, Spread) and part is not None:
+            part = wide(part)
+            pulled[number] = rule.pulled_back(record.call, part), part.norm()
+    spread = [number for number, record in enumerate(records) if record.spread]
+    elsewhere = []
+    for number in spread:
+        parts = [
+            (pulled[n][0][number], pulled[n][1]) for n in records[number].spread if n in pulled
+        ]
+        elsewhere.append(_used_elsewhere(deltas[number], parts, coarse=coarse))
+    return {number for number, yes in zip(spread, answer(probes, elsewhere), strict=True) if yes}
 
 
 def _used_elsewhere(
-    deltas: Sequence[Tensor | None], number: int, records: Sequence[Recorded], *, coarse: bool
+    whole: Tensor | None, parts: Sequence[tuple[Tensor, Tensor]], *, coarse: bool
 ) -> Tensor:
-    """Tell whether the gradient of a result is more than comes from where it was spread."""
-    whole = deltas[number]
+    """Tell whether the gradient of a result is more than comes from where it was spread.
+
+    Args:
+        whole: The gradient; ``None`` for zero.
+        parts: What comes from each of these, and the norm of the gradient there.
+        coarse: Whether something is computed in half precision.
+
+    Returns:
+        A boolean scalar.
+    """
     if whole is None:
         return torch.zeros((), dtype=torch.bool)
     whole = wide(whole)
     tolerance, floor = COARSE if coarse else FINE
     rest, rounding = whole, whole.new_zeros(())
-    for spread in records[number].spread:
-        call, part = records[spread].call, deltas[spread]
-        if part is not None and isinstance(call.rule, Spread):
-            rest = rest - call.rule.pulled_back(call, wide(part))[number]
-            # Sentences may cancel in the sum over them, and leave what rounding made.
-            rounding = rounding + wide(part).norm() * floor
+    for part, norm in parts:
+        rest = rest - part
+        # Sentences may cancel in the sum over them, and leave what rounding made.
+        rounding = rounding + norm * floor
     found: Tensor = rest.norm() > tolerance * whole.norm() + rounding
     return found

@@ -38,7 +38,8 @@ class Recorded:
         version: Of the input; another one later means that it was overwritten.
         picked: Whether rows were picked by what is in the batch before this call.
         spread: Numbers of the calls that take this one's place.
-        void: Whether it spreads a result whose rows turned out to be the sentences' own.
+        void: Whether nothing depends on its being perturbed: the call that it spreads is, or
+            no loss depends on it.
     """
 
     call: Call

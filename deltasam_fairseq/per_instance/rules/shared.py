@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from deltasam_fairseq.core.precision import wide
-from deltasam_fairseq.per_instance.factors import Form, Summed
+from deltasam_fairseq.per_instance.factors import Dense, Form, Summed
 from deltasam_fairseq.per_instance.layout import Layout, Strided
 from deltasam_fairseq.per_instance.perturbation import Perturbation
 from deltasam_fairseq.per_instance.rules.base import Call, LayerRule
@@ -46,6 +46,11 @@ class Shared:
     def of(cls, output: Tensor, call: Call, number: int) -> Shared:
         """Begin with the result of a call."""
         return cls(output, output._version, {number: replace(call)}, itemgetter(number))
+
+    @property
+    def is_of_parameters(self) -> bool:
+        """Whether it was computed from parameters alone, and nothing was looked up."""
+        return all(isinstance(source.rule, Whole) for source in self.sources.values())
 
     @property
     def unchanged(self) -> bool:
@@ -99,6 +104,42 @@ def followed(
     return Shared(output, output._version, sources, compute)
 
 
+class Whole(LayerRule):
+    """A parameter as it is, where something is computed from parameters alone."""
+
+    def bind(  # noqa: D102
+        self, covered: Callable[[Any], bool], weight: Tensor, reason: str
+    ) -> Call:
+        alone = torch.zeros(1, dtype=torch.int64, device=weight.device)
+        return Call(self, alone, {"weight": weight}, {"reason": reason})
+
+    def forward(self, call: Call, params: Mapping[str, Tensor]) -> Tensor:  # noqa: D102
+        weight = params["weight"]
+        return weight.expand(*call.input.shape, *weight.shape)
+
+    def rows(self, call: Call, dims: int) -> int:  # noqa: D102
+        return call.input.dim()
+
+    def gradients(self, call: Call, delta: Tensor, layout: Layout) -> dict[str, Form | Summed]:  # noqa: D102
+        shape = call.params["weight"].shape
+        parts = layout.split(wide(delta))
+        return {"weight": Dense(parts.reshape(len(parts), -1, *shape).sum(1))}
+
+    def perturbed(  # noqa: D102
+        self,
+        call: Call,
+        params: Mapping[str, Tensor],
+        moved: Mapping[str, Perturbation],
+        layout: Layout,
+    ) -> Tensor:
+        plain = self.forward(call, params)
+        if "weight" not in moved:
+            return plain
+        parts, shift = layout.split(plain), moved["weight"].dense()
+        ones = [1] * (parts.dim() - shift.dim())
+        return layout.join(parts + shift.view(len(parts), *ones, *shift.shape[1:]))
+
+
 class Spread(LayerRule):
     """A shared result, broadcast over the sentences."""
 
@@ -119,7 +160,7 @@ class Spread(LayerRule):
     def is_over_sentences(self, call: Call, layout: Layout) -> bool:
         """Tell whether the sentences are where the result was broadcast, and not in itself."""
         dim = layout.dim if isinstance(layout, Strided) else 0
-        return layout.count == 1 or self._grows(call, dim)
+        return self._grows(call, dim)
 
     def gradients(self, call: Call, delta: Tensor, layout: Layout) -> dict[str, Form | Summed]:  # noqa: D102
         shape = call.options["shared"].tensor.shape
@@ -170,7 +211,7 @@ class Spread(LayerRule):
             every, role = _for_every_sentence(source, layout.count), str(number)
             move = {"weight": moved[role]} if role in moved else {}
             first = Strided(0, layout.count)
-            own[number] = source.rule.perturbed(every, {"weight": params[role]}, move, first)
+            own[number] = wide(source.rule.perturbed(every, {"weight": params[role]}, move, first))
         values = torch.func.vmap(shared.compute)(own)
         shape = layout.split(self.forward(call, params)).shape
         ones = [1] * (len(shape) - values.dim())
