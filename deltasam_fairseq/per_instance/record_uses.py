@@ -240,13 +240,15 @@ class Watch(TorchFunctionMode):
             args, kwargs = self._spread_arguments(func, args, kwargs)
         self.pass_by(func, args, kwargs)
         output = func(*args, **kwargs)
+        if not (isinstance(output, Tensor) and output.requires_grad):
+            if not torch.is_grad_enabled():
+                self._note_other_uses(func, args, kwargs)
+            return output  # as of ``mask.type_as(rows)``
         values = [*args, *kwargs.values()]
         shared = [own for value in values if (own := self._shared_result(value))]
-        if not shared:
-            return output
-        if func in EXPANSIONS and output.shape != shared[0].tensor.shape:
-            return self._spread(shared[0], output.shape)
-        if self._is_followed(func, values, shared):
+        if func in EXPANSIONS and first is not None and output.shape != first.tensor.shape:
+            return self._spread(first, output.shape)
+        if shared and self._is_followed(func, values, shared):
             self._shared[id(output)] = followed(func, args, kwargs, self._shared, output)
         else:
             self._note_other_uses(func, args, kwargs)
@@ -256,11 +258,10 @@ class Watch(TorchFunctionMode):
         return output
 
     def _note_other_uses(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        for value in _among([args, kwargs], self._shared):
-            shared = self._shared_result(value)
-            if shared is None or shared.is_of_parameters:
-                numbers = self._shared[id(value)].sources
-                self.otherwise.update(dict.fromkeys(numbers, operation(func)))
+        """Note where something of parameters alone is used otherwise than is followed."""
+        for shared in (self._shared[id(value)] for value in _among([args, kwargs], self._shared)):
+            if shared.is_of_parameters:
+                self.otherwise.update(dict.fromkeys(shared.sources, operation(func)))
 
     def _repeated(self, shared: Shared, *sizes: Any) -> Any:
         """Repeat a result: an expansion of one that has a dimension more for each."""
