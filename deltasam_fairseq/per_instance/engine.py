@@ -272,7 +272,7 @@ class Engine:
                 for role, form in gradients.items():
                     param = record.call.params.get(role)
                     if param is not None and id(param) in self.names:
-                        forms.setdefault(id(param), []).append(form)
+                        _append(forms.setdefault(id(param), []), form)
             record.forget()
         return forms
 
@@ -287,6 +287,15 @@ class Engine:
             _sum_up(forms, own)
             kept = [(forms[key], factor**2) for key, factor in own.items() if key in forms]
             return total_squares(kept, self.plan, losses)
+
+
+def _append(uses: list[Form | Summed], form: Form | Summed) -> None:
+    """Add one use's gradients to a parameter's; what is formed is one sum."""
+    last = uses[-1] if uses else None
+    if isinstance(form, Dense) and isinstance(last, Dense):
+        uses[-1] = Dense(last.value + form.value)
+    else:
+        uses.append(form)
 
 
 def _sum_up(forms: dict[int, list[Form | Summed]], factors: Mapping[int, float]) -> None:

@@ -8,7 +8,7 @@ computes no weight gradient.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +24,7 @@ from deltasam_fairseq.per_instance.record_uses import Watch, owned
 from deltasam_fairseq.per_instance.row_owners import COARSE, FINE, Probe, answer, factors
 from deltasam_fairseq.per_instance.row_selection import MAY_PICK, Tables, picks_rows
 from deltasam_fairseq.per_instance.rules.base import Call
+from deltasam_fairseq.per_instance.rules.shared import Spread, Whole
 
 
 class Recording(Watch):
@@ -51,7 +52,7 @@ class Recording(Watch):
         if func in MAY_PICK:
             self.picks |= picks_rows(func, args, kwargs, self.tables)
 
-    def use(self, call: Call, *, spreads: int | None = None) -> tuple[Tensor, int]:  # noqa: D102
+    def use(self, call: Call, *, spreads: Iterable[int] = ()) -> tuple[Tensor, int]:  # noqa: D102
         params = {role: self.stand_in(param) for role, param in call.params.items()}
         output = owned(call.rule.forward(call, params))
         names = tuple(self.names.get(id(p)) for p in call.params.values())
@@ -59,7 +60,6 @@ class Recording(Watch):
         number = len(self.records)
         self._uses[place] += 1
         call.input = call.input.detach()
-        call.options.pop("source", None)
         self.records.append(
             Recorded(
                 call,
@@ -67,20 +67,27 @@ class Recording(Watch):
                 edge=get_gradient_edge(output),
                 input_shape=call.input.shape,
                 shape=output.shape,
-                stride=output.stride(),
+                stride=_dense_strides(output),
                 dtype=output.dtype,
                 version=call.input._version,
                 picked=self.picks,
             )
         )
-        if spreads is not None:
-            self.records[spreads].spread.append(number)
+        for source in spreads:
+            self.records[source].spread.append(number)
         return output, number
 
     def describe(self, record: Recorded) -> str:
         """Name a call by its parameters."""
         params = [p for p in record.call.params.values() if self.covered(p)]
         return " and ".join(map(self.name, params))
+
+
+def _dense_strides(output: Tensor) -> tuple[int, ...]:
+    """Return the strides of a tensor or, where entries share memory, of a copy like it."""
+    if 0 not in output.stride():
+        return output.stride()
+    return torch.empty_like(output, device="meta").stride()
 
 
 class Attributed(NamedTuple):
@@ -123,8 +130,14 @@ def attributed(
     count = losses.numel()
     sites.begin()
     known = [sites.settled(record, count) for record in records]
-    asked = [n for n, layout in enumerate(known) if layout is None and not records[n].spread]
+    asked = [
+        number
+        for number, layout in enumerate(known)
+        if layout is None and _where_spread(records, number, known) != {True}
+    ]
     deltas = _gradients(losses.sum() * loss_scale, records, keep=bool(asked))
+    if count > 1:
+        _refuse_what_is_not_spread(records, deltas)
     probed: dict[int, Probe] = {}
     coarse = any(record.dtype.itemsize < 4 for record in records)
     if asked:
@@ -143,22 +156,106 @@ def attributed(
                     largest=largest,
                     coarse=coarse,
                 )
-    _learn(watch, deltas, list(probed.values()), coarse=coarse)
-    found: list[Attributed] = []
-    for number, record in enumerate(records):
-        delta, layout = deltas[number], known[number]
-        if record.spread:
-            found.append(Attributed(None, None))
+    elsewhere = _learn(watch, deltas, list(probed.values()), coarse=coarse)
+    found: dict[int, Attributed] = {}
+    # What is spread is looked at after what it is spread to.
+    for number in sorted(range(len(records)), key=lambda n: bool(records[n].spread)):
+        record, delta, layout = records[number], deltas[number], known[number]
+        if record.spread and _is_replaced(
+            watch, number, found, used_elsewhere=elsewhere, is_alone=count == 1
+        ):
+            found[number] = Attributed(None, None)
         elif number in probed:
             probe = probed.pop(number)
             if _is_lost(probe, layouts := probe.layouts(), loss_scale):
                 return None
             layout = _chosen(watch, number, layouts, sites, probe)
-            found.append(Attributed(None if layout is None else delta, layout))
+            found[number] = Attributed(None if layout is None else delta, layout)
         else:
             if delta is None and layout is None:
                 layout = _only_fitting(record, count)
-            found.append(Attributed(delta, layout))
+            found[number] = Attributed(delta, layout)
+    return [found[number] for number in range(len(records))]
+
+
+def _refuse_what_is_not_spread(
+    records: Sequence[Recorded], deltas: Sequence[Tensor | None]
+) -> None:
+    """Refuse whatever was computed from parameters alone and reaches the losses otherwise."""
+    for record, delta in zip(records, deltas, strict=True):
+        if isinstance(record.call.rule, Whole) and not record.spread:
+            if delta is not None:
+                raise Unsupported(record.call.options["reason"])
+            record.void = True
+
+
+def _is_replaced(
+    watch: Recording,
+    number: int,
+    found: dict[int, Attributed],
+    *,
+    used_elsewhere: set[int],
+    is_alone: bool,
+) -> bool:
+    """Tell whether the calls that spread a result take the place of the call that it is of.
+
+    Args:
+        watch: The forward pass.
+        number: Of the call.
+        found: What is known of the calls that spread its result.
+        used_elsewhere: Calls whose results are used elsewhere too.
+        is_alone: Whether there is one sentence, to which all rows belong.
+
+    Returns:
+        False if the rows of the result belong to sentences already; the calls that spread
+        it are left out then.
+
+    Raises:
+        Unsupported: If sentences share the result, and use it elsewhere too.
+    """
+    record = watch.records[number]
+    layouts = {n: found[n].layout for n in record.spread}
+    where = {False} if is_alone and record.rows else _where_spread(watch.records, number, layouts)
+    if False not in where:
+        if number in used_elsewhere or number in watch.otherwise:
+            place = watch.otherwise.get(number)
+            raise Unsupported(
+                f"{watch.describe(record)}'s output is shared by sentences and used outside sums"
+                + (f" (in {place})" if place else "")
+            )
+        return True
+    if not is_alone and isinstance(record.call.rule, Whole):
+        raise Unsupported(record.call.options["reason"])
+    if True in where:
+        raise Unsupported(
+            f"{watch.describe(record)}'s output is spread over sentences, and has rows of each"
+        )
+    for spread in record.spread:
+        watch.records[spread].void = True
+        found[spread] = Attributed(None, None)
+    record.spread.clear()
+    return False
+
+
+def _where_spread(
+    records: Sequence[Recorded],
+    number: int,
+    layouts: Sequence[Layout | None] | Mapping[int, Layout | None],
+) -> set[bool | None]:
+    """Say of each place where a result is spread whether that is over the sentences.
+
+    Returns:
+        Of a result that sentences share, True; of one that has rows of every sentence,
+        False; None where nothing tells yet.
+    """
+    found: set[bool | None] = set()
+    for spread in records[number].spread:
+        record, layout = records[spread], layouts[spread]
+        rule = record.call.rule
+        if layout is None or not isinstance(rule, Spread):
+            found.add(False if record.void else None)
+        else:
+            found.add(rule.is_over_sentences(record.call, layout))
     return found
 
 
@@ -208,30 +305,46 @@ def _largest(gradients: Sequence[Tensor], like: Tensor) -> Tensor:
 
 def _learn(
     watch: Recording, deltas: Sequence[Tensor | None], probes: Sequence[Probe], *, coarse: bool
-) -> None:
-    """Let probes learn, and make sure that shared rows are used in the recorded sums only."""
-    shared = [number for number, record in enumerate(watch.records) if record.spread]
-    outside = [_used_outside_sums(deltas, n, watch.records, coarse=coarse) for n in shared]
-    for number, is_outside in zip(shared, answer(probes, outside), strict=True):
-        if is_outside:
-            raise Unsupported(
-                f"{watch.describe(watch.records[number])}'s output is shared by sentences and "
-                "used outside sums"
-            )
+) -> set[int]:
+    """Let probes learn, and list the calls whose results are used elsewhere than spread out."""
+    records = watch.records
+    pulled: dict[int, tuple[Mapping[int, Tensor], Tensor]] = {}
+    for number, record in enumerate(records):
+        rule, part = record.call.rule, deltas[number]
+        if isinstance(rule, Spread) and part is not None:
+            part = wide(part)
+            pulled[number] = rule.pulled_back(record.call, part), part.norm()
+    spread = [number for number, record in enumerate(records) if record.spread]
+    elsewhere = []
+    for number in spread:
+        parts = [
+            (pulled[n][0][number], pulled[n][1]) for n in records[number].spread if n in pulled
+        ]
+        elsewhere.append(_used_elsewhere(deltas[number], parts, coarse=coarse))
+    return {number for number, yes in zip(spread, answer(probes, elsewhere), strict=True) if yes}
 
 
-def _used_outside_sums(
-    deltas: Sequence[Tensor | None], number: int, records: Sequence[Recorded], *, coarse: bool
+def _used_elsewhere(
+    whole: Tensor | None, parts: Sequence[tuple[Tensor, Tensor]], *, coarse: bool
 ) -> Tensor:
-    """Tell whether rows that are shared by sentences are used in other than those sums."""
-    whole = deltas[number]
+    """Tell whether the gradient of a result is more than comes from where it was spread.
+
+    Args:
+        whole: The gradient; ``None`` for zero.
+        parts: What comes from each of these, and the norm of the gradient there.
+        coarse: Whether something is computed in half precision.
+
+    Returns:
+        A boolean scalar.
+    """
     if whole is None:
         return torch.zeros((), dtype=torch.bool)
     whole = wide(whole)
     tolerance, floor = COARSE if coarse else FINE
-    used = [wide(part) for n in records[number].spread if (part := deltas[n]) is not None]
-    # Sentences may cancel in the sum over them, and leave what rounding made.
-    rounding = sum((part.norm() for part in used), whole.new_zeros(())) * floor
-    rest = whole - sum((part.sum_to_size(whole.shape) for part in used), whole * 0)
+    rest, rounding = whole, whole.new_zeros(())
+    for part, norm in parts:
+        rest = rest - part
+        # Sentences may cancel in the sum over them, and leave what rounding made.
+        rounding = rounding + norm * floor
     found: Tensor = rest.norm() > tolerance * whole.norm() + rounding
     return found

@@ -38,6 +38,8 @@ class Recorded:
         version: Of the input; another one later means that it was overwritten.
         picked: Whether rows were picked by what is in the batch before this call.
         spread: Numbers of the calls that take this one's place.
+        void: Whether nothing depends on its being perturbed: the call that it spreads is, or
+            no loss depends on it.
     """
 
     call: Call
@@ -50,6 +52,7 @@ class Recorded:
     version: int
     picked: bool = False
     spread: list[int] = field(default_factory=list)
+    void: bool = False
 
     @property
     def rows(self) -> int:

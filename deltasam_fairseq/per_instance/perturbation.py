@@ -80,6 +80,21 @@ class Perturbation:
         both._ones = self._shared.one
         return both
 
+    def transposed(self) -> Perturbation:
+        """Return the perturbation of the transpose of a matrix."""
+        height, width = self.shape
+        forms: list[Form | Summed] = []
+        for form in self.forms:
+            if isinstance(form, Outer):
+                forms.append(Outer(form.right, form.left))
+            elif isinstance(form, Dense):
+                forms.append(Dense(form.value.transpose(1, 2)))
+            else:
+                total = self.scale.new_zeros(len(self.scale), height, width)
+                add_formed(form, total)
+                forms.append(Dense(total.transpose(1, 2)))
+        return Perturbation(torch.Size((width, height)), forms, self._shared, self.plan)
+
     @property
     def merges(self) -> bool:
         """Whether ``w + eps_i`` is multiplied by, piece by piece, and not each of them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor
 
@@ -37,7 +37,7 @@ class Perturbing(Watch):
         self._moved = moved
         self.position = 0
 
-    def use(self, call: Call, *, spreads: int | None = None) -> tuple[Tensor, int]:  # noqa: D102
+    def use(self, call: Call, *, spreads: Iterable[int] = ()) -> tuple[Tensor, int]:  # noqa: D102
         number = self.position
         self.position += 1
         record = self._records[number] if number < len(self._records) else None
@@ -53,7 +53,7 @@ class Perturbing(Watch):
             for role, param in call.params.items()
             if id(param) in self._moved
         }
-        if not moved or record.spread:
+        if not moved or record.spread or record.void:
             return call.rule.forward(call, params), number
         layout = self._layouts[number]
         if layout is None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,13 +19,15 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from deltasam_fairseq.per_instance.errors import Unsupported
+from deltasam_fairseq.per_instance.row_selection import chooses
 from deltasam_fairseq.per_instance.rules.base import (
     DECOMPOSITIONS,
     LAYER_RULES,
     Call,
     operation,
 )
-from deltasam_fairseq.per_instance.rules.embedding import PickedRows, Spread, broadcast
+from deltasam_fairseq.per_instance.rules.embedding import PickedRows
+from deltasam_fairseq.per_instance.rules.shared import Shared, Spread, Whole, followed
 
 # What asks a parameter for its shape, dtype or place and not for its values.
 METADATA = {
@@ -40,11 +43,37 @@ METADATA = {
 # What returns the parameter itself where it has that type already.
 CASTS = {Tensor.float, Tensor.double, Tensor.to, Tensor.type_as, Tensor.contiguous}
 _CONTAINERS = (list, tuple, dict)
-SUMS = {torch.add, Tensor.add, Tensor.add_}
+
+
+def _named(*names: str) -> set[Any]:
+    places = (torch, Tensor)
+    return {getattr(place, name) for place in places for name in names if hasattr(place, name)}
+
+
+BATCHED_PRODUCTS = _named("matmul", "__matmul__")
+ATTENTION = torch.nn.functional.scaled_dot_product_attention
+# Where a result that sentences share becomes one for each of them, by broadcasting or on its own.
+BROADCASTS = (
+    _named("add", "add_", "div", "mul", "mul_", "sub", "sub_", "where")
+    | BATCHED_PRODUCTS
+    | {ATTENTION}
+)
+EXPANSIONS = _named("broadcast_to", "expand", "expand_as")
+# What may be done to such a result before, and what else to one of parameters alone.
+FOLLOWED = _named(
+    *("add", "contiguous", "div", "double", "expand", "flatten", "float", "movedim", "mul"),
+    *("neg", "permute", "reshape", "squeeze", "sub", "swapaxes", "to", "transpose", "type_as"),
+    *("unflatten", "unsqueeze", "view", "where"),
+) | {Tensor.__getitem__}
+LAYERS = {torch.nn.functional.linear, torch.nn.functional.layer_norm}
+DROPOUT, REPEAT = torch.nn.functional.dropout, Tensor.repeat
 # Where picked rows, such as ``W[:k]``, would be a matrix that all sentences share.
-MATRIX_PRODUCTS = {
-    getattr(place, name) for place in (torch, Tensor) for name in ("matmul", "mm", "bmm")
-} | {Tensor.__matmul__, Tensor.__rmatmul__, torch.nn.functional.linear}
+MATRIX_PRODUCTS = _named("matmul", "mm", "bmm") | {
+    Tensor.__matmul__,
+    Tensor.__rmatmul__,
+    torch.nn.functional.linear,
+}
+USES_OF_SHARED = BROADCASTS | EXPANSIONS | FOLLOWED | LAYERS | MATRIX_PRODUCTS | {DROPOUT, REPEAT}
 
 
 class Watch(TorchFunctionMode):
@@ -56,6 +85,8 @@ class Watch(TorchFunctionMode):
     Attributes:
         multiplied: The matrix product that picked rows of a parameter went into,
             by the number of the call that picked them.
+        otherwise: A function that something of parameters alone went into and that is
+            not followed, by the number of the call that it began with.
     """
 
     def __init__(self, names: Mapping[int, str]) -> None:
@@ -63,15 +94,17 @@ class Watch(TorchFunctionMode):
         self.names = names
         self.multiplied: dict[int, str] = {}
         self.stand_ins: dict[int, Tensor] = {}
-        self._picked: dict[int, tuple[Tensor, int, Call, int]] = {}
+        self.otherwise: dict[int, str] = {}
+        self._shared: dict[int, Shared] = {}
+        self._has_wholes = False
 
     @abstractmethod
-    def use(self, call: Call, *, spreads: int | None = None) -> tuple[Tensor, int]:
+    def use(self, call: Call, *, spreads: Iterable[int] = ()) -> tuple[Tensor, int]:
         """Run one call.
 
         Args:
             call: The call.
-            spreads: Number of the call whose rows it spreads over sentences.
+            spreads: Numbers of the calls whose results it spreads over sentences.
 
         Returns:
             Its result and its number.
@@ -109,65 +142,174 @@ class Watch(TorchFunctionMode):
         if kwargs:
             used += _among(kwargs.values(), self.names)
         if not used:
-            if self._picked and func in SUMS:
-                args = self._spread(args)
-            if self._picked and func in MATRIX_PRODUCTS:
-                self._note_product(func, args)
+            if self._shared and func in USES_OF_SHARED:
+                return self._use_shared(func, args, kwargs)
+            if self._has_wholes and func not in METADATA:
+                self._note_other_uses(func, args, kwargs)
             self.pass_by(func, args, kwargs)
             return func(*args, **kwargs)
         if func in METADATA:
             return func(*args, **kwargs)
         if func in CASTS and (same := func(*args, **kwargs)) is used[0]:
             return same
+        return self._use_parameters(func, args, kwargs, used)
+
+    def _use_parameters(
+        self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], used: Sequence[Tensor]
+    ) -> Any:
+        """Run a function that covered parameters are arguments of."""
         path = operation(func)
         if path in DECOMPOSITIONS:
             with self:
                 return DECOMPOSITIONS[path](*args, **kwargs)
-        if path not in LAYER_RULES:
-            raise Unsupported(
-                f"{self._told(used)} in {path}, which has no layer rule (register one, see "
-                "docs/per_instance.md, or run the loop over sentences)"
-            )
+        told = f"{self._told(used)} in {path}"
+        refusal = (
+            f"{told} as an input"
+            if path in LAYER_RULES
+            else f"{told}, which has no layer rule (register one, see docs/per_instance.md, or run "
+            "the loop over sentences)"
+        )
+        of_parameters = self._is_of_parameters(func, args, kwargs)
+        if path not in LAYER_RULES and not of_parameters:
+            raise Unsupported(refusal)
         if not torch.is_grad_enabled() or _checkpointing():
             raise Unsupported(
-                f"{self._told(used)} in {path} without a graph or inside torch.utils.checkpoint: "
-                "activation checkpointing runs a layer again in the backward pass, out of the "
-                "engine's sight"
+                f"{told} without a graph or inside torch.utils.checkpoint: activation "
+                "checkpointing runs a layer again in the backward pass, out of the engine's sight"
+            )
+        if of_parameters:
+            return self._use_shared(
+                func,
+                [self._whole(value, refusal) for value in args],
+                {name: self._whole(value, refusal) for name, value in kwargs.items()},
             )
         try:
             call = LAYER_RULES.get(path).bind(self.covered, *args, **kwargs)
-        except Unsupported as refusal:
-            raise Unsupported(f"{self._told(used)} in {path}: {refusal}") from None
+        except Unsupported as error:
+            raise Unsupported(f"{told}: {error}") from None
         if len(used) > sum(map(self.covered, call.params.values())):
-            raise Unsupported(f"{self._told(used)} in {path} as an input")
+            raise Unsupported(refusal)
         output, number = self.use(call)
         if isinstance(call.rule, PickedRows):
-            self._picked[id(output)] = (output, output._version, call, number)
+            self._shared[id(output)] = Shared.of(output, call, number)
         return output
 
     def _told(self, used: Sequence[Tensor]) -> str:
         unique = dict.fromkeys(map(self.name, used))
         return f"{' and '.join(unique)} {'is' if len(unique) == 1 else 'are'} used"
 
-    def _note_product(self, func: Any, args: Sequence[Any]) -> None:
-        for value in args:
-            if id(value) in self._picked:
-                number = self._picked[id(value)][3]
-                self.multiplied[number] = operation(func)
+    def _is_of_parameters(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Tell whether a function computes something from parameters alone."""
+        if func in LAYERS:
+            return bool(args) and self._comes_of_parameters(args[0])
+        known = func in FOLLOWED or func is DROPOUT
+        if not known or (func is Tensor.__getitem__ and not _is_view(args[1])):
+            return False
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        return all(map(self._comes_of_parameters, tensors))
 
-    def _spread(self, args: Sequence[Any]) -> Sequence[Any]:
-        """Let rows that are about to be broadcast in a sum be recorded spread out."""
-        args = list(args)
-        for place, value in enumerate(args[:2]):
-            other = args[1 - place] if len(args) > 1 else None
-            if id(value) not in self._picked or not isinstance(other, Tensor):
-                continue
-            source, version, call, number = self._picked[id(value)]
-            grows = broadcast(source.shape, other.shape) != source.shape
-            if grows and source._version == version:
-                spread = Spread().bind(self.covered, call, source, other)
-                args[place], _ = self.use(spread, spreads=number)
-        return args
+    def _comes_of_parameters(self, value: Any) -> bool:
+        shared = self._shared_result(value)
+        return self.covered(value) or (shared is not None and shared.is_of_parameters)
+
+    def _whole(self, value: Any, refusal: str) -> Any:
+        """Record a parameter as the beginning of what is computed from parameters alone."""
+        if not self.covered(value):
+            return value
+        call = Whole().bind(self.covered, value, refusal)
+        output, number = self.use(call)
+        self._has_wholes = True
+        tensor = output[0]
+        begun = Shared.of(output, call, number)
+        self._shared[id(tensor)] = replace(
+            begun, tensor=tensor, compute=lambda own: begun.compute(own)[0]
+        )
+        return tensor
+
+    def _use_shared(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Run a function whose arguments may be results that sentences share."""
+        first = self._shared_result(args[0]) if args else None
+        if first is not None and first.is_of_parameters:
+            if func is DROPOUT:
+                # The mask is a constant.
+                mask = func(torch.ones_like(first.tensor), *args[1:], **kwargs)
+                return self._use_shared(torch.mul, [first.tensor, mask], {})
+            if func is REPEAT:
+                return self._repeated(first, *args[1:], **kwargs)
+        if func in BROADCASTS:
+            args, kwargs = self._spread_arguments(func, args, kwargs)
+        self.pass_by(func, args, kwargs)
+        output = func(*args, **kwargs)
+        if not (isinstance(output, Tensor) and output.requires_grad):
+            if not torch.is_grad_enabled():
+                self._note_other_uses(func, args, kwargs)
+            return output  # as of ``mask.type_as(rows)``
+        values = [*args, *kwargs.values()]
+        shared = [own for value in values if (own := self._shared_result(value))]
+        if func in EXPANSIONS and first is not None and output.shape != first.tensor.shape:
+            return self._spread(first, output.shape)
+        if shared and self._is_followed(func, values, shared):
+            self._shared[id(output)] = followed(func, args, kwargs, self._shared, output)
+        else:
+            self._note_other_uses(func, args, kwargs)
+            if func in MATRIX_PRODUCTS:
+                for own in shared:
+                    self.multiplied.update(dict.fromkeys(own.sources, operation(func)))
+        return output
+
+    def _note_other_uses(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Note where something of parameters alone is used otherwise than is followed."""
+        for shared in (self._shared[id(value)] for value in _among([args, kwargs], self._shared)):
+            if shared.is_of_parameters:
+                self.otherwise.update(dict.fromkeys(shared.sources, operation(func)))
+
+    def _repeated(self, shared: Shared, *sizes: Any) -> Any:
+        """Repeat a result: an expansion of one that has a dimension more for each."""
+        counts = sizes[0] if isinstance(sizes[0], _CONTAINERS) else sizes
+        shape = [1] * (len(counts) - shared.tensor.dim()) + list(shared.tensor.shape)
+        apart = [size for own in shape for size in (1, own)]
+        grown = [size for count, own in zip(counts, shape, strict=True) for size in (count, own)]
+        whole = [count * own for count, own in zip(counts, shape, strict=True)]
+        result = self._use_shared(Tensor.reshape, [shared.tensor, apart], {})
+        result = self._use_shared(Tensor.expand, [result, grown], {})
+        return self._use_shared(Tensor.reshape, [result, whole], {})
+
+    def _is_followed(self, func: Any, values: Sequence[Any], shared: Sequence[Shared]) -> bool:
+        of_parameters = all(own.is_of_parameters for own in shared)
+        if func is Tensor.__getitem__ and chooses(values[1]):
+            return False
+        known = func in FOLLOWED or (of_parameters and func in LAYERS)
+        return known and all(map(self._is_constant, values))
+
+    def _shared_result(self, value: Any) -> Shared | None:
+        found = self._shared.get(id(value))
+        return found if found is not None and found.unchanged else None
+
+    def _is_constant(self, value: Any) -> bool:
+        """Tell whether a value is the same at all parameters, apart from what is followed."""
+        return not (isinstance(value, Tensor) and value.requires_grad) or id(value) in self._shared
+
+    def _spread_arguments(
+        self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[Sequence[Any], Mapping[str, Any]]:
+        """Let shared results that are about to be broadcast be recorded spread out."""
+        values = (*args, *kwargs.values())
+        shapes = [tuple(value.shape) for value in values if isinstance(value, Tensor)]
+        if func is ATTENTION or func in BATCHED_PRODUCTS:
+            # Of matrices, whose own dimensions are not broadcast.
+            shapes = [(*shape[:-2], 1, 1) for shape in shapes]
+
+        def spread(value: Any) -> Any:
+            shared = self._shared_result(value)
+            if shared is None or (func in BATCHED_PRODUCTS and shared.tensor.dim() < 3):
+                return value
+            shape = shared.grows_to(shapes)
+            return value if shape is None else self._spread(shared, shape)
+
+        return [spread(value) for value in args], {n: spread(v) for n, v in kwargs.items()}
+
+    def _spread(self, shared: Shared, shape: torch.Size) -> Tensor:
+        return self.use(Spread().bind(self.covered, shared, shape), spreads=shared.sources)[0]
 
 
 def owned(output: Tensor) -> Tensor:
@@ -188,6 +330,11 @@ def owned(output: Tensor) -> Tensor:
         return output
     own: Tensor = torch.ops.aten._unsafe_view.default(output, output.shape)
     return own
+
+
+def _is_view(index: Any) -> bool:
+    """Tell whether an index does something else than to pick rows."""
+    return (index is None or isinstance(index, tuple)) and not chooses(index)
 
 
 def _checkpointing() -> bool:

@@ -74,10 +74,10 @@ def picks_rows(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], tables
         True where one cannot tell: that costs time and is never wrong.
     """
     if func is Tensor.__getitem__:
-        return _chooses(args[1])
+        return chooses(args[1])
     if func is Tensor.__setitem__:
         # A number that is written over some rows leaves the others where they are.
-        return _chooses(args[1]) and isinstance(args[2], Tensor) and args[2].dim() > 0
+        return chooses(args[1]) and isinstance(args[2], Tensor) and args[2].dim() > 0
     if func is F.embedding:
         table = kwargs.get("weight", args[1] if len(args) > 1 else None)
         constant = isinstance(table, Tensor) and table.grad_fn is None
@@ -93,7 +93,8 @@ def picks_rows(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], tables
 MAY_PICK = BY_NUMBER | JOINS | {Tensor.__getitem__, Tensor.__setitem__, F.embedding}
 
 
-def _chooses(index: Any) -> bool:
+def chooses(index: Any) -> bool:
+    """Tell whether an index may take other entries of another batch."""
     parts = index if isinstance(index, tuple) else (index,)
     return not all(isinstance(part, PLAIN) for part in parts)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from torch import Tensor, nn
-from torch.nn.functional import embedding, linear
+from torch.nn.functional import embedding, layer_norm, linear
 
 from deltasam_fairseq.per_instance import LAYER_RULES, Plan, per_sentence_gradient_norms
 from tests.per_instance.toys import PADDING, PLANS, Tagger, assert_equals_loop, problem
@@ -66,6 +66,64 @@ class Positions(nn.Module):
         return hidden + embedding(where.expand(count, length), self.weight)
 
 
+class Conv1D(nn.Module):
+    """The Hugging Face Hub's: a linear layer whose weight is transposed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(WIDTH, WIDTH))
+        self.bias = nn.Parameter(torch.empty(WIDTH))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        rows = torch.addmm(self.bias, hidden.reshape(-1, WIDTH), self.weight)
+        # A second use of the weight, of a form that is not a product of factors.
+        return rows.view(hidden.shape) + embedding(torch.zeros(1, dtype=torch.long), self.weight)
+
+
+class Shared(nn.Module):
+    """Something of parameters, the same for all sentences until it meets their activations."""
+
+    def __init__(self, how: Callable[[Shared, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.vector = nn.Parameter(torch.empty(WIDTH))
+        self.table = nn.Parameter(torch.empty(6, WIDTH))
+        self.layer = nn.Linear(WIDTH, WIDTH)
+        self.how = how
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.how(self, hidden)
+
+    def rows(self) -> Tensor:
+        """Compute six rows from the table, as DeBERTa its relative positions."""
+        normal = layer_norm(self.table, [WIDTH], self.vector)
+        return self.layer(normal)[:3].unsqueeze(0)
+
+
+def biased(own: Shared, hidden: Tensor) -> Tensor:
+    """Mix tokens by scores with a bias that is looked up once for all sentences, as in T5."""
+    where = torch.arange(hidden.shape[1])
+    bias = embedding((where[:, None] - where).abs(), own.table)[..., :1].permute(2, 0, 1)
+    scores = hidden @ hidden.transpose(1, 2)
+    return (scores + bias).softmax(-1) @ hidden + torch.where(where > 0, bias, 0.0) @ hidden
+
+
+def of_own_rows(own: Shared, hidden: Tensor) -> Tensor:
+    """Look a row up for every sentence, which is broadcast over its tokens only."""
+    each = embedding(torch.arange(len(hidden)) * 5 % 6, own.table).unsqueeze(1)
+    return (hidden + each) * each.tanh()
+
+
+SHARED: dict[str, Callable[[Shared, Tensor], Tensor]] = {
+    "a scale of one and more": lambda own, h: h * (1.0 + own.vector),
+    "a class token": lambda own, h: torch.cat([own.vector.expand(len(h), 1, WIDTH), h], 1)[:, :-1],
+    "a layer of a table": lambda own, h: own.layer(h) - own.rows()[:, :1],
+    "repeated": lambda own, h: h @ own.rows().repeat(len(h), 1, 1).mT.tanh() @ own.rows(),
+    "a product": lambda own, h: h @ own.rows().transpose(1, 2) @ own.rows(),
+    "a bias of scores": biased,
+    "rows of each sentence": of_own_rows,
+}
+
+
 class Attention(nn.Module):
     """One head of attention with projections of its own."""
 
@@ -113,6 +171,7 @@ MIDDLES: dict[str, Callable[[], nn.Module]] = {
     "flattened linear": lambda: Flattened(nn.Linear(WIDTH, WIDTH)),
     "flattened norm": lambda: Flattened(nn.LayerNorm(WIDTH)),
     "layer norm of casts": Normalised,
+    "transposed linear": Conv1D,
     "RMS norm": lambda: nn.RMSNorm(WIDTH),
     "linear over two axes": TwoAxes,
     "functional": Functional,
@@ -148,6 +207,13 @@ def test_shared_positions(way: str, sentences: int, length: int, seed: int) -> N
     assert_equals_loop(
         problem(Tagger(Positions(way)), sentences=sentences, length=length, seed=seed)
     )
+
+
+@pytest.mark.parametrize("way", SHARED)
+@pytest.mark.parametrize(("sentences", "length"), [(3, 5), (4, 4), (1, 3), (2, 1)])
+def test_what_sentences_share(way: str, sentences: int, length: int) -> None:
+    model = Tagger(Shared(SHARED[way]))
+    assert_equals_loop(problem(model, sentences=sentences, length=length))
 
 
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)

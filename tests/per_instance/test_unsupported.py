@@ -91,6 +91,11 @@ def shared_twice(hidden: Tensor, layer: nn.Linear) -> Tensor:
     return (hidden + rows) * rows.sum()
 
 
+def scaled_and_penalised(hidden: Tensor, layer: nn.Linear) -> Tensor:
+    scale = 1 + layer.bias
+    return hidden * scale + 1e-9 * scale.norm()
+
+
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "a norm": (
         lambda: Using(lambda h, layer: h * layer.weight.norm()),
@@ -147,6 +152,14 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "a cast that changes the type": (
         lambda: Using(lambda h, layer: h * layer.weight.float().double().mean()),
         r"middle\.layer\.weight is used in torch\.Tensor\.float, which has no layer rule",
+    ),
+    "a scale of one and more that is used elsewhere": (
+        lambda: Using(scaled_and_penalised),
+        r"middle\.layer\.bias's output is shared by .* outside sums \(in torch\.Tensor\.norm\)",
+    ),
+    "a scale of one and more that is used elsewhere alone": (
+        lambda: Using(lambda h, layer: h + 1e-9 * (1 + layer.bias).norm()),
+        r"middle\.layer\.bias is used in torch\.Tensor\.add",
     ),
     "recurrence": (Recurrent, r"middle\.rnn\.weight_ih_l0 and .* are used in torch\.lstm"),
     "a scripted module": (

@@ -6,6 +6,7 @@ from deltasam_fairseq.per_instance.rules import (  # noqa: F401
     embedding,
     layer_norm,
     linear,
+    shared,
 )
 from deltasam_fairseq.per_instance.rules.base import LAYER_RULES, LayerRule, layer_rule
 

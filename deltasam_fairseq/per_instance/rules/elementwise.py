@@ -46,7 +46,7 @@ class Elementwise(LayerRule):
     def gradients(self, call: Call, delta: Tensor, layout: Layout) -> dict[str, Form]:  # noqa: D102
         shape = call.params["weight"].shape
         parts = layout.split(wide(self._pulled(call, delta)))
-        return {"weight": Dense(_summed_to(parts, shape).reshape(len(parts), *shape))}
+        return {"weight": Dense(summed_to(parts, shape).reshape(len(parts), *shape))}
 
     def perturbed(  # noqa: D102
         self,
@@ -91,7 +91,7 @@ class Product(Elementwise):
         return tensor * wide(call.input)
 
 
-def _summed_to(parts: Tensor, shape: torch.Size) -> Tensor:
+def summed_to(parts: Tensor, shape: torch.Size) -> Tensor:
     """Sum ``(N, ...)`` over what a parameter of a shape was broadcast over."""
     rank = parts.dim() - 1
     full = [1] * (rank - len(shape)) + list(shape)

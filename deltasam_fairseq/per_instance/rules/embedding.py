@@ -91,26 +91,3 @@ class Item(PickedRows):
 
     def forward(self, call: Call, params: Mapping[str, Tensor]) -> Tensor:  # noqa: D102
         return params["weight"][call.input]
-
-
-def broadcast(one: torch.Size, other: torch.Size) -> torch.Size:
-    """Return the shape of a sum of tensors of two shapes."""
-    shape: torch.Size = torch.broadcast_shapes(one, other)  # type: ignore[no-untyped-call]
-    return shape
-
-
-class Spread(PickedRows):
-    """Picked rows, the same for several sentences until they are added to something."""
-
-    def bind(  # noqa: D102
-        self, covered: Callable[[Any], bool], picked: Call, source: Tensor, like: Tensor
-    ) -> Call:
-        own = source.dim() - picked.input.dim()
-        shape = broadcast(source.shape, like.shape)
-        ids = picked.input.expand(shape[: len(shape) - own])
-        options = picked.options | {"source": source, "shape": shape}
-        return Call(self, ids, picked.params, options)
-
-    def forward(self, call: Call, params: Mapping[str, Tensor]) -> Tensor:  # noqa: D102
-        expanded: Tensor = call.options["source"].expand(call.options["shape"])
-        return expanded
