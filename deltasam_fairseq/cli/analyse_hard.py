@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--by",
         choices=ORDERS,
-        default="norm",
+        default="risk",
         help="norm of the gradient, adversarial risk, or loss (%(default)s)",
     )
     parser.add_argument(
