@@ -74,6 +74,7 @@ AXIS = {
     "gibbs": Variant(
         "delta_sam --sam-estimator gibbs", {"forward": 2, "backward": 1, "backward_no_weights": 1}
     ),
+    "no_norms": Variant("none --sam-norms none", {"forward": 1, "backward": 1}),
 }
 ALL_VARIANTS = {**VARIANTS, **REGULARIZED, **AXIS}
 

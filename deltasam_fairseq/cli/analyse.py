@@ -4,6 +4,8 @@ deltasam analyse curve RUN
     draw loss, sharpness and effective number of sentences per update
 deltasam analyse adversarial-risk RUN
     mean loss over each sentence's own worst weights within rho (Eq. 2)
+deltasam analyse hard-sentences RUN
+    the sentences with the largest gradients, risks or losses, to look at
 
 Precisions and estimators were compared in studies: scripts/studies of a checkout.
 """
@@ -14,10 +16,10 @@ import argparse
 from pathlib import Path
 
 from deltasam_fairseq.analysis.figures import draw_curve
-from deltasam_fairseq.cli import analyse_risk
+from deltasam_fairseq.cli import analyse_hard, analyse_risk
 from deltasam_fairseq.recipes.run_folder import RunFolder
 
-HELP = "a run's learning curve and adversarial risk"
+HELP = "a run's learning curve, adversarial risk and hard sentences"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     analyse_risk.add_arguments(risk)
     risk.set_defaults(analyse=analyse_risk.run)
+    hard = analyses.add_parser(
+        "hard-sentences", help=analyse_hard.HELP, description=analyse_hard.__doc__
+    )
+    analyse_hard.add_arguments(hard)
+    hard.set_defaults(analyse=analyse_hard.run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,7 +1,7 @@
 """Measure the mean loss over each sentence's own worst weights within rho (Eq. 2, Table 4).
 
 Writes RUN/predict-SPLIT/adversarial_risk.json, and adversarial_risk_sentences.json with
-every sentence's loss and adversarial loss.
+every sentence's loss, adversarial loss and norm of the gradient.
 """
 
 from __future__ import annotations

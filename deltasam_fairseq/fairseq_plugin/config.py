@@ -21,6 +21,7 @@ SCOPES = ("update", "micro")
 DEALINGS = ("random", "loss")
 PROBE_PRECISIONS = ("fp32", "model")
 ENGINES = ("auto", "batched", "loop")
+NORMS = ("layer_norms", "all", "none")
 FREELB_NORMS = ("l2", "linf")
 
 
@@ -131,6 +132,15 @@ class SharpnessConfig(FairseqDataclass):
             "sentence by sentence; auto takes the loop where the batch cannot be exact, and says so"
         },
     )
+    sam_norms: ChoiceEnum(list(NORMS)) = field(  # type: ignore[valid-type]
+        default="layer_norms",
+        metadata={
+            "help": "of which layers the norms of the single sentences' gradients are logged "
+            "(sam_inorm, sam_inorm_p90, sam_inorm_max): the norm layers, which costs next to "
+            "nothing; all, for one more forward and backward pass; or none. per_instance logs "
+            "those of all in any case"
+        },
+    )
     freelb_steps: int = field(
         default=0,
         metadata={
@@ -234,6 +244,7 @@ class Sharpness:
         ascent_fraction: Share of the sentences on which a perturbation is found.
         tail: Last share of the updates that is perturbed.
         gibbs_temperature: λ of the weights of the estimator ``gibbs``.
+        norms: Of which layers the norms of the sentences' gradients are logged.
         freelb: The settings of FreeLB, inside the perturbation or without one; ``None``
             without FreeLB.
     """
@@ -254,6 +265,7 @@ class Sharpness:
     ascent_fraction: float = 1.0
     tail: float = 1.0
     gibbs_temperature: float = 1.0
+    norms: str = "layer_norms"
     freelb: FreeLBSettings | None = None
 
     @classmethod
@@ -303,6 +315,7 @@ class Sharpness:
             ascent_fraction=_share(cfg.sam_ascent_fraction, "--sam-ascent-fraction"),
             tail=_share(cfg.sam_tail, "--sam-tail"),
             gibbs_temperature=not_negative(cfg.sam_gibbs_temperature, "--sam-gibbs-temperature"),
+            norms=_choice(cfg.sam_norms, "--sam-norms", NORMS),
             freelb=FreeLBSettings.from_config(cfg),
         )
 

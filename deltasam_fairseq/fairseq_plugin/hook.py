@@ -5,7 +5,7 @@ and under mixed precision the registered optimizer sees neither the model nor
 the loss. So two methods of ``Trainer`` are wrapped, and those that save and load: a
 resumed run has to know what the random direction covered. With any optimizer but
 ``delta_sam``, and with ``--sam-method none`` or ``--sam-rho 0`` without ``--freelb-steps``,
-they do nothing but call the originals.
+they do nothing but call the originals and, unless ``--sam-norms none``, log norms of gradients.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from deltasam_fairseq.fairseq_plugin.sharpness.per_instance import (
     SentenceBySentence,
 )
 from deltasam_fairseq.fairseq_plugin.sharpness.run import Run
+from deltasam_fairseq.fairseq_plugin.sharpness.sentence_norms import MeasuredStep, SentenceNorms
 from deltasam_fairseq.fairseq_plugin.sharpness.step import MicroScope, SharpStep, UpdateScope
 from deltasam_fairseq.fairseq_plugin.support import check_run, last_update
 
@@ -55,6 +56,7 @@ _SCOPES: dict[tuple[str, bool], type[SharpStep]] = {
     ("micro", True): GroupedMicro,
 }
 
+_norms: weakref.WeakKeyDictionary[Trainer, SentenceNorms] = weakref.WeakKeyDictionary()
 _runs: weakref.WeakKeyDictionary[Trainer, Run] = weakref.WeakKeyDictionary()
 
 
@@ -79,19 +81,23 @@ def install() -> None:
             settings = settings.until(last_update(self))
             logger.info("%s; %s", settings, versions())
             check_run(self, settings)
+            norms = SentenceNorms(settings.norms, self.get_model(), criterion, cuda=bool(self.cuda))
             if settings.active:
-                _runs[self] = Run(self, settings)
+                _runs[self] = Run(self, settings, norms)
+            if norms.wanted:
+                _norms[self] = norms
 
     @functools.wraps(step)
     def train_step(self: Trainer, samples: Any, raise_oom: bool = False) -> Any:
         settings = sharpness_of(self.optimizer)  # which builds it, and with it the run
         run = _runs.get(self)
-        if run is not None:
+        norms = _norms.get(self)
+        if run is not None or norms is not None:
             forget_empty()
         made = self.task.train_step
-        if isinstance(made, (SharpStep, FreeLB)):
+        if isinstance(made, (SharpStep, FreeLB, MeasuredStep)):
             # With --amp the trainer tries a batch again from inside its own step.
-            if isinstance(made, SharpStep):
+            if isinstance(made, (SharpStep, MeasuredStep)):
                 made.restart()
             return step(self, samples, raise_oom)
         # sharpness(freelb(task.train_step)), each where it is asked for.
@@ -104,6 +110,9 @@ def install() -> None:
                 perturbed = sharpness(self.task.train_step)
                 stack.enter_context(perturbed.in_place())
                 samples = perturbed.samples
+            elif norms is not None:
+                measured = MeasuredStep(self.task.train_step, self, samples, norms)
+                stack.enter_context(measured.in_place())
             return step(self, samples, raise_oom)
 
     train_step.deltasam = True  # type: ignore[attr-defined]

@@ -86,8 +86,8 @@ def measure(
     Returns:
         ``risk`` and ``loss``, the means of l(w + eps) and l(w) in nats; ``rho``, ``n``,
         ``split``, ``engine``, ``seconds``, and ``refused``, the batched engine's reasons if it
-        refused. Then the single sentences: ``ids``, ``losses`` and ``risks``, in the
-        order of the data.
+        refused. Then the single sentences: ``ids``, ``losses``, ``risks`` and ``norms`` of
+        their gradients, in the order of the data.
     """
     model, task = checkpoint.model, checkpoint.task
     criterion = task.build_criterion(checkpoint.config.criterion).train()
@@ -102,19 +102,18 @@ def measure(
         return losses_of(checkpoint.collate(dataset, [number]))
 
     scorer = Scorer(model, rho=rho, engine=engine, log=log)
-    pairs: dict[int, tuple[float, float]] = {}
+    found: dict[int, tuple[float, float, float]] = {}
     began = logged = time.monotonic()
     for batch in batches(task, dataset, model.max_positions(), batch_size, longest_first=True):
         sample = checkpoint.collate(dataset, batch)
         ids = sample["id"].tolist()  # some data sets sort while they collate
         scores = scorer.score(partial(losses_of, sample), [partial(loss_of_one, i) for i in ids])
-        pairs |= dict(zip(ids, zip(scores.losses, scores.risks, strict=True), strict=True))
+        found |= dict(zip(ids, zip(*scores, strict=True), strict=True))
         if time.monotonic() - logged > _SECONDS_BETWEEN_LINES:
             logged = time.monotonic()
-            log(f"{len(pairs)} of {len(dataset)} sentences")
-    ids = sorted(pairs)
-    losses = [pairs[number][0] for number in ids]
-    risks = [pairs[number][1] for number in ids]
+            log(f"{len(found)} of {len(dataset)} sentences")
+    ids = sorted(found)
+    losses, risks, norms = (list(column) for column in zip(*map(found.get, ids), strict=True))
     record = {
         "risk": sum(risks) / len(ids),
         "loss": sum(losses) / len(ids),
@@ -126,7 +125,7 @@ def measure(
     }
     if scorer.reasons:
         record["refused"] = scorer.reasons
-    return record, {"ids": ids, "losses": losses, "risks": risks}
+    return record, {"ids": ids, "losses": losses, "risks": risks, "norms": norms}
 
 
 class Scores(NamedTuple):
@@ -135,10 +134,12 @@ class Scores(NamedTuple):
     Attributes:
         losses: ``l_i(w)``, nats.
         risks: ``l_i(w + eps_i)``, nats.
+        norms: ``|grad l_i(w)|``.
     """
 
     losses: list[float]
     risks: list[float]
+    norms: list[float]
 
 
 class Scorer:
@@ -180,7 +181,7 @@ class Scorer:
             alone: One forward pass of each, shape ``(1,)``.
 
         Returns:
-            N losses, N adversarial ones.
+            N losses, N adversarial ones, N norms.
 
         Raises:
             Unsupported: If the batched engine refuses and the loop was not allowed.
@@ -195,10 +196,13 @@ class Scorer:
                 self._explain(str(refusal))
             else:
                 self.scored["batched"] += len(alone)
-                return Scores(batched.losses.tolist(), batched.moved.tolist())
+                return Scores(
+                    batched.losses.tolist(), batched.moved.tolist(), batched.norms.tolist()
+                )
         self.scored["loop"] += len(alone)
-        pairs = [adversarial_loss(one, self._params, rho=self._rho) for one in alone]
-        return Scores([loss for loss, _ in pairs], [risk for _, risk in pairs])
+        found = [adversarial_loss(one, self._params, rho=self._rho) for one in alone]
+        losses, risks, norms = map(list, zip(*found, strict=True))
+        return Scores(losses, risks, norms)
 
     @property
     def used(self) -> str:
@@ -213,7 +217,7 @@ class Scorer:
 
 def adversarial_loss(
     losses_function: Callable[[], Tensor], params: Sequence[Tensor], *, rho: float
-) -> tuple[float, float]:
+) -> tuple[float, float, float]:
     """Score one sentence at ``w`` and at the worst point near it.
 
     Args:
@@ -222,21 +226,21 @@ def adversarial_loss(
         rho: L2 norm of the perturbation.
 
     Returns:
-        ``l(w)`` and ``l(w + rho g / |g|)``, nats. If the gradient is zero or not finite, both
-        are the same.
+        ``l(w)`` and ``l(w + rho g / |g|)``, nats, and ``|g|``. If the gradient is zero or not
+        finite, both losses are the same.
 
     Example:
         >>> w = torch.tensor([3.0, 4.0], requires_grad=True)
         >>> adversarial_loss(lambda: w.square().sum()[None], [w], rho=0.5)
-        (25.0, 30.25)
+        (25.0, 30.25, 10.0)
     """
     with torch.enable_grad():
         loss = losses_function().sum()
         gradient = differentiate(loss, params)
     norm = global_norm(gradient)
     if not torch.isfinite(norm) or norm == 0:
-        return loss.item(), loss.item()
+        return loss.item(), loss.item(), norm.item()
     scaled = [part * (rho / norm).to(part.dtype) for part in gradient]
     with torch.no_grad(), WeightSpace.of(params).perturbed(scaled):
         moved = losses_function().sum()
-    return loss.item(), moved.item()
+    return loss.item(), moved.item(), norm.item()

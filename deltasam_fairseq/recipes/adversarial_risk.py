@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from deltasam_fairseq.data.labelled_sentences import PreparedSentences
+from deltasam_fairseq.data.prepared import PreparedCorpus
 from deltasam_fairseq.data.process import failure, run_logged
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.plugin_path import plugin_dir
@@ -16,7 +16,7 @@ from deltasam_fairseq.recipes.run_folder import RunFolder
 
 
 def measure_risk(
-    data: PreparedSentences,
+    data: PreparedCorpus,
     run: RunFolder,
     split: str,
     rho: float,
@@ -28,8 +28,8 @@ def measure_risk(
 ) -> dict[str, Any]:
     """Measure the adversarial risk of a run's best checkpoint, in a process of its own.
 
-    Leaves ``adversarial_risk.json`` and, with the single sentences' losses,
-    ``adversarial_risk_sentences.json`` beside the run's predictions.
+    Leaves ``adversarial_risk.json`` and, with the single sentences' losses and norms of
+    gradients, ``adversarial_risk_sentences.json`` beside the run's predictions.
 
     Args:
         data: What the run was trained on.

@@ -87,6 +87,17 @@ def test_train_evaluate_and_look_into_one_run(capsys: pytest.CaptureFixture[str]
     found = json.loads((run.predictions("valid") / "adversarial_risk.json").read_text())
     assert (found["n"], found["rho"]) == (8, 0.1)
     assert found["risk"] > found["loss"] > 0
+    hard = ["analyse", "hard-sentences", str(run.path), "--split", "valid", "--by", "loss"]
+    assert main([*hard, "--top", "2", "--json", "hard.json"]) == 0
+    first, second = json.loads(Path("hard.json").read_text())
+    assert first["loss"] >= second["loss"] > 0
+    assert first["answer"] == gold[first["number"] - 1]
+    assert first["prediction"] == predicted[first["number"] - 1]
+    shown = capsys.readouterr().out
+    assert f"  label: {first['answer']}, predicted: {first['prediction']}\n" in shown
+    assert f"  {first['texts'][1]}\n" in shown
+    assert main([*hard[:-2], "--split", "test"]) == 2
+    assert "test has no labels, only sentences" in capsys.readouterr().err
     assert main(["export", str(run.path), "--out", "exported"]) == 0
     config = json.loads(Path("exported/config.json").read_text())
     assert config["architectures"] == ["BertForSequenceClassification"]

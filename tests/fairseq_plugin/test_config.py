@@ -27,6 +27,7 @@ OWN = {
     "sam_inner": "adam",
     "sam_estimator": "finite_difference",
     "sam_gibbs_temperature": "1.0",
+    "sam_norms": "layer_norms",
     "sam_probe_precision": "fp32",
     "sam_start_update": "0",
     "sam_tail": "1.0",

@@ -196,7 +196,11 @@ def test_two_workers_equal_one_process(
     for name, value in toys.parameters(trainer).items():
         torch.testing.assert_close(first["parameters"][name], value, rtol=bound, atol=bound * 1e-2)
     for ours, theirs in zip(first["logs"], logs, strict=True):
-        keys = ["loss", *(("sharpness", "sam_gnorm") if "sharpness" in theirs else ())]
+        keys = [
+            "loss",
+            *(("sam_inorm",) if "sam_inorm" in theirs else ()),
+            *(("sharpness", "sam_gnorm") if "sharpness" in theirs else ()),
+        ]
         for key in (*keys, *(k for k in ("sam_ess", "freelb_delta_norm") if k in theirs)):
             assert ours[key] == pytest.approx(theirs[key], rel=20 * bound, abs=bound), key
 

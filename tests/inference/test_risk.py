@@ -48,7 +48,8 @@ def test_it_is_its_slow_twin_and_puts_the_weights_back(rho: float) -> None:
     before = copies(problem.params)
     for sentence in range(4):
         function = partial(one_of, problem, sentence)
-        at, worst = adversarial_loss(function, problem.params, rho=rho)
+        at, worst, norm = adversarial_loss(function, problem.params, rho=rho)
+        assert norm > 0
         assert at == pytest.approx(problem.losses()()[sentence].item(), rel=1e-12)
         assert worst == pytest.approx(slow_twin(problem, sentence, rho), rel=1e-9)
         assert worst > at
@@ -57,7 +58,11 @@ def test_it_is_its_slow_twin_and_puts_the_weights_back(rho: float) -> None:
 
 def test_without_a_gradient_there_is_nothing_to_climb() -> None:
     weight = torch.zeros(2, requires_grad=True)
-    assert adversarial_loss(lambda: weight.square().sum()[None], [weight], rho=1.0) == (0.0, 0.0)
+    assert adversarial_loss(lambda: weight.square().sum()[None], [weight], rho=1.0) == (
+        0.0,
+        0.0,
+        0.0,
+    )
 
 
 @pytest.mark.parametrize("make", [mlp, transformer])
@@ -75,7 +80,8 @@ def test_both_engines_give_the_same(
     assert found["auto"] == found["batched"]
     assert found["batched"].losses == pytest.approx(found["loop"].losses, rel=exactness)
     assert found["batched"].risks == pytest.approx(found["loop"].risks, rel=exactness)
-    assert all(worst > at for at, worst in zip(*found["batched"], strict=True))
+    assert found["batched"].norms == pytest.approx(found["loop"].norms, rel=exactness)
+    assert all(worst > at for at, worst, _ in zip(*found["batched"], strict=True))
 
 
 def test_auto_says_once_why_it_takes_the_loop_and_batched_stops() -> None:
@@ -170,6 +176,7 @@ def test_a_checkpoint_by_both_engines(checkpoints: dict[str, tuple[Path, Path]],
         by[engine, size] = single
     for size in (7, 48):
         assert by["batched", size]["risks"] == pytest.approx(by["loop", 7]["risks"], rel=1e-5)
+        assert by["batched", size]["norms"] == pytest.approx(by["loop", 7]["norms"], rel=1e-4)
         assert by["batched", size]["losses"] == pytest.approx(by["loop", 7]["losses"], rel=1e-5)
 
 

@@ -49,13 +49,16 @@ def write_translation_data(
     return folder
 
 
-def write_prediction_data(folder: Path, *, train: int = 48, regression: bool = False) -> Path:
+def write_prediction_data(
+    folder: Path, *, train: int = 48, regression: bool = False, flipped: Sequence[int] = ()
+) -> Path:
     """Write a binarized data set for ``--task sentence_prediction``.
 
     Args:
         folder: Where to.
         train: Number of training sentences.
         regression: Whether targets are numbers rather than two classes.
+        flipped: Sentences for validation that get the other class.
 
     Returns:
         The folder.
@@ -80,7 +83,9 @@ def write_prediction_data(folder: Path, *, train: int = 48, regression: bool = F
             text = "\n".join(str(first / len(WORDS)) for first in firsts)
             (folder / "label" / f"{split}.label").write_text(text + "\n")
         else:
-            _write(folder / "label" / split, [[str(int(f < 10))] for f in firsts], labels)
+            wrong = flipped if split == "valid" else ()
+            classes = [int(f < 10) ^ (row in wrong) for row, f in enumerate(firsts)]
+            _write(folder / "label" / split, [[str(label)] for label in classes], labels)
     return folder
 
 

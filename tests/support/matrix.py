@@ -335,6 +335,12 @@ INTERPLAY += [
         "test_by_norms.py::test_the_engine_gives_what_passes_of_each_sentence_give",
         "with a backward pass of each sentence",
     ),
+    Row(
+        "`--sam-norms layer_norms`, `all`",
+        ("equal", "equal", "equal", "–"),
+        "test_sentence_norms.py::test_it_is_the_loop_over_sentences",
+        "with a backward pass of each sentence, in float64; per_instance has those of all layers",
+    ),
 ]
 
 FAULTS = [

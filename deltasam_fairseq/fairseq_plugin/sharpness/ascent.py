@@ -138,12 +138,15 @@ def ascend(
                     state = weights.state() if seen else start
                     logging_output = None
                     if not ignored:
-                        _, size, logging_output = run_pass(
-                            sample=containers_copied(sample),
-                            criterion=stand_in or criterion,
-                            ignore_grad=False,
-                            **given,
-                        )
+                        # A pass that weighs the sentences does not show their own norms.
+                        shown = sample if run.settings.method == "sam" else {}
+                        with run.norms.measuring(step, shown, given):
+                            _, size, logging_output = run_pass(
+                                sample=containers_copied(sample),
+                                criterion=stand_in or criterion,
+                                ignore_grad=False,
+                                **given,
+                            )
                         tally.sample_size += float(utils.item(size))
                         if stand_in is None:
                             sentences = logging_output.get("nsentences", 0)

@@ -13,16 +13,10 @@ from typing import Any
 import torch
 
 from deltasam_fairseq.core.estimators import from_norms
-from deltasam_fairseq.fairseq_plugin.criterions.readers import SentenceLosses
 from deltasam_fairseq.fairseq_plugin.passes import Result, Step
-from deltasam_fairseq.fairseq_plugin.sharpness.engine_passes import (
-    own_norms,
-    own_projections,
-    reader_if_batched,
-    within_of,
-)
+from deltasam_fairseq.fairseq_plugin.sharpness.engine_passes import first_pass
 from deltasam_fairseq.fairseq_plugin.sharpness.run import Run
-from deltasam_fairseq.fairseq_plugin.sharpness.samples import Sample, containers_copied
+from deltasam_fairseq.fairseq_plugin.sharpness.samples import Sample
 from deltasam_fairseq.fairseq_plugin.sharpness.weighing import Seen, Tally
 from deltasam_fairseq.per_instance import AmbiguousBatch, Ascent, Unsupported
 
@@ -95,22 +89,18 @@ class WeighedByNorms:
 
     def _by_engine(self, sample: Sample, optimizer: Any, update_num: int) -> Result:
         criterion, model = self._trainer.get_criterion(), self._trainer.get_model()
-        reader = reader_if_batched(self._step, criterion)
         weights, settings = self._run.weights, self._run.settings
-        within = within_of(self._trainer, optimizer)
-        model.train()
-        model.set_num_updates(update_num)
-        seen: list[SentenceLosses] = []
-
-        def losses() -> torch.Tensor:
-            with within():
-                seen.append(reader(criterion, model, containers_copied(sample)))
-            return seen[-1].losses
-
-        with own_projections(model), own_norms(model):
-            ascent = self._run.engine_of(model).ascend(
-                losses, rho=0.0, loss_scale=weights.loss_scale
-            )
+        ascent, read = first_pass(
+            self._run.engine_of(model),
+            self._step,
+            model,
+            criterion,
+            sample,
+            optimizer=optimizer,
+            update_num=update_num,
+            cuda=self._trainer.cuda,
+            loss_scale=weights.loss_scale,
+        )
         values = from_norms(
             settings.estimator, ascent.norms, temperature=settings.gibbs_temperature
         )
@@ -120,7 +110,7 @@ class WeighedByNorms:
         shares = values / self._tally.scale
         self._add(ascent, shares)
         loss = (shares.to(ascent.losses) * ascent.losses).sum()
-        return loss, seen[-1].sample_size, seen[-1].logging_output
+        return loss, read.sample_size, read.logging_output
 
     def _add(self, ascent: Ascent, shares: torch.Tensor) -> None:
         weights = self._run.weights

@@ -20,23 +20,28 @@ from fairseq.modules import MultiheadAttention
 from fairseq.optim.amp_optimizer import AMPOptimizer
 from torch import Tensor, nn
 
-from deltasam_fairseq.fairseq_plugin.criterions.readers import Reader, reader_for
+from deltasam_fairseq.fairseq_plugin.criterions.readers import (
+    Reader,
+    SentenceLosses,
+    reader_for,
+)
 from deltasam_fairseq.fairseq_plugin.passes import Step, is_plain
-from deltasam_fairseq.per_instance import Unsupported
+from deltasam_fairseq.fairseq_plugin.sharpness.samples import Sample, containers_copied
+from deltasam_fairseq.per_instance import Ascent, Engine, Unsupported
 from deltasam_fairseq.registry import UnknownName
 
 
-def within_of(trainer: Any, optimizer: Any) -> Callable[[], AbstractContextManager[Any]]:
+def within_of(optimizer: Any, *, cuda: bool) -> Callable[[], AbstractContextManager[Any]]:
     """Return what makes the context of a forward pass, as ``FairseqTask.train_step`` has it.
 
     Args:
-        trainer: fairseq's trainer.
-        optimizer: Its outermost optimizer.
+        optimizer: fairseq's outermost optimizer.
+        cuda: Whether the model computes on a GPU.
 
     Returns:
         CUDA's autocast with ``--amp``; on a CPU that is nothing.
     """
-    autocasts = isinstance(optimizer, AMPOptimizer) and trainer.cuda
+    autocasts = isinstance(optimizer, AMPOptimizer) and cuda
     return partial(torch.autocast, "cuda") if autocasts else nullcontext
 
 
@@ -65,6 +70,53 @@ def reader_if_batched(step: Step, criterion: Any) -> Reader:
         return reader_for(criterion)
     except UnknownName as error:
         raise Unsupported(str(error)) from error
+
+
+def first_pass(
+    engine: Engine,
+    step: Step,
+    model: Any,
+    criterion: Any,
+    sample: Sample,
+    *,
+    optimizer: Any,
+    update_num: int,
+    cuda: bool,
+    loss_scale: float,
+) -> tuple[Ascent, SentenceLosses]:
+    """Run the engine's first pass alone, which finds the norms and moves nothing.
+
+    Args:
+        engine: Of the model.
+        step: What runs a pass; it has to be fairseq's own.
+        model: The model, not wrapped.
+        criterion: The criterion, unwrapped.
+        sample: The micro-batch; it is not changed.
+        optimizer: fairseq's outermost optimizer.
+        update_num: Number of updates before this one.
+        cuda: Whether the model computes on a GPU.
+        loss_scale: What the optimizer multiplies losses with.
+
+    Returns:
+        What was found, and what the criterion's reader returned.
+
+    Refusals:
+        ``Unsupported`` if the norms would not be exact; generators may have moved.
+    """
+    reader = reader_if_batched(step, criterion)
+    within = within_of(optimizer, cuda=cuda)
+    model.train()
+    model.set_num_updates(update_num)
+    seen: list[SentenceLosses] = []
+
+    def losses() -> Tensor:
+        with within():
+            seen.append(reader(criterion, model, containers_copied(sample)))
+        return seen[-1].losses
+
+    with own_projections(model), own_norms(model):
+        ascent = engine.ascend(losses, rho=0.0, loss_scale=loss_scale)
+    return ascent, seen[-1]
 
 
 @contextmanager
@@ -107,7 +159,11 @@ def own_norms(model: nn.Module) -> Generator[None, None, None]:
     Yields:
         Nothing.
     """
-    changed = [module for module in model.modules() if _is_fused(module)]
+    changed = [
+        module
+        for module in model.modules()
+        if is_fused_norm(module) and "forward" not in vars(module)
+    ]
     for module in changed:
         module.forward = partial(_layer_norm, module)
     try:
@@ -117,8 +173,9 @@ def own_norms(model: nn.Module) -> Generator[None, None, None]:
             del module.forward
 
 
-def _is_fused(module: nn.Module) -> bool:
-    return "forward" not in vars(module) and any(
+def is_fused_norm(module: nn.Module) -> bool:
+    """Tell whether a module is apex's fused layer normalisation, or fairseq's class of it."""
+    return any(
         kind.__module__.partition(".")[0] == "apex" and kind.__name__ == "FusedLayerNorm"
         for kind in type(module).__mro__
     )

@@ -36,7 +36,7 @@ from deltasam_fairseq.fairseq_plugin.sharpness.samples import (
     ids,
     split,
 )
-from deltasam_fairseq.fairseq_plugin.sharpness.step import MicroScope, SharpStep, descending
+from deltasam_fairseq.fairseq_plugin.sharpness.step import MicroScope, SharpStep
 
 # Rows of a group in each micro-batch.
 Group = list[list[int]]
@@ -118,12 +118,13 @@ class GroupedUpdate(SharpStep):
             loss, size, output = self.step(
                 sample=containers_copied(sample), criterion=criterion, ignore_grad=True, **given
             )
-            return loss, size, combined(output, output, self._sums if first else AscentSums())
+            sums = self.with_norms(self._sums if first else AscentSums())
+            return loss, size, combined(output, output, sums)
         if last:
             next(self._passes, None)
             self.restore()
         outcome = self._outcomes[self.position - self._dealt_at]
-        return outcome.result(self._sums if first else AscentSums())
+        return outcome.result(self.with_norms(self._sums if first else AscentSums()))
 
     def restore(self) -> None:  # noqa: D102
         if self._borrowed is not None:
@@ -176,12 +177,7 @@ class GroupedUpdate(SharpStep):
                 with ExitStack() as stack:
                     if not final:
                         stack.enter_context(without_sync(given["model"], criterion))
-                    loss, size, moved = self.step(
-                        sample=containers_copied(piece),
-                        criterion=descending(ascent, criterion),
-                        ignore_grad=False,
-                        **given,
-                    )
+                    loss, size, moved = self.descend(ascent, piece, criterion, given)
                 outcome = self._outcomes[place]
                 outcome.losses.append(loss)
                 outcome.sizes.append(size)

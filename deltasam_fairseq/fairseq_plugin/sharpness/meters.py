@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from fairseq.logging import metrics
+from torch import Tensor
 
 from deltasam_fairseq.core.perturb import Realised
 
@@ -36,7 +37,7 @@ _GROUPS = (
     ("perturbations", _METERS),
     ("measured", _MEASURED),
     ("sentences", (("sam_inorm", 3, 416),)),
-    ("batches", (("sam_inorm_max", 3, 417),)),
+    ("updates", (("sam_inorm_p90", 3, 417), ("sam_inorm_max", 3, 418))),
 )
 # Of a method that weighs the sentences of a perturbation.
 _WEIGHED = {"sam_ess", "sam_floored"}
@@ -59,8 +60,9 @@ class AscentSums(NamedTuple):
         sam_realised_cos: Their cosines with what was asked for.
         sentences: Number of sentences whose own gradient norms were found.
         sam_inorm: Their sum.
-        batches: Number of micro-batches of such sentences.
-        sam_inorm_max: The largest norms of these, summed.
+        updates: Number of updates with such sentences, counted by each worker.
+        sam_inorm_p90: The 90th percentiles of the norms in each, summed.
+        sam_inorm_max: The largest norms in each, summed.
         unshared: Number of parameters that this worker alone covers as yet; not logged.
     """
 
@@ -74,7 +76,8 @@ class AscentSums(NamedTuple):
     sam_realised_cos: float = 0.0
     sentences: float = 0.0
     sam_inorm: float = 0.0
-    batches: float = 0.0
+    updates: float = 0.0
+    sam_inorm_p90: float = 0.0
     sam_inorm_max: float = 0.0
     unshared: float = 0.0
 
@@ -93,6 +96,27 @@ class AscentSums(NamedTuple):
         )
 
 
+def sums_of_norms(norms: Tensor) -> AscentSums:
+    """Sum up the norms of the gradients of the sentences of a worker's update.
+
+    Args:
+        norms: Shape ``(N,)``, N at least 1; those that are not finite count as 0.
+
+    Returns:
+        The sums of these alone.
+    """
+    norms = norms.nan_to_num(0.0, 0.0, 0.0)
+    found = torch.stack([norms.sum(), norms.quantile(0.9), norms.max()])
+    total_norm, high, largest = found.tolist()  # one read of a GPU
+    return AscentSums(
+        sentences=float(norms.numel()),
+        sam_inorm=total_norm,
+        updates=1.0,
+        sam_inorm_p90=high,
+        sam_inorm_max=largest,
+    )
+
+
 def combined(at_weights: Logging, moved: Logging, sums: AscentSums) -> Logging:
     """Put a micro-batch's outputs at both points and the sums into one.
 
@@ -108,8 +132,19 @@ def combined(at_weights: Logging, moved: Logging, sums: AscentSums) -> Logging:
     return {
         **at_weights,
         **{_MOVED + key: value for key, value in moved.items()},
-        **{_SUM + key: value for key, value in sums._asdict().items()},
+        **_prefixed(sums),
     }
+
+
+def with_sums(output: Logging, sums: AscentSums) -> Logging:
+    """Put a micro-batch's output of an update without a perturbation and the sums into one."""
+    return {**output, **_prefixed(sums)}
+
+
+def without_sums(logging_outputs: list[Logging]) -> tuple[list[Logging], list[Logging]]:
+    """Undo :func:`with_sums`; the sums are those by name."""
+    own = [{k: v for k, v in log.items() if not k.startswith(_SUM)} for log in logging_outputs]
+    return own, [_without(_SUM, log) for log in logging_outputs]
 
 
 def total(logging_outputs: list[Logging], name: str) -> float:
@@ -165,6 +200,16 @@ def reduce_and_log(
         metrics.log_scalar("sam_loss", after, weight, priority=408, round=3)
         if not share:
             metrics.log_scalar("sharpness", after - before, weight, priority=409, round=5)
+    log_sums(sums, weighs=weighs)
+
+
+def log_sums(sums: list[Logging], *, weighs: bool) -> None:
+    """Log the meters of the micro-batches' sums.
+
+    Args:
+        sums: By the names of :class:`AscentSums`.
+        weighs: Whether the run's method weighs sentences.
+    """
     for count, meters in _GROUPS:
         number = float(sum(s.get(count, 0) for s in sums))
         for name, digits, priority in meters if number else ():
@@ -215,6 +260,10 @@ def _averages(*meters: Any) -> list[float | None]:
     if all(map(torch.is_tensor, values)):
         return list(torch.stack(values).tolist())  # one read of a GPU
     return [None if value is None else float(value) for value in values]
+
+
+def _prefixed(sums: AscentSums) -> Logging:
+    return {_SUM + key: value for key, value in sums._asdict().items()}
 
 
 def _without(prefix: str, log: Logging) -> Logging:

@@ -62,12 +62,7 @@ class ModelWeights:
     @property
     def loss_scale(self) -> float:
         """The factor on the loss of a backward pass that keeps fp16 gradients above zero."""
-        scaler = getattr(self._optimizer, "scaler", None)
-        if scaler is None:
-            return 1.0
-        if hasattr(scaler, "loss_scale"):
-            return float(scaler.loss_scale)
-        return float(scaler.get_scale())
+        return loss_scale_of(self._optimizer)
 
     @property
     def is_scaled(self) -> bool:
@@ -136,6 +131,16 @@ class ModelWeights:
                     for name, tensor in list(held.items()):
                         if tensor is not None:
                             yield held, name, tensor
+
+
+def loss_scale_of(optimizer: Any) -> float:
+    """Return the factor on the loss of a backward pass; 1 without mixed precision."""
+    scaler = getattr(optimizer, "scaler", None)
+    if scaler is None:
+        return 1.0
+    if hasattr(scaler, "loss_scale"):
+        return float(scaler.loss_scale)
+    return float(scaler.get_scale())
 
 
 def state_of(space: Iterable[Tensor], *roots: Any) -> PassState:

@@ -108,7 +108,8 @@ class BatchedInstances(SentenceBySentence):
                 reason,
             )
             return None
-        output = combined(result.at_weights, result.moved, _sums(result))
+        self.run.norms.note(result.norms)
+        output = combined(result.at_weights, result.moved, self.with_norms(_sums(result)))
         return result.loss, result.sample_size, output
 
     def _batched(
@@ -117,7 +118,7 @@ class BatchedInstances(SentenceBySentence):
         criterion = self.trainer.get_criterion()
         reader = reader_if_batched(self.step, criterion)
         plain = self.trainer.get_model()
-        within = within_of(self.trainer, optimizer)
+        within = within_of(optimizer, cuda=self.trainer.cuda)
         model.train()
         model.set_num_updates(update_num)
         result = batched_per_instance(
@@ -254,17 +255,12 @@ def batched_per_instance(
 
 def _sums(result: BatchedResult) -> AscentSums:
     """Turn a micro-batch's result into what is logged."""
-    norms = result.norms.nan_to_num(0.0, 0.0, 0.0)
-    count = float(norms.numel())
-    total, largest = torch.stack([norms.sum(), norms.max()]).tolist()
+    count = float(result.norms.numel())
+    total = float(result.norms.nan_to_num(0.0, 0.0, 0.0).sum())
     size = float(result.sample_size) / count
     return AscentSums(
         perturbations=count,
         sam_gnorm=total / size if size else 0.0,
         sam_ess=count,
         sam_fallback=float(result.fallbacks),
-        sentences=count,
-        sam_inorm=total,
-        batches=1.0,
-        sam_inorm_max=largest,
     )

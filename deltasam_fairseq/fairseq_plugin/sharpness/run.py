@@ -10,6 +10,7 @@ from deltasam_fairseq.fairseq_plugin.config import Sharpness
 from deltasam_fairseq.fairseq_plugin.sharpness.adding_up import AddingUp
 from deltasam_fairseq.fairseq_plugin.sharpness.covered import RunCovered
 from deltasam_fairseq.fairseq_plugin.sharpness.model_weights import ModelWeights
+from deltasam_fairseq.fairseq_plugin.sharpness.sentence_norms import SentenceNorms
 from deltasam_fairseq.per_instance import Engine
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ class Run:
     Args:
         trainer: fairseq's trainer, with its optimizer built.
         settings: The run's settings.
+        norms: What measures the norms of the sentences' gradients.
 
     Attributes:
         engine: The batched per-instance engine, once it was needed.
@@ -37,13 +39,14 @@ class Run:
             tell whose rows are whose.
     """
 
-    def __init__(self, trainer: Any, settings: Sharpness) -> None:
+    def __init__(self, trainer: Any, settings: Sharpness, norms: SentenceNorms) -> None:
         self.settings = settings
         self.weights = ModelWeights(
             trainer.optimizer, settings, trainer.get_model(), trainer.get_criterion()
         )
         self.covered = RunCovered(self.weights.space, trainer.get_model(), trainer.get_criterion())
         self.adding_up = AddingUp(self.weights)
+        self.norms = norms
         self.engine: Engine | None = None
         self.needs_loop = False
         self.ambiguous_batches = 0

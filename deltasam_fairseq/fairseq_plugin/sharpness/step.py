@@ -113,6 +113,7 @@ class SharpStep(ABC):
         """Stand in for the task's methods during a block."""
         with ExitStack() as stack:
             stack.callback(self.restore)
+            stack.callback(self.run.norms.taken)
             task = self.trainer.task
             stack.enter_context(
                 standing_in(task, train_step=self, reduce_metrics=self.reduce_metrics)
@@ -122,12 +123,18 @@ class SharpStep(ABC):
     def restart(self) -> None:
         """Begin the update once more."""
         self.restore()
+        self.run.norms.taken()
         self.position = 0
 
     @property
     def is_over(self) -> bool:
         """Whether every micro-batch had its turn: the trainer looks for what made a NaN."""
         return self.position >= len(self.samples)
+
+    def with_norms(self, sums: AscentSums) -> AscentSums:
+        """Add the norms of the update's sentences to the sums of its last micro-batch."""
+        last = self.position == len(self.samples) - 1
+        return sums.plus(self.run.norms.taken()) if last else sums
 
     @contextmanager
     def turn(self, model: Any, criterion: Any) -> Generator[None, None, None]:
@@ -247,6 +254,37 @@ class SharpStep(ABC):
         self.run.note(borrowed.realised)
         return borrowed
 
+    def descend(
+        self,
+        ascent: Ascent,
+        sample: Sample,
+        criterion: Any,
+        given: Mapping[str, Any],
+        *,
+        ignore_grad: bool = False,
+    ) -> Result:
+        """Run a pass at the moved weights.
+
+        Args:
+            ascent: What moved them; after an overflow the pass makes fairseq skip the update.
+            sample: The micro-batch, or a part of it.
+            criterion: The task's own criterion.
+            given: What else the step is called with.
+            ignore_grad: Whether it only keeps this worker in step.
+
+        Returns:
+            As the step.
+        """
+        # With SAM the norms are those of the ascent, at w; delta-SAM weighs the sentences there.
+        shown = self.settings.method == "delta_sam" and not ignore_grad and not ascent.overflow
+        with self.run.norms.measuring(self.step, sample if shown else {}, given):
+            return self.step(
+                sample=containers_copied(sample),
+                criterion=OverflowingCriterion(criterion) if ascent.overflow else criterion,
+                ignore_grad=ignore_grad,
+                **given,
+            )
+
     def reduce_metrics(self, logging_outputs: list[Logging], criterion: Any) -> None:
         """Log what the task logs, at w, and this plugin's meters beside it.
 
@@ -315,16 +353,14 @@ class UpdateScope(SharpStep):
                 self._realised = self._borrowed.realised
             state, at_weights = self._ascent.passes[self.position]
             state.replay()
-            loss, sample_size, moved = self.step(
-                sample=containers_copied(sample),
-                criterion=descending(self._ascent, criterion),
-                ignore_grad=ignore_grad,
-                **given,
+            loss, sample_size, moved = self.descend(
+                self._ascent, sample, criterion, given, ignore_grad=ignore_grad
             )
             if last:
                 self.restore()
             sums = self._ascent.sums.with_realised(self._realised) if first else AscentSums()
-            return loss, sample_size, combined(at_weights or moved, moved, sums)
+            output = combined(at_weights or moved, moved, self.with_norms(sums))
+            return loss, sample_size, output
 
     def restore(self) -> None:  # noqa: D102
         if self._borrowed is not None:
@@ -367,7 +403,7 @@ class MicroScope(SharpStep):
                     ignore_grad=True,
                     **given,
                 )
-                return loss, size, combined(output, output, AscentSums())
+                return loss, size, combined(output, output, self.with_norms(AscentSums()))
             done = self.at_once(sample, given)
             if done is not None:
                 return done
@@ -393,12 +429,7 @@ class MicroScope(SharpStep):
                     if number < len(pieces) - 1:
                         stack.enter_context(without_sync(model, criterion))
                     state.replay()
-                    loss, size, moved = self.step(
-                        sample=containers_copied(piece),
-                        criterion=descending(ascent, criterion),
-                        ignore_grad=False,
-                        **given,
-                    )
+                    loss, size, moved = self.descend(ascent, piece, criterion, given)
                 self.restore()
                 outputs.append(at_weights or moved)
                 moved_outputs.append(moved)
@@ -409,6 +440,7 @@ class MicroScope(SharpStep):
                 self.leave_buffers([sample], start, criterion, given)
             if self.trainer.data_parallel_world_size > 1:
                 sums = sums._replace(unshared=float(self.run.covered.unshared))
+            sums = self.with_norms(sums)
             if len(pieces) == 1:
                 return losses[0], sizes[0], combined(outputs[0], moved_outputs[0], sums)
             return sum(losses), sum(sizes), combined(added(outputs), added(moved_outputs), sums)
@@ -444,8 +476,3 @@ class MicroScope(SharpStep):
         """Seed of this micro-batch's random direction."""
         update = seed_for(self.trainer.cfg.common.seed, self.update)
         return seed_for(update, self.position)
-
-
-def descending(ascent: Ascent, criterion: Any) -> Any:
-    """Choose the criterion of the passes after an ascent; one makes fairseq skip the update."""
-    return OverflowingCriterion(criterion) if ascent.overflow else criterion

@@ -54,6 +54,21 @@ class Folders:
     model: str | None = None
 
 
+@dataclass(frozen=True)
+class Example:
+    """One example of a split, to look at.
+
+    Args:
+        texts: What the model sees.
+        answer: The label, or the text to generate.
+        prediction: The label that the run predicts; none for texts.
+    """
+
+    texts: tuple[str, ...]
+    answer: str
+    prediction: str | None = None
+
+
 class DataKind(ABC, Generic[Corpus]):
     """What a recipe trains on, and all that follows from it."""
 
@@ -130,6 +145,29 @@ class DataKind(ABC, Generic[Corpus]):
         """
         del data, run, cpu, say
         raise UserError(f"the recipe {recipe.name} has no evaluation that a sweep could record")
+
+    def examples_of(
+        self, recipe: Recipe, data: Corpus, run: RunFolder, split: str, *, cpu: bool, say: Say
+    ) -> list[Example]:
+        """Read the examples of a split as people read them, in the order of the data.
+
+        Args:
+            recipe: What was trained.
+            data: On what.
+            run: The run, whose predictions are made for that.
+            split: Which one.
+            cpu: Whether to leave a GPU alone.
+            say: Told what happens.
+
+        Raises:
+            UserError: If examples of this kind have no losses of their own, or the split has no
+                answers.
+        """
+        del data, run, split, cpu, say
+        raise UserError(
+            f"the recipe {recipe.name} has no hard sentences: the loss of one of its sentences "
+            "depends on the others of its batch"
+        )
 
     @abstractmethod
     def evaluate(self, recipe: Recipe, run: RunFolder, options: EvaluationOptions) -> Evaluation:

@@ -14,6 +14,7 @@ from deltasam_fairseq.data.labelled_sentences import (
 )
 from deltasam_fairseq.data.sentence_task import SentenceTask
 from deltasam_fairseq.recipes.default_folders import data_folder, encoder_folder
+from deltasam_fairseq.recipes.kinds.base import Example
 from deltasam_fairseq.recipes.kinds.encoders import EncoderKind
 from deltasam_fairseq.settings import setting
 
@@ -84,6 +85,25 @@ class LabelledSentences(EncoderKind[PreparedSentences]):
         from deltasam_fairseq.recipes.classification import scores_of_validation  # noqa: PLC0415
 
         return scores_of_validation(self._task, data, run, cpu=cpu, say=say)
+
+    def examples_of(
+        self,
+        recipe: Recipe,
+        data: PreparedSentences,
+        run: RunFolder,
+        split: str,
+        *,
+        cpu: bool,
+        say: Say,
+    ) -> list[Example]:
+        """Read the sentences with their labels, and predict these."""
+        from deltasam_fairseq.recipes.classification import classify  # noqa: PLC0415
+
+        labels = data.labels(split)
+        columns = [f"input{number}" for number in range(len(self._task.split(split).layout.texts))]
+        texts = zip(*(data.texts(split, column) for column in columns), strict=True)
+        predictions = classify(self._task, data, run, split, cpu=cpu, say=say).predictions
+        return [Example(*row) for row in zip(texts, labels, predictions, strict=True)]
 
     def evaluate(self, recipe: Recipe, run: RunFolder, options: EvaluationOptions) -> Evaluation:
         """Predict the labels, and score them or write the file to hand in."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from deltasam_fairseq.data.bart import PreparedBart
-from deltasam_fairseq.data.prepared import PreparedData
+from deltasam_fairseq.data.prepared import SOURCE, SPLITS, TARGET, PreparedData
 from deltasam_fairseq.errors import UserError
-from deltasam_fairseq.recipes.kinds.base import DataKind, FolderOptions, Folders
+from deltasam_fairseq.recipes.kinds.base import DataKind, Example, FolderOptions, Folders
 from deltasam_fairseq.recipes.run_folder import RunFolder
 
 if TYPE_CHECKING:
+    from deltasam_fairseq.data.process import Say
     from deltasam_fairseq.recipes.base import Recipe
     from deltasam_fairseq.recipes.evaluation import Evaluation, EvaluationOptions
 
@@ -47,6 +48,15 @@ class TextPairs(DataKind[PreparedData]):
             run=RunFolder(folders.save_dir),
             checkpoint=PreparedBart.load(folders.bart) if folders.bart else None,
         )
+
+    def examples_of(
+        self, recipe: Recipe, data: PreparedData, run: RunFolder, split: str, *, cpu: bool, say: Say
+    ) -> list[Example]:
+        """Read the pairs."""
+        if split not in SPLITS:
+            raise UserError(f"{data.path} has no split {split!r}; it has {', '.join(SPLITS)}")
+        pairs = zip(data.texts(split, SOURCE), data.texts(split, TARGET), strict=True)
+        return [Example((source,), target) for source, target in pairs]
 
     def evaluate(self, recipe: Recipe, run: RunFolder, options: EvaluationOptions) -> Evaluation:
         """Generate texts, and score them and two baselines with ROUGE."""
