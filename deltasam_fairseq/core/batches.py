@@ -151,9 +151,7 @@ class Withheld:
                 if id(param) in self._sums:
                     param.grad = self._sums[id(param)][1]
             torch.autograd.backward(loss)
-            self._sums.update(
-                {id(p): (p, p.grad) for p in params if p.grad is not None},
-            )
+            self._sums.update({id(p): (p, p.grad) for p in params if p.grad is not None})
 
     @torch.no_grad()
     def release(self, factor: float) -> None:
@@ -210,6 +208,11 @@ def add_gradients(
             del losses
     together = joined(found)
     if not accepts(together):
+        if batches.group is not None:
+            # DistributedDataParallel waits for this backward pass, and would take the next
+            # one for it, which may be of a batch whose gradients stay on the worker.
+            with gradients_aside(passes.differentiated(last)):
+                torch.autograd.backward(last.sum() * 0)
         return together, False
     if sentences is None:
         (sentences,) = batches.everywhere(together.numel())

@@ -58,6 +58,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "per_instance-alone": {"method": "per_instance", "share": "uneven", "alone": True},
     "sam-infinite": {"method": "sam", "share": "uneven", "infinite": True},
     "sam-infinite on one worker": {"method": "sam", "share": "uneven", "infinite": "last"},
+    **{
+        f"sam-several-infinite-{share}": {
+            "method": "sam",
+            "share": share,
+            "infinite": "last",
+            "several": True,
+        }
+        for share in SEVERAL
+    },
     "delta_sam-unusable": {"method": "delta_sam", "share": "uneven", "weights": torch.zeros_like},
     "delta_sam-weightless": {"method": "delta_sam", "share": "one", "weights": torch.clone},
     **{
