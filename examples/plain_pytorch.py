@@ -31,7 +31,8 @@ def train(method: str, epochs: int = 30, seed: int = 0) -> list[float]:
     points = torch.randn(128, 2)
     classes = (points.square().sum(1) > 1.4).long()
     model = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 2))
-    optimizer = DeltaSAM(torch.optim.Adam(model.parameters(), lr=0.02), method=method, rho=0.05)
+    inner = torch.optim.Adam(model.parameters(), lr=0.02)
+    optimizer = DeltaSAM(inner, method=method, rho=0.05, model=model)
     score = nn.CrossEntropyLoss(reduction="none")
     means = []
     for _ in range(epochs):

@@ -2,14 +2,13 @@
 
 from deltasam_fairseq.core.covered import Covered
 from deltasam_fairseq.core.estimators import ESTIMATORS
+from deltasam_fairseq.core.finer_steps import grouped_step, per_instance_step
 from deltasam_fairseq.core.optimizer import DeltaSAM
 from deltasam_fairseq.core.passes import meet
 from deltasam_fairseq.core.perturb import perturbed
 from deltasam_fairseq.core.steps import (
     StepReport,
     delta_sam_step,
-    grouped_step,
-    per_instance_step,
     plain_step,
     sam_step,
 )

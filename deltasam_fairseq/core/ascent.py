@@ -9,9 +9,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from deltasam_fairseq.core.batches import Batches, joined
 from deltasam_fairseq.core.estimators import Estimator, Weights, uniform, uniform_weights
 from deltasam_fairseq.core.passes import Passes
-from deltasam_fairseq.core.precision import NoAutocast, full_precision, is_full_precision, is_half
+from deltasam_fairseq.core.precision import (
+    NoAutocast,
+    full_precision,
+    is_full_precision,
+    is_half,
+    wide,
+)
 from deltasam_fairseq.core.weight_space import WeightSpace
 from deltasam_fairseq.core.weights import usable
 from deltasam_fairseq.core.workers import add_up
@@ -24,7 +31,8 @@ class Ascent(NamedTuple):
         losses: ``l_i(w)``, shape ``(N,)``, detached.
         weights: The weights that the direction was made of.
         direction: One tensor per parameter, or ``None``.
-        norm: The direction's norm, that of the gradient of the weighted mean loss.
+        norm: The direction's norm, that of the gradient of the weighted mean loss, times the
+            loss scale.
         sentences: How many sentences of all workers share the direction.
         reached: The parameters that received a gradient on any worker.
         fallbacks: 1 if equal weights took the place of unusable ones, else 0.
@@ -81,38 +89,57 @@ def in_full_precision(
 
 
 def ascend(
-    passes: Passes,
+    batches: Batches,
     space: WeightSpace,
-    weigh: Callable[[Tensor], Weights],
+    prepare: Callable[[Passes], Callable[[Tensor], Weights]],
     *,
     falls_back: bool,
+    loss_scale: float = 1.0,
 ) -> Ascent:
-    """Find the steepest direction of the weighted losses, over all workers.
+    """Find the steepest direction of the weighted losses, over all batches and workers.
 
     Args:
-        passes: The batch.
+        batches: The update.
         space: The parameters that are perturbed.
-        weigh: From the losses at w to the weights.
+        prepare: From a batch to a function from its losses at w to the weights.
         falls_back: Whether equal weights take the place of weights that leave no
             usable gradient.
+        loss_scale: Factor on the losses, which the direction and its norm keep.
 
     Returns:
         The ascent; no ``.grad`` was touched.
     """
-    losses = passes()  # l_i(w), shape (N,)
-    weights, fallbacks = weigh(losses.detach()), 0  # g_i, shape (N,)
-    # Several workers must decide alike, so they decide by their common gradient, below.
-    if falls_back and passes.group is None and not usable(weights.values):
-        weights, fallbacks, falls_back = uniform_weights(losses), 1, False
-    gradients, sentences, reached = _gradients(passes, losses, weights.values)
-    passes.leave()  # behind the backward pass, which runs checkpointed layers again
+    found = WeightedMean(space)
+    at: list[Tensor] = []
+    weighed: list[Weights] = []
+    fallbacks = 0
+    for passes in batches:
+        with passes.local():
+            weigh = prepare(passes)
+            losses = passes()  # l_i(w), shape (N,)
+            weights = weigh(losses.detach())  # g_i, shape (N,)
+            # Several batches or workers decide together, by their common gradient, below.
+            alone = len(batches) == 1 and passes.group is None
+            if falls_back and alone and not usable(weights.values):
+                weights, fallbacks, falls_back = uniform_weights(losses), 1, False
+            found.add(passes, losses, weights.values, alone=alone, loss_scale=loss_scale)
+            at.append(losses.detach())
+            weighed.append(weights)
+            passes.leave()  # behind the backward pass, which runs checkpointed layers again
+    gradients, sentences, reached = found.over_workers(batches)
     # Eq. 7 moves the weights by rho v / ||v||, where v = sum_i g_i grad l_i / sum_i g_i.
     direction, norm = space.steepest(gradients)
     # A zero or infinite v has no direction; equal weights give that of SAM.
     if falls_back and not is_usable(norm):
-        del losses, gradients, direction
-        return ascend(passes, space, uniform_weights, falls_back=False)._replace(fallbacks=1)
-    return Ascent(losses.detach(), weights, direction, norm, sentences, reached, fallbacks)
+        del losses, gradients, direction, found
+        again = ascend(
+            batches, space, lambda _: uniform_weights, falls_back=False, loss_scale=loss_scale
+        )
+        return again._replace(fallbacks=1)
+    weights = Weights(
+        joined([w.values for w in weighed]), torch.stack([w.floored for w in weighed]).sum()
+    )
+    return Ascent(joined(at), weights, direction, norm, sentences, reached, fallbacks)
 
 
 def is_usable(norm: float) -> bool:
@@ -120,38 +147,89 @@ def is_usable(norm: float) -> bool:
     return math.isfinite(norm) and norm > 0
 
 
-def _gradients(
-    passes: Passes, losses: Tensor, weights: Tensor
-) -> tuple[list[Tensor | None], float, list[Tensor]]:
-    """Differentiate the weighted mean of the losses of all workers.
+class WeightedMean:
+    """``sum_i g_i grad l_i / sum_i g_i``, of batch after batch.
 
-    Returns:
-        The gradients, the number of sentences, and the parameters that were reached.
+    Args:
+        params: The parameters.
     """
-    # Only ratios between weights matter (Eq. 7), so the mean weight is made 1:
-    # tiny weights would otherwise make half-precision gradients underflow to zero.
-    relative = (weights / weights.mean()).to(losses.dtype)
-    if passes.group is None:
-        gradients = passes.ascend((losses * relative).mean())
-        return gradients, losses.numel(), _marked(passes.params, [g is not None for g in gradients])
-    own = weights.sum().item()
-    if own == 0:  # all weights of this worker are zero, and 0 / 0 is not a number
-        relative = torch.zeros_like(relative)
-    gradients = passes.ascend((losses * relative).mean())
-    filled = [
-        torch.zeros_like(p) if g is None else g
-        for p, g in zip(passes.params, gradients, strict=True)
+
+    def __init__(self, params: Sequence[Tensor]) -> None:
+        self._params = params
+        self._mean: list[Tensor | None] = [None] * len(params)
+        self._own = 0.0
+        self._sentences = 0
+
+    def add(
+        self, passes: Passes, losses: Tensor, weights: Tensor, *, alone: bool, loss_scale: float
+    ) -> None:
+        """Differentiate the weighted mean of a batch's losses.
+
+        Args:
+            passes: The batch.
+            losses: With their graph, which is used up.
+            weights: g.
+            alone: Whether no other batch or worker shares the mean.
+            loss_scale: Factor on the gradient.
+        """
+        self._sentences += losses.numel()
+        # Only ratios between weights matter (Eq. 7), so the mean weight is made 1:
+        # tiny weights would otherwise make half-precision gradients underflow to zero.
+        relative = (weights / weights.mean()).to(losses.dtype)
+        own = 0.0 if alone else weights.sum().item()
+        if own == 0 and not alone:  # all weights are zero, and 0 / 0 is not a number
+            relative = torch.zeros_like(relative)
+        gradients = passes.ascend(wide((losses * relative).mean()) * loss_scale)
+        if self._own == 0:
+            self._mean, self._own = _filled_up(gradients, self._mean), own
+            return
+        # m <- m + (g - m) own / (all weights so far)
+        self._own += own
+        share = own / self._own
+        for place, (mean, gradient) in enumerate(zip(self._mean, gradients, strict=True)):
+            if mean is not None:
+                self._mean[place] = wide(mean).mul_(1 - share)
+            if gradient is not None:
+                part = wide(gradient).mul_(share)
+                kept = self._mean[place]
+                self._mean[place] = part if kept is None else kept.add_(part)
+
+    def over_workers(self, batches: Batches) -> tuple[list[Tensor | None], float, list[Tensor]]:
+        """Take the mean over all workers, too.
+
+        Args:
+            batches: The update.
+
+        Returns:
+            The gradients, the number of sentences, and the parameters that were reached.
+        """
+        if batches.group is None:
+            reached = [g is not None for g in self._mean]
+            return self._mean, self._sentences, _marked(self._params, reached)
+        filled = [
+            torch.zeros_like(p) if g is None else g
+            for p, g in zip(self._params, self._mean, strict=True)
+        ]
+        # A worker's weighted mean is (sum of g_i grad l_i) / (sum of g_i): both sums are
+        # added up over the workers, and divided then.
+        _, sentences, *marks = add_up(
+            filled,
+            [self._own, float(self._sentences), *(float(g is not None) for g in self._mean)],
+            batches.group,
+            factor=self._own,
+            divisor=lambda numbers: numbers[0],
+        )
+        return list(filled), sentences, _marked(self._params, marks)
+
+
+def _filled_up(
+    gradients: Sequence[Tensor | None], others: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """Return gradients, with zeros where a batch without weight alone has reached."""
+    return [
+        torch.zeros_like(o) if g is None and o is not None else g
+        for g, o in zip(gradients, others, strict=True)
     ]
-    # A worker's weighted mean is (sum of g_i grad l_i) / (sum of g_i): both sums are
-    # added up over the workers, and divided then.
-    _, sentences, *marks = add_up(
-        filled,
-        [own, float(losses.numel()), *(float(g is not None) for g in gradients)],
-        passes.group,
-        factor=own,
-        divisor=lambda numbers: numbers[0],
-    )
-    return list(filled), sentences, _marked(passes.params, marks)
 
 
 def _marked(params: Sequence[Tensor], marks: Sequence[float]) -> list[Tensor]:

@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import logging
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from deltasam_fairseq.choices import METHODS
 from deltasam_fairseq.core.checks import not_negative, one_of, positive
 from deltasam_fairseq.core.covered import Covered
 from deltasam_fairseq.core.estimators import ESTIMATORS, finite_difference
+from deltasam_fairseq.core.finer_steps import grouped_step
+from deltasam_fairseq.core.instances import ENGINES, Instances
+from deltasam_fairseq.core.interplay import (
+    refuse_lost_batches,
+    refuse_to_be_stepped_by_scalers,
+    scale_of,
+    unscale,
+)
 from deltasam_fairseq.core.noise import seed_for
 from deltasam_fairseq.core.passes import Passes
 from deltasam_fairseq.core.precision import is_half
 from deltasam_fairseq.core.randomness import RandomState
-from deltasam_fairseq.core.steps import (
-    StepReport,
-    delta_sam_step,
-    grouped_step,
-    per_instance_step,
-    plain_step,
-    sam_step,
-)
+from deltasam_fairseq.core.steps import StepReport, delta_sam_step, plain_step, sam_step
 from deltasam_fairseq.core.vectors import unique
 from deltasam_fairseq.core.weight_space import WeightSpace
 
 logger = logging.getLogger(__name__)
+
+Closure = Callable[..., Tensor]
 
 _STEPS, _PROBED = "deltasam_steps", "deltasam_probed"
 
@@ -42,7 +43,8 @@ class DeltaSAM(Optimizer):
 
     ``step`` takes a closure that runs the forward pass alone and returns one
     loss per sentence; the passes, the perturbation and the backward passes
-    happen inside. Gradients already in ``.grad`` stay and are added to, so
+    happen inside. A list of closures is one update of several batches, with the result of
+    the large batch. Gradients already in ``.grad`` stay and are added to, so
     call ``zero_grad`` first as usual.
 
     Args:
@@ -61,6 +63,17 @@ class DeltaSAM(Optimizer):
             SAM); take a rho about ten times larger.
         groups: With ``sam`` and ``delta_sam``, among how many perturbations the sentences
             of a step are dealt out at random; 1 is the usual.
+        model: The model, wrapped or not; ``per_instance`` needs it for its batched engine.
+        engine: Of ``per_instance``: ``batched`` takes two passes over a batch and raises
+            ``Unsupported`` where that would not be exact; ``auto`` takes the loop over
+            sentences there, and says so once in the log; ``loop`` needs no model.
+        max_grad_norm: Largest norm of the descent's gradient, which is clipped before
+            the inner optimizer uses it. The ascent is not clipped.
+        scaler: A GradScaler, for float16. The step does all that it is for: call
+            neither its ``step`` nor its ``update``.
+
+    Attributes:
+        report: That of the last step, for wrappers that return none.
 
     Groups:
         A parameter group may have ``"rho_factor"``, its radius relative to rho
@@ -71,18 +84,23 @@ class DeltaSAM(Optimizer):
         TypeError: If ``inner`` is not an optimizer or needs a closure, or the
             seed is no whole number. A value outside its range, the unknown
             name of a method or reduction, an inner optimizer that maximizes, and
-            parameters that are complex or sharded are a ``ValueError``; the
+            parameters that are complex or sharded are a ``ValueError``, and so is
+            ``per_instance`` without a model; the
             unknown name of an estimator is an ``UnknownName``.
 
     Workers:
         Under DistributedDataParallel a step is that of one process with the
         sentences of all workers, however many each has: a perturbation that is
         shared is computed from all of them, and the descent is reduced over
-        all of them. The report's losses and weights are this worker's.
+        all of them. The report's losses and weights are this worker's. Workers may have
+        different numbers of closures.
 
     Precision:
         The passes behind the weights of Eq. 5 run in float32, also where the
-        closure uses autocast. A GradScaler is refused.
+        closure uses autocast. With a scaler, a gradient of the ascent or the descent
+        that is not finite, on any worker, leaves the weights where they were: all workers
+        skip the update, ``.grad`` is cleared and the scale lowered once. Leaves that the
+        inner optimizer does not train get gradients that are still scaled.
 
     State:
         ``state_dict`` is the inner optimizer's, with a few more entries: how many
@@ -118,6 +136,10 @@ class DeltaSAM(Optimizer):
         seed: int = 1,
         adaptive: bool = False,
         groups: int = 1,
+        model: nn.Module | None = None,
+        engine: str = "auto",
+        max_grad_norm: float | None = None,
+        scaler: Any = None,
     ) -> None:
         if not isinstance(inner, Optimizer):
             raise TypeError(
@@ -147,42 +169,80 @@ class DeltaSAM(Optimizer):
         self.reduction = one_of(reduction, "reduction", ("mean", "sum"))
         self.seed = seed
         self.adaptive = adaptive
+        self.max_grad_norm = (
+            None if max_grad_norm is None else positive(max_grad_norm, "max_grad_norm")
+        )
+        self.scaler = scaler
         self.steps = 0
+        self.report: StepReport | None = None
+        one_of(engine, "engine", ENGINES)
+        self._instances = Instances(model, engine) if method == "per_instance" else None
         self._probed: set[int] = set()
         self._warned = False
         self._space()  # refuses what it cannot perturb
 
     @torch.enable_grad()
-    def step(self, closure: Callable[..., Tensor] | None = None) -> StepReport:  # type: ignore[override]
-        """Run the passes of one batch and update the weights.
+    def step(  # type: ignore[override]
+        self, closure: Closure | Sequence[Closure] | None = None
+    ) -> StepReport:
+        """Run the passes of one update and change the weights.
 
         Args:
             closure: One forward pass of the batch; returns the losses, shape
                 ``(N,)``. It must neither call ``backward`` nor ``zero_grad``.
                 Of modules that it uses without calling them, it tells by
                 :func:`~deltasam_fairseq.core.passes.meet`.
+                A list of closures is an update of several batches, which equals that
+                of one large batch: they share what a batch shares, and the descent is
+                reduced over the sentences of all.
                 With ``per_instance``, a closure that has an optional parameter
                 ``index`` is called as ``closure(index=i)`` for the loss of
                 sentence ``i`` alone, which spares the loop passes over the
                 whole batch.
 
         Returns:
-            The report; its ``losses`` are those at the weights before the
-            update. A closure that returns no vector of losses, or a sparse gradient,
-            is a ``ValueError``.
+            The report on all batches, also kept in ``report``; its ``losses`` are those at
+            the weights before the update. A closure that returns no vector of losses, or a
+            sparse gradient, is a ``ValueError``.
 
         Raises:
             TypeError: If there is no closure.
         """
-        if closure is None:
+        several = [closure] if callable(closure) else closure
+        if not several or not all(map(callable, several)):
             raise TypeError(
                 "DeltaSAM.step needs a closure that runs the forward pass and returns one loss "
-                "per sentence; backward passes happen inside the step"
+                "per sentence, or a list of such closures; backward passes happen inside the step"
             )
-        report = self._passes(self._space(), closure)
-        self.inner.step()
-        self.steps += 1
-        return report
+        if callable(closure):
+            refuse_lost_batches()
+        space = self._space()
+        scale = scale_of(self.scaler, self.trainable())
+        self.report = self._passes(space, list(several), scale)
+        if scale is None:
+            self._clip()
+            self.inner.step()
+            self.steps += 1
+        else:
+            self._step_with_scaler(self.report)
+        return self.report
+
+    def _step_with_scaler(self, report: StepReport) -> None:
+        params = self.trainable()
+        overflow = unscale(self.scaler, self.inner, params, overflow=report.overflow)
+        if not overflow:
+            self._clip()
+        self.scaler.step(self.inner)
+        self.scaler.update()
+        self.report = report._replace(overflow=overflow)
+        if overflow:
+            self.zero_grad()
+        else:
+            self.steps += 1
+
+    def _clip(self) -> None:
+        if self.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self.trainable(), self.max_grad_norm)
 
     def trainable(self) -> list[Tensor]:
         """List the parameters that train, each once."""
@@ -209,37 +269,30 @@ class DeltaSAM(Optimizer):
                     adaptive.add(id(param))
         return WeightSpace(self.trainable(), factors=factors, adaptive=adaptive)
 
-    def _passes(self, params: WeightSpace, closure: Callable[..., Tensor]) -> StepReport:
+    def _passes(
+        self, space: WeightSpace, closures: Sequence[Closure], scale: float | None
+    ) -> StepReport:
+        given: dict[str, Any] = {"reduction": self.reduction, "loss_scale": scale}
         if self.method == "none" or self.rho == 0:
-            return plain_step(params, closure, reduction=self.reduction)
+            return plain_step(space, closures, **given)
+        given["rho"] = self.rho
+        if self._instances is not None:
+            return self._instances.step(space, closures, **given)
         seed = seed_for(self.seed, self.steps)
         if self.method == "sam" and self.groups > 1:
-            return grouped_step(
-                params, closure, self.groups, rho=self.rho, seed=seed, reduction=self.reduction
-            )
+            return grouped_step(space, closures, self.groups, seed=seed, **given)
         if self.method == "sam":
-            return sam_step(params, closure, rho=self.rho, reduction=self.reduction)
-        if self.method == "per_instance":
-            alone = "index" in inspect.signature(closure).parameters
-            return per_instance_step(
-                params,
-                closure,
-                rho=self.rho,
-                loss_of=(lambda index: closure(index=index)) if alone else None,
-                reduction=self.reduction,
-            )
-        self._warn_of_coarse_weights(params)
-        step = delta_sam_step if self.groups == 1 else partial(grouped_step, groups=self.groups)
-        return step(
-            params,
-            closure,
-            rho=self.rho,
+            return sam_step(space, closures, **given)
+        self._warn_of_coarse_weights(space)
+        given.update(
             eta=self.eta,
             seed=seed,
             estimator=self.estimator,
-            probed=self._covered(params, closure),
-            reduction=self.reduction,
+            probed=self._covered(space, closures[0]),
         )
+        if self.groups > 1:
+            return grouped_step(space, closures, self.groups, **given)
+        return delta_sam_step(space, closures, **given)
 
     def _warn_of_coarse_weights(self, params: WeightSpace) -> None:
         coarse = self.estimator is finite_difference and any(map(is_half, params))
@@ -250,7 +303,7 @@ class DeltaSAM(Optimizer):
             )
             self._warned = True
 
-    def _covered(self, params: WeightSpace, closure: Callable[..., Tensor]) -> Covered:
+    def _covered(self, params: WeightSpace, closure: Closure) -> Covered:
         """Return what the random direction covers, looked for if nothing is known yet."""
         # Positions rather than tensors, because they are saved. They stay what they
         # are when a group is added, at the end.
@@ -335,22 +388,4 @@ class DeltaSAM(Optimizer):
         )
 
 
-def _refuse_scalers() -> None:
-    """Let a GradScaler that is given a :class:`DeltaSAM` say that this cannot work."""
-    # It asks the optimizer for nothing before it fails in an assertion about itself.
-    scaler = getattr(torch.amp, "GradScaler", torch.cuda.amp.GradScaler)  # the latter before 2.3
-    step = scaler.step
-
-    @functools.wraps(step)
-    def refusing(self: Any, optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(optimizer, DeltaSAM) and self.is_enabled():
-            raise TypeError(
-                "a GradScaler cannot step a DeltaSAM: it would have to unscale the passes inside "
-                "the step. Use bfloat16 autocast or float32 without a scaler, or fairseq's --fp16"
-            )
-        return step(self, optimizer, *args, **kwargs)
-
-    scaler.step = refusing  # type: ignore[method-assign]
-
-
-_refuse_scalers()
+refuse_to_be_stepped_by_scalers(DeltaSAM)

@@ -107,7 +107,10 @@ class Passes:
         like: Passes of the same update, with the same modules, buffers and workers.
 
     Attributes:
+        params: The parameters.
+        losses_function: One forward pass, which starts from wherever things are.
         buffers: The buffers of all modules that were met, as the first pass saw them.
+        left: The buffers where the update leaves them, once a pass at w has said so.
         wrappers: What was met of those that share gradients with other workers.
         group: The workers that share the step: the process group of the
             DistributedDataParallel that was met, if it has more than one worker.
@@ -125,8 +128,8 @@ class Passes:
         self.buffers: Buffers = like.buffers if like else Buffers()
         self.wrappers: list[DistributedDataParallel] = like.wrappers if like else []
         self._start = PassState(RandomState.capture(params), self.buffers)
-        self._left: Buffers | None = None
-        self._losses_function = losses_function
+        self.left: Buffers | None = None
+        self.losses_function = losses_function
         self._local: ExitStack | None = None
 
     def __call__(self) -> Tensor:
@@ -139,7 +142,7 @@ class Passes:
         for wrapper in self.wrappers:
             self._stay_local(wrapper)
         with _running_in(self):
-            return self._losses_function()
+            return self.losses_function()
 
     def rewind(self) -> None:
         """Put generators and buffers where the first pass found them."""
@@ -154,12 +157,23 @@ class Passes:
         Returns:
             One gradient per parameter, ``None`` where the loss does not depend on it.
         """
+        with gradients_aside(self.differentiated(loss)):
+            torch.autograd.backward(loss)
+            return take_gradients(self.params)
+
+    def differentiated(self, loss: Tensor) -> list[Tensor]:
+        """List all that a backward pass gives a gradient to, and the perturbed parameters.
+
+        Args:
+            loss: A tensor of a pass; its graph is kept.
+
+        Returns:
+            Each once.
+        """
         # Of the modules as well as of the graph, which does not show the parameters
         # of layers whose activations are checkpointed.
         called = (p for m in self.buffers.modules for p in m._parameters.values() if p is not None)
-        with gradients_aside(unique([*self.params, *called, *leaves(loss)])):
-            torch.autograd.backward(loss)
-            return take_gradients(self.params)
+        return unique([*self.params, *called, *leaves(loss)])
 
     def reached(self) -> list[Tensor]:
         """List the parameters that receive a gradient from a pass of any worker."""
@@ -194,7 +208,7 @@ class Passes:
         left = None
         try:
             yield
-            left = self._left
+            left = self.left
         finally:
             # Of modules that were met after ``leave``, there is nothing in what it left.
             self.buffers.replay()
@@ -203,7 +217,7 @@ class Passes:
 
     def leave(self) -> None:
         """Let the update leave the buffers as they are now, after a pass at w."""
-        self._left = self.buffers.now()
+        self.left = self.buffers.now()
 
     def include(self, module: nn.Module, *, whole: bool) -> None:
         """Borrow the buffers of a module, and keep its gradients local if that is asked for.

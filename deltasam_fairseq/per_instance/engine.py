@@ -184,6 +184,18 @@ class Engine:
         self.plan = plan or Plan()
         self.sites = Sites()
         self._tables = Tables()
+        self._refuse_adaptive()
+
+    def perturb(self, params: Sequence[Tensor]) -> None:
+        """Perturb other parameters from now on; what is known of the model's layouts stays.
+
+        Args:
+            params: The parameters, or their space.
+        """
+        self._given = WeightSpace.of(params)
+        self._refuse_adaptive()
+
+    def _refuse_adaptive(self) -> None:
         self._cover()
         if self.space.is_adaptive:
             raise Unsupported("adaptive neighbourhoods have no batched perturbation")

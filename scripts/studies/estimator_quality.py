@@ -28,10 +28,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from deltasam_fairseq.core import per_instance_step
 from deltasam_fairseq.core.estimators import ESTIMATORS, probe
 from deltasam_fairseq.core.graph import differentiate, gradients_aside, take_gradients
 from deltasam_fairseq.core.noise import seed_for
-from deltasam_fairseq.core.steps import per_instance_step
 from deltasam_fairseq.core.vectors import global_norm
 from deltasam_fairseq.core.weight_space import WeightSpace
 from deltasam_fairseq.core.weights import instance_weights, slope, usable

@@ -14,19 +14,59 @@ from torch.nn.parallel import DistributedDataParallel
 from deltasam_fairseq.choices import METHODS
 from deltasam_fairseq.core import DeltaSAM, meet
 from deltasam_fairseq.core.estimators import Estimator, Weights
-from deltasam_fairseq.per_instance import Engine, batched_per_instance_step
+from deltasam_fairseq.core.interplay import GradScaler
+from deltasam_fairseq.per_instance import AmbiguousBatch, Engine, batched_per_instance_step
 from tests.support.compare import assert_close
 from tests.support.workers import run_workers
 
 UPDATES = 3
 # How two workers share seven or eight sentences.
 SHARES = {"even": [4, 4], "uneven": [4, 3], "one": [6, 1]}
+# How many of its sentences each of them hands over in a closure of its own, first.
+SEVERAL = {"even": [[1, 3], [2, 2]], "uneven": [[3, 1], [1, 2]], "one": [[4, 2], [1]]}
+BATCHED = {"method": "per_instance", "engine": "batched"}
+EVERY: dict[str, dict[str, Any]] = {**{m: {"method": m} for m in METHODS}, "batched": BATCHED}
 SETTINGS: dict[str, dict[str, Any]] = {
-    **{f"{m}-{share}": {"method": m, "share": share} for m in METHODS for share in SHARES},
-    **{f"{m}-sum": {"method": m, "share": "uneven", "reduction": "sum"} for m in METHODS},
+    **{f"{m}-{share}": {**EVERY[m], "share": share} for m in EVERY for share in SHARES},
+    **{f"{m}-sum": {**EVERY[m], "share": "uneven", "reduction": "sum"} for m in EVERY},
+    **{
+        f"{m}-several-{share}": {**EVERY[m], "share": share, "several": True}
+        for m in EVERY
+        for share in SEVERAL
+    },
+    **{f"{m}-scaled": {**EVERY[m], "share": "uneven", "scale": 2.0**20} for m in EVERY},
+    **{
+        f"{m}-overflow": {
+            **EVERY[m],
+            "share": "uneven",
+            "several": True,
+            "scale": 2.0**20,
+            "big": 1,
+        }
+        for m in EVERY
+    },
+    **{
+        f"batched-refused in pass {call}": {
+            **BATCHED,
+            "engine": "auto",
+            "share": "uneven",
+            "refused": call,
+            "several": True,
+        }
+        for call in (1, 2, 3)
+    },
     "per_instance-alone": {"method": "per_instance", "share": "uneven", "alone": True},
     "sam-infinite": {"method": "sam", "share": "uneven", "infinite": True},
     "sam-infinite on one worker": {"method": "sam", "share": "uneven", "infinite": "last"},
+    **{
+        f"sam-several-infinite-{share}": {
+            "method": "sam",
+            "share": share,
+            "infinite": "last",
+            "several": True,
+        }
+        for share in SEVERAL
+    },
     "delta_sam-unusable": {"method": "delta_sam", "share": "uneven", "weights": torch.zeros_like},
     "delta_sam-weightless": {"method": "delta_sam", "share": "one", "weights": torch.clone},
     **{
@@ -115,32 +155,63 @@ def train(model: nn.Module, setting: dict[str, Any], rows: slice, used: Any = No
     data = torch.randn(UPDATES, sum(SHARES[setting["share"]]), 3, dtype=torch.float64)
     data[:, -1] = 0  # whose loss is 0, and so its weight in proportion to it
     others = torch.optim.SGD(inside.encoder.parameters(), lr=0.1)
+    scaler = GradScaler("cpu", init_scale=setting["scale"]) if "scale" in setting else None
     optimizer = DeltaSAM(
         torch.optim.Adam(inside.head.parameters(), lr=0.01, eps=1e-6),
         method=setting["method"],
+        engine=setting.get("engine", "loop"),
+        model=model,
         reduction=setting.get("reduction", "mean"),
+        scaler=scaler,
         rho=0.3,
     )
     if "weights" in setting:
         optimizer.estimator = weigh_by(setting["weights"])
     for update in range(1 if setting.get("infinite") else UPDATES):
         x = data[update][rows]
+        factors = torch.ones(data.shape[1], dtype=torch.float64)
+        if setting.get("big") == update:
+            factors[5] = 1e304  # of the second worker, whose gradient overflows
+        factors = factors[rows]
         others.zero_grad()
         optimizer.zero_grad()
+        calls = 0
 
-        def whole(x: Tensor = x) -> Tensor:
-            return used(x)
+        def whole(x: Tensor = x, factors: Tensor = factors, update: int = update) -> Tensor:
+            nonlocal calls
+            calls += 1
+            losses = used(x) * factors
+            if calls == setting.get("refused") and update == 1 and rows.start:
+                raise AmbiguousBatch("this worker's batch is odd")
+            return losses
 
         def alone(index: int | None = None, x: Tensor = x) -> Tensor:
             return model(x if index is None else x[index : index + 1])
 
-        report = optimizer.step(alone if setting.get("alone") else whole)
-        if setting["method"] != "per_instance":  # the sentence of loss 0 perturbs nothing
+        closures: Any = alone if setting.get("alone") else whole
+        if setting.get("several"):
+            split = SEVERAL[setting["share"]][bool(rows.start)]
+            split = split if rows.stop else [split[0], len(x) - split[0]]
+            closures = [
+                partial(whole, *of) for of in zip(x.split(split), factors.split(split), strict=True)
+            ]
+            closures = [partial(c, update=update) for c in closures]
+        report = optimizer.step(closures)
+        assert report.overflow == (setting.get("big") == update)
+        if (
+            setting["method"] != "per_instance" and not report.overflow
+        ):  # the sentence of loss 0 perturbs nothing
             assert (report.fallbacks > 0) == (
                 "infinite" in setting or setting.get("weights") is torch.zeros_like
             )
-        others.step()
-    return [inside.calls, *(p.detach() for p in inside.parameters())]
+        if scaler is None:
+            others.step()
+    found = [p.detach() for p in inside.parameters()]
+    if scaler is not None:
+        found.append(torch.tensor(scaler.get_scale()))
+    # The second worker of this share has fewer closures, and so fewer passes.
+    same = not setting.get("several") or setting["share"] != "one"
+    return [inside.calls, *found] if same else found
 
 
 def work(rank: int, count: int, port: int) -> dict[str, Any]:

@@ -97,4 +97,4 @@ def test_the_optimizer_deals_anew_in_every_step() -> None:
 @pytest.mark.parametrize(("groups", "method"), [(0, "sam"), (1.5, "sam"), (2, "per_instance")])
 def test_groups_that_make_no_sense(groups: Any, method: str) -> None:
     with pytest.raises(ValueError, match="groups"):
-        DeltaSAM(torch.optim.SGD(mlp().params, lr=0.1), method=method, groups=groups)
+        DeltaSAM(torch.optim.SGD(mlp().params, lr=0.1), method=method, engine="loop", groups=groups)

@@ -25,7 +25,7 @@ sharpness_aware = pytest.mark.parametrize("method", ["sam", "delta_sam", "per_in
 def test_1_a_checkpoint_keeps_the_moments_of_the_inner_optimizer(method: str) -> None:
     """Elsewhere it holds the saved weights instead: resuming moves the weights by up to 0.15."""
     problem, resumed = mlp(), mlp()
-    optimizer = DeltaSAM(torch.optim.AdamW(problem.params, lr=0.01), method=method)
+    optimizer = DeltaSAM(torch.optim.AdamW(problem.params, lr=0.01), method=method, engine="loop")
     for update in range(5):
         optimizer.zero_grad()
         optimizer.step(problem.losses(update))
@@ -38,7 +38,7 @@ def test_1_a_checkpoint_keeps_the_moments_of_the_inner_optimizer(method: str) ->
     file.seek(0)
     model, saved = torch.load(file, weights_only=True)
     resumed.model.load_state_dict(model)
-    again = DeltaSAM(torch.optim.AdamW(resumed.params, lr=0.01), method=method)
+    again = DeltaSAM(torch.optim.AdamW(resumed.params, lr=0.01), method=method, engine="loop")
     again.load_state_dict(saved)
     for run, o in ((problem, optimizer), (resumed, again)):
         o.zero_grad()
@@ -57,7 +57,7 @@ def test_2_a_layer_without_a_gradient_in_one_pass_is_put_back(method: str, missi
     dropped, kept = nn.Linear(3, 3), nn.Linear(3, 1)
     x = torch.randn(2, 3)
     params = [*dropped.parameters(), *kept.parameters()]
-    optimizer = DeltaSAM(torch.optim.SGD(params, lr=0.0), method=method)
+    optimizer = DeltaSAM(torch.optim.SGD(params, lr=0.0), method=method, engine="loop")
     before = copies(params)
     calls = 0
 
@@ -79,7 +79,7 @@ def test_3_a_hundred_steps_drift_by_nothing(method: str, dtype: torch.dtype) -> 
     """Adding and subtracting instead drifts by about rho in bfloat16 after a thousand."""
     x = torch.randn(2, 20)
     problem = vector_problem(torch.randn(20).to(dtype), lambda w: (x @ w.float()).tanh().square())
-    optimizer = DeltaSAM(torch.optim.SGD(problem.params, lr=0.0), method=method)
+    optimizer = DeltaSAM(torch.optim.SGD(problem.params, lr=0.0), method=method, engine="loop")
     before = copies(problem.named)
     for _ in range(100):
         optimizer.zero_grad()
@@ -91,7 +91,7 @@ def test_3_a_hundred_steps_drift_by_nothing(method: str, dtype: torch.dtype) -> 
 def test_3_an_infinite_perturbation_leaves_no_trace(method: str) -> None:
     """It cannot be subtracted away: inf - inf is nan."""
     model = Vector(torch.tensor([1.0, 2.0]))
-    optimizer = DeltaSAM(torch.optim.SGD([model.w], lr=0.0), method=method)
+    optimizer = DeltaSAM(torch.optim.SGD([model.w], lr=0.0), method=method, engine="loop")
     # The gradient is infinite too, and 0 * inf would be nan: the inner optimizer gets none.
     optimizer.register_step_pre_hook(lambda *_: optimizer.zero_grad())
     optimizer.step(lambda: model.w.square() * 1e38 * 10)
@@ -104,7 +104,7 @@ def test_4_storage_does_not_move(method: str) -> None:
     flat = torch.randn(12)
     weight, bias = nn.Parameter(flat[:9].view(3, 3)), nn.Parameter(flat[9:])
     x = torch.randn(2, 3)
-    optimizer = DeltaSAM(torch.optim.SGD([weight, bias], lr=0.1), method=method)
+    optimizer = DeltaSAM(torch.optim.SGD([weight, bias], lr=0.1), method=method, engine="loop")
     start = flat.clone()
 
     def in_sync(_: int) -> None:
@@ -127,7 +127,9 @@ def test_5_radius_zero_is_the_inner_optimizer_with_dropout_on(method: str) -> No
         inner.zero_grad()
         plain.losses(update % 5)().mean().backward()
         inner.step()
-    optimizer = DeltaSAM(torch.optim.AdamW(wrapped.params, lr=0.01), method=method, rho=0.0)
+    optimizer = DeltaSAM(
+        torch.optim.AdamW(wrapped.params, lr=0.01), method=method, engine="loop", rho=0.0
+    )
     torch.manual_seed(5)
     for update in range(20):
         optimizer.zero_grad()
@@ -142,7 +144,7 @@ def test_6_the_gradient_is_counted_once_and_every_inner_optimizer_will_do(method
     And it dies of ``KeyError('step')`` with SGD, which has no such state.
     """
     problem = mlp()
-    optimizer = DeltaSAM(torch.optim.SGD(problem.params, lr=0.0), method=method)
+    optimizer = DeltaSAM(torch.optim.SGD(problem.params, lr=0.0), method=method, engine="loop")
     for update in range(3):
         expected = twin(method, problem, seed=seed_for(1, update))
         optimizer.zero_grad()
@@ -161,7 +163,9 @@ def test_7_the_weights_are_really_perturbed(method: str) -> None:
         gap = [(p - b).flatten() for p, b in zip(problem.params, before.values(), strict=True)]
         far.append(torch.cat(gap).norm().item())
 
-    optimizer = DeltaSAM(torch.optim.SGD(problem.params, lr=0.0), method=method, rho=0.2)
+    optimizer = DeltaSAM(
+        torch.optim.SGD(problem.params, lr=0.0), method=method, engine="loop", rho=0.2
+    )
     report = optimizer.step(Calls(problem.losses(), before=measure))
     assert far[-1] == pytest.approx(0.2)
     assert report.sharpness > 0

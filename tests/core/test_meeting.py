@@ -93,7 +93,9 @@ def test_buffers_are_borrowed_however_modules_are_used(
     for used in ("none", method):
         torch.manual_seed(3)
         model, losses = build()
-        optimizer = DeltaSAM(sgd(list(model.parameters()), lr=0.0), method=used, rho=0.3)
+        optimizer = DeltaSAM(
+            sgd(list(model.parameters()), lr=0.0), method=used, engine="loop", rho=0.3
+        )
         for _ in range(UPDATES):
             optimizer.step(losses)
         ends.append(dict(model.named_buffers()))
@@ -113,7 +115,7 @@ def test_a_checkpointed_layer_counts_its_recomputation_as_in_a_plain_update(
         def losses(model: nn.Module = model, x: Tensor = x) -> Tensor:
             return checkpoint(model, x, use_reentrant=reentrant).square().sum(1)
 
-        DeltaSAM(sgd(list(model.parameters()), lr=0.0), method=used).step(losses)
+        DeltaSAM(sgd(list(model.parameters()), lr=0.0), method=used, engine="loop").step(losses)
         ends.append(dict(model.named_buffers()))
     assert_same_bits(ends[1], ends[0])
 
@@ -213,7 +215,8 @@ def test_a_compiled_model_is_compiled_once_and_trains_alike(
     else:
         used = torch.compile(model, backend=backend, fullgraph=True)
     optimizers = [
-        DeltaSAM(sgd(list(m.parameters()), lr=0.1), method=method, rho=0.1) for m in (model, plain)
+        DeltaSAM(sgd(list(m.parameters()), lr=0.1), method=method, engine="loop", rho=0.1)
+        for m in (model, plain)
     ]
     counts = []
     for _ in range(3):

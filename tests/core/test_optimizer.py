@@ -30,7 +30,7 @@ def test_none_and_radius_zero_are_the_inner_optimizer_bit_for_bit(inner, setting
     train_plainly(plain, inner(plain.params), 5)
     state = torch.get_rng_state()
     torch.manual_seed(5)
-    train(wrapped, DeltaSAM(inner(wrapped.params), **settings), 5)
+    train(wrapped, DeltaSAM(inner(wrapped.params), engine="loop", **settings), 5)
     assert_same_bits(wrapped.named, plain.named)
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -64,7 +64,7 @@ def test_settings_reach_the_step() -> None:
 def test_the_number_of_passes(method: str, passes: int) -> None:
     """One more in delta_sam's first step, which finds the parameters to probe."""
     problem = mlp()
-    optimizer = DeltaSAM(sgd(problem.params), method=method)
+    optimizer = DeltaSAM(sgd(problem.params), method=method, engine="loop")
     counts = []
     for _ in range(3):
         closure = Calls(problem.losses())
@@ -76,7 +76,7 @@ def test_the_number_of_passes(method: str, passes: int) -> None:
 @every_method
 def test_the_first_step_draws_no_more_than_the_second(method: str) -> None:
     problem = mlp(dropout=0.5)
-    optimizer = DeltaSAM(sgd(problem.params), method=method)
+    optimizer = DeltaSAM(sgd(problem.params), method=method, engine="loop")
     for _ in range(2):
         state = torch.get_rng_state()
         problem.losses()()
@@ -89,9 +89,9 @@ def test_the_first_step_draws_no_more_than_the_second(method: str) -> None:
 @every_method
 def test_a_caller_under_no_grad_is_served_alike(method: str) -> None:
     problem, other = mlp(), mlp()
-    train(problem, DeltaSAM(sgd(problem.params), method=method), 2)
+    train(problem, DeltaSAM(sgd(problem.params), method=method, engine="loop"), 2)
     with torch.no_grad():
-        train(other, DeltaSAM(sgd(other.params), method=method), 2)
+        train(other, DeltaSAM(sgd(other.params), method=method, engine="loop"), 2)
         assert not torch.is_grad_enabled()
     assert_same_bits(other.named, problem.named)
 
@@ -100,7 +100,7 @@ def test_a_caller_under_no_grad_is_served_alike(method: str) -> None:
 def test_the_report_is_of_the_weights_before_the_update(method: str) -> None:
     problem = mlp()
     expected = problem.losses()().detach()
-    report = DeltaSAM(sgd(problem.params), method=method).step(problem.losses())
+    report = DeltaSAM(sgd(problem.params), method=method, engine="loop").step(problem.losses())
     assert isinstance(report, StepReport)
     assert_same_bits([report.losses], [expected])
 
@@ -108,7 +108,7 @@ def test_the_report_is_of_the_weights_before_the_update(method: str) -> None:
 @every_method
 def test_a_step_that_fails_is_no_step(method: str) -> None:
     problem = mlp()
-    optimizer = DeltaSAM(sgd(problem.params), method=method)
+    optimizer = DeltaSAM(sgd(problem.params), method=method, engine="loop")
     before = copies(problem.named)
     with pytest.raises(Broken):
         optimizer.step(Calls(problem.losses(), fail_at=1))
@@ -145,7 +145,7 @@ def test_gradients_accumulate_until_zero_grad() -> None:
 
 def test_sentences_alone_equal_the_whole_batch() -> None:
     problem, other = mlp(), mlp()
-    DeltaSAM(sgd(problem.params), method="per_instance").step(problem.losses())
+    DeltaSAM(sgd(problem.params), method="per_instance", engine="loop").step(problem.losses())
     alone: list[int | None] = []
 
     def closure(index: int | None = None) -> Tensor:
@@ -155,7 +155,7 @@ def test_sentences_alone_equal_the_whole_batch() -> None:
             batch = tuple(t[index : index + 1] for t in batch)
         return other.score(other.model, batch)
 
-    DeltaSAM(sgd(other.params), method="per_instance").step(closure)
+    DeltaSAM(sgd(other.params), method="per_instance", engine="loop").step(closure)
     assert alone == [None, 0, 0, 1, 1, 2, 2, 3, 3]
     assert_close(other.named, problem.named, rtol=1e-12)
 
@@ -168,7 +168,7 @@ def test_the_other_methods_score_the_whole_batch(method: str) -> None:
         assert index is None
         return problem.losses()()
 
-    DeltaSAM(sgd(problem.params), method=method).step(closure)
+    DeltaSAM(sgd(problem.params), method=method, engine="loop").step(closure)
 
 
 @pytest.mark.parametrize("method", ["sam", "delta_sam", "per_instance"])
@@ -176,7 +176,9 @@ def test_a_step_inside_autocast_perturbs_too(method: str) -> None:
     """The cached half-precision copies are those of w: the passes beside w see w again."""
     model = nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 1))
     x = torch.randn(4, 16)
-    optimizer = DeltaSAM(torch.optim.SGD(model.parameters(), lr=0.0), method=method, rho=3.0)
+    optimizer = DeltaSAM(
+        torch.optim.SGD(model.parameters(), lr=0.0), method=method, engine="loop", rho=3.0
+    )
     with torch.autocast("cpu", dtype=torch.bfloat16):
         report = optimizer.step(lambda: model(x).squeeze(1).float().square())
     assert report.sharpness > 0
@@ -224,7 +226,7 @@ def test_the_inner_optimizer_must_be_one(inner: Any) -> None:
 @every_method
 def test_the_closure_must_return_a_vector(method: str) -> None:
     problem = mlp()
-    optimizer = DeltaSAM(sgd(problem.params), method=method)
+    optimizer = DeltaSAM(sgd(problem.params), method=method, engine="loop")
     before = copies(problem.named)
     with pytest.raises(ValueError, match="one loss per sentence, a vector of shape"):
         optimizer.step(lambda: problem.losses()().mean())
@@ -236,7 +238,9 @@ def test_the_closure_must_return_a_vector(method: str) -> None:
 def test_sparse_gradients_are_refused_before_an_update(method: str) -> None:
     embedding = nn.Embedding(5, 2, sparse=True)
     before = copies([embedding.weight])
-    optimizer = DeltaSAM(torch.optim.SparseAdam(list(embedding.parameters())), method=method)
+    optimizer = DeltaSAM(
+        torch.optim.SparseAdam(list(embedding.parameters())), method=method, engine="loop"
+    )
     with pytest.raises(ValueError, match="dense gradients"):
         optimizer.step(lambda: embedding(torch.tensor([1, 3])).sum(dim=1).square())
     assert_same_bits([embedding.weight], before)

@@ -29,7 +29,7 @@ every_method = pytest.mark.parametrize("method", METHODS)
 def test_a_scheduler_acts_through_either_object(given: str, method: str) -> None:
     problem, plain = mlp(), mlp()
     inner = sgd(problem.params)
-    optimizer = DeltaSAM(inner, method=method)
+    optimizer = DeltaSAM(inner, method=method, engine="loop")
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # "lr_scheduler.step() before optimizer.step()"
         scheduler = LambdaLR(optimizer if given == "wrapper" else inner, lambda e: 0.5**e)
@@ -40,7 +40,7 @@ def test_a_scheduler_acts_through_either_object(given: str, method: str) -> None
             rates.append(inner.param_groups[0]["lr"])
     assert rates == [0.025, 0.0125, 0.00625]
 
-    manual = DeltaSAM(sgd(plain.params), method=method)
+    manual = DeltaSAM(sgd(plain.params), method=method, engine="loop")
     for update in range(3):
         manual.param_groups[0]["lr"] = 0.05 * 0.5**update
         train(plain, manual, 1, start=update)
@@ -139,7 +139,7 @@ def test_frozen_parameters_are_left_alone(method: str) -> None:
         param.requires_grad_(False)
     before = copies(trunk)
     closure = Calls(problem.losses(), before=lambda _: assert_same_bits(trunk, before))
-    optimizer = DeltaSAM(sgd(problem.params), method=method)
+    optimizer = DeltaSAM(sgd(problem.params), method=method, engine="loop")
     optimizer.step(closure)
     optimizer.step(closure)
     assert_same_bits(trunk, before)
@@ -217,7 +217,7 @@ def test_a_tied_parameter_is_one_parameter(method: str) -> None:
         warnings.simplefilter("ignore")  # PyTorch says that it is listed twice
         inner = torch.optim.SGD(problem.params, lr=0.0)
         inner.param_groups[0]["params"].append(names["output.weight"])
-    optimizer = DeltaSAM(inner, method=method)
+    optimizer = DeltaSAM(inner, method=method, engine="loop")
     assert len(optimizer.trainable()) == len(problem.params)
     optimizer.step(Calls(problem.losses(), before=measure))
     assert far[-1] == pytest.approx(0.05, rel=1e-9)

@@ -53,12 +53,12 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(inner, method: st
     make = lambda: mlp(dropout=0.3, dtype=torch.float32)  # noqa: E731
     straight = make()
     torch.manual_seed(5)
-    optimizer = DeltaSAM(inner(straight.params), method=method)
+    optimizer = DeltaSAM(inner(straight.params), method=method, engine="loop")
     train(straight, optimizer, 40)
 
     first = make()
     torch.manual_seed(5)
-    half = DeltaSAM(inner(first.params), method=method)
+    half = DeltaSAM(inner(first.params), method=method, engine="loop")
     train(first, half, 20)
     file = io.BytesIO()
     torch.save(
@@ -75,7 +75,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(inner, method: st
     second = mlp(dropout=0.3, dtype=torch.float32, seed=8)
     second.batches = first.batches
     second.model.load_state_dict(saved["model"])
-    resumed = DeltaSAM(inner(second.params), method=method)
+    resumed = DeltaSAM(inner(second.params), method=method, engine="loop")
     resumed.load_state_dict(saved["optimizer"])
     torch.set_rng_state(saved["random"])
     train(second, resumed, 20, start=20)

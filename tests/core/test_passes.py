@@ -68,7 +68,7 @@ def test_so_they_do_in_the_optimizer_whose_first_step_has_one_pass_more(
     model, params, losses = model_with(name)
     plain, _, plain_losses = model_with(name)
     torch.manual_seed(8)
-    DeltaSAM(sgd(params, lr=0.0), method=method).step(losses)
+    DeltaSAM(sgd(params, lr=0.0), method=method, engine="loop").step(losses)
     torch.manual_seed(8)
     plain_losses()
     assert_same_bits(buffers(model), buffers(plain))
@@ -176,7 +176,9 @@ def test_parameters_of_others_get_the_descents_gradient_and_no_more(
 ) -> None:
     model = TwoParts(checkpoints=checkpoints)
     x = X.clone().requires_grad_()
-    optimizer = DeltaSAM(sgd(model.head.parameters(), lr=0.0), method=method, rho=0.3)
+    optimizer = DeltaSAM(
+        sgd(model.head.parameters(), lr=0.0), method=method, engine="loop", rho=0.3
+    )
     outsiders = [x, *model.encoder.parameters()]
     for _ in range(2):  # the first step has a pass more
         model.zero_grad()

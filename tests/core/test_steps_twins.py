@@ -47,7 +47,9 @@ def test_five_updates_equal_the_twin(
 ) -> None:
     fast, slow = make(), make()
     before = copies(fast.named)
-    optimizer = DeltaSAM(INNER[inner](fast.params), method=method, rho=RHO, eta=eta, seed=SEED)
+    optimizer = DeltaSAM(
+        INNER[inner](fast.params), method=method, engine="loop", rho=RHO, eta=eta, seed=SEED
+    )
     slow_optimizer = INNER[inner](slow.params)
     for update in range(len(fast.batches)):
         optimizer.zero_grad()

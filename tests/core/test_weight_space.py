@@ -162,7 +162,12 @@ def test_the_optimizer_equals_the_slow_twin(method: str, adaptive: bool) -> None
         {"params": [p], "rho_factor": f} for p, f in zip(problem.params, factors, strict=True)
     ]
     optimizer = DeltaSAM(
-        torch.optim.SGD(groups, lr=1.0), method=method, rho=0.3, seed=4, adaptive=adaptive
+        torch.optim.SGD(groups, lr=1.0),
+        method=method,
+        engine="loop",
+        rho=0.3,
+        seed=4,
+        adaptive=adaptive,
     )
     before = [p.detach().clone() for p in problem.params]
     expected = twin(problem, method, stretch_of(before, factors, adaptive), factors)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = {path.relative_to(ROOT): path.read_text() for path in ROOT.glob("docs/*.md")}
 PAGES[Path("README.md")] = README = (ROOT / "README.md").read_text()
 # Those of docs/glue.md and docs/per_instance.md have tests of their own.
-RUN = ("README.md", "docs/pytorch.md", "docs/fairseq.md", "docs/extend.md")
+RUN = ("README.md", "docs/plain_pytorch.md", "docs/fairseq.md", "docs/extend.md")
 
 
 def blocks(*pages: str) -> list[str]:

@@ -1,0 +1,289 @@
+"""Steps whose sentences do not all share a perturbation: groups of them, and one for each.
+
+Each perturbation is that of some sentences of an update, which are scored by passes over
+their whole batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from deltasam_fairseq.core.batches import Batches, LossesFunctions, checked_batches, factor_of
+from deltasam_fairseq.core.checks import not_negative, one_of
+from deltasam_fairseq.core.covered import Covered
+from deltasam_fairseq.core.descent import descend, let_workers_add_up
+from deltasam_fairseq.core.estimators import Estimator, uniform
+from deltasam_fairseq.core.graph import gradients_added
+from deltasam_fairseq.core.passes import Passes
+from deltasam_fairseq.core.precision import wide
+from deltasam_fairseq.core.steps import StepReport, ascended
+from deltasam_fairseq.core.weight_space import WeightSpace
+
+# The loss of one sentence of a batch, by its index.
+LossOf = Callable[[int], Tensor]
+
+
+def grouped_step(
+    params: Sequence[Tensor],
+    losses_function: LossesFunctions,
+    groups: int,
+    *,
+    rho: float,
+    seed: int,
+    eta: float = 1.0,
+    estimator: Estimator = uniform,
+    probed: Sequence[Tensor] | Covered | None = None,
+    reduction: str = "mean",
+    loss_scale: float | None = None,
+) -> StepReport:
+    """Deal the sentences out to groups at random, and take a step of each (m-sharpness).
+
+    One group is SAM, or delta-SAM with an estimator; as many as there are sentences is Eq. 2.
+    Each group is scored by passes over the whole batch, with the batch's dropout.
+
+    Args:
+        params: As for :func:`~deltasam_fairseq.core.steps.delta_sam_step`.
+        losses_function: As for :func:`~deltasam_fairseq.core.steps.plain_step`.
+        groups: How many groups of like size; one of each sentence if these are fewer.
+        rho: L2 norm of each group's perturbation, at least 0.
+        seed: Seed of the groups and of the random direction.
+        eta: Floor under the slope of Eq. 5, nats.
+        estimator: How the weights within a group are estimated; equal by default.
+        probed: As for :func:`~deltasam_fairseq.core.steps.delta_sam_step`.
+        reduction: ``mean`` or ``sum`` over all sentences, of the descent.
+        loss_scale: As for :func:`~deltasam_fairseq.core.steps.plain_step`.
+
+    Returns:
+        The report; ``gradient_norm`` is the mean over groups.
+
+    Raises:
+        ValueError: Under DistributedDataParallel, whose workers would have to agree on groups.
+
+    State:
+        As for :func:`~deltasam_fairseq.core.steps.sam_step`.
+
+    Cost:
+        1 forward pass, and of each group 2 forward and 2 backward passes of each batch that it
+        has sentences of. (The
+        fairseq plugin splits the batch, so that all groups together cost what one does.)
+
+    Source:
+        Foret et al. 2020, section 4.1 (m-sharpness).
+    """
+    rho = not_negative(rho, "rho")
+    one_of(reduction, "reduction", ("mean", "sum"))
+    space = WeightSpace.of(params)
+    batches, factor = checked_batches(space, losses_function), factor_of(loss_scale)
+    found: dict[str, list[Tensor]] = {"rows": [], "at": [], "there": [], "weights": []}
+    norms, floored, fallbacks = [], 0, 0
+    with batches.restored():
+        counts = _counted(batches)
+        if batches.group is not None:
+            raise ValueError(
+                "groups are for one process: under DistributedDataParallel the workers would have "
+                "to share them; use groups=1, or the fairseq plugin's --sam-groups"
+            )
+        count = sum(counts)
+        draw = torch.Generator().manual_seed(seed)
+        dealt = torch.randperm(count, generator=draw).tensor_split(min(groups, count))
+        with batches.local(), gradients_added(space):
+            for rows in dealt:
+                taken = [own for own in _by_batch(rows, counts) if len(own.rows)]
+                wholes = list(batches)
+                some = Batches.of([_only(wholes[own.batch], own.rows) for own in taken])
+                with some.local():
+                    ascent = ascended(
+                        some,
+                        space,
+                        probed,
+                        estimator,
+                        rho=rho,
+                        eta=eta,
+                        seed=seed,
+                        loss_scale=factor,
+                    )
+                    perturbed_losses, extra = descend(
+                        space,
+                        ascent.direction,
+                        ascent.norm,
+                        some,
+                        ascent.losses,
+                        rho=rho,
+                        reduction=reduction,
+                        sentences=count,
+                        loss_scale=factor,
+                    )
+                parts = (
+                    torch.cat([own.places for own in taken]).to(perturbed_losses.device),
+                    ascent.losses,
+                    perturbed_losses,
+                    ascent.weights.values,
+                )
+                for name, part in zip(found, parts, strict=True):
+                    found[name].append(part)
+                norms.append(ascent.norm / factor)
+                floored += int(ascent.weights.floored)
+                fallbacks += ascent.fallbacks + extra
+    order = torch.cat(found["rows"]).argsort()
+    at, moved, weights = (torch.cat(found[name])[order] for name in ("at", "there", "weights"))
+    return StepReport(
+        at,
+        moved,
+        weights,
+        sum(norms) / len(norms),
+        floored,
+        fallbacks,
+        loss_scale is not None and not all(map(math.isfinite, norms)),
+    )
+
+
+class _Part(NamedTuple):
+    """What a group has of one batch.
+
+    Args:
+        batch: The batch's number.
+        rows: Its sentences that are of the group.
+        places: Their numbers in the whole update.
+    """
+
+    batch: int
+    rows: Tensor
+    places: Tensor
+
+
+def _by_batch(places: Tensor, counts: Sequence[int]) -> list[_Part]:
+    """Find sentences of an update, whose numbers are given, in its batches."""
+    parts, start = [], 0
+    for batch, count in enumerate(counts):
+        here = places[(places >= start) & (places < start + count)]
+        parts.append(_Part(batch, here - start, here))
+        start += count
+    return parts
+
+
+def _only(whole: Passes, rows: Tensor) -> Passes:
+    """Return passes of the same batch, with the same dropout, whose losses are some of its."""
+    score = whole.losses_function
+    whole.rewind()
+
+    def some() -> Tensor:
+        losses = score()
+        return losses[rows.to(losses.device)]
+
+    return Passes(whole.params, some, like=whole)
+
+
+def _counted(batches: Batches) -> list[int]:
+    """Count the sentences of each batch, in passes at w."""
+    counts = []
+    for passes in batches:
+        with passes.local(), torch.no_grad():
+            counts.append(passes().numel())
+        passes.leave()
+        torch.clear_autocast_cache()  # its casts were made without a graph
+    return counts
+
+
+def per_instance_step(
+    params: Sequence[Tensor],
+    losses_function: LossesFunctions,
+    *,
+    rho: float,
+    loss_of: LossOf | Sequence[LossOf | None] | None = None,
+    reduction: str = "mean",
+    loss_scale: float | None = None,
+) -> StepReport:
+    """Give every sentence its own perturbation, one sentence at a time (Eq. 2).
+
+    The obviously correct loop. Each sentence is scored by a pass over the whole
+    batch, with the batch's dropout, unless ``loss_of`` scores one alone.
+
+    Args:
+        params: The trainable parameters, each once, or their
+            :class:`~deltasam_fairseq.core.weight_space.WeightSpace`.
+        losses_function: As for :func:`~deltasam_fairseq.core.steps.plain_step`.
+        rho: L2 norm of each sentence's perturbation, at least 0.
+        loss_of: Loss of sentence ``i`` alone, a tensor of one element, or such a
+            function of each batch. Its dropout is drawn sentence after sentence.
+        reduction: ``mean`` or ``sum`` over sentences, of the descent.
+        loss_scale: As for :func:`~deltasam_fairseq.core.steps.plain_step`.
+
+    Returns:
+        The report; ``gradient_norm`` is the mean over sentences.
+
+    State:
+        As for :func:`~deltasam_fairseq.core.steps.sam_step`; with ``loss_of``, random
+        generators end where one pass over each sentence would leave them.
+
+    Collectives:
+        Under DistributedDataParallel one all-reduce of the number of sentences; its
+        own reduction takes one more pass of the batch.
+
+    Cost:
+        2N + 1 forward and 2N backward passes, one copy of the parameters.
+
+    Source:
+        Zhou et al. 2022, Eq. 2, section 5.5.
+    """
+    rho = not_negative(rho, "rho")
+    one_of(reduction, "reduction", ("mean", "sum"))
+    space = WeightSpace.of(params)
+    batches, factor = checked_batches(space, losses_function), factor_of(loss_scale)
+    each_alone = list(loss_of) if isinstance(loss_of, Sequence) else [loss_of] * len(batches)
+    at, perturbed_losses, norms, fallbacks = [], [], [], 0
+    with batches.restored():
+        counts = _counted(batches)
+        (everyone,) = batches.everywhere(sum(counts))
+        batches.rewind()
+        with batches.local(), gradients_added(space):
+            for whole, alone, count in zip(batches, each_alone, counts, strict=True):
+                for index in range(count):
+                    one = _one_of(whole, index, alone)
+                    with one.local():
+                        losses = one()
+                        direction, norm = space.steepest(one.ascend(wide(losses) * factor))
+                        at.append(losses.detach())
+                        moved, extra = descend(
+                            space,
+                            direction,
+                            norm,
+                            Batches.of([one]),
+                            at[-1],
+                            rho=rho,
+                            reduction=reduction,
+                            sentences=everyone,
+                            loss_scale=factor,
+                            alone=True,
+                        )
+                    perturbed_losses.append(moved)
+                    norms.append(norm / factor)
+                    fallbacks += extra
+    overflow = False
+    if loss_scale is not None:
+        overflow = batches.everywhere(sum(not math.isfinite(n) for n in norms)) != [0]
+    if batches.group is not None:
+        let_workers_add_up(whole)
+    losses = torch.stack(at)
+    return StepReport(
+        losses,
+        torch.stack(perturbed_losses),
+        torch.ones_like(losses),
+        gradient_norm=sum(norms) / len(norms),
+        floored=0,
+        fallbacks=fallbacks,
+        overflow=overflow,
+    )
+
+
+def _one_of(whole: Passes, index: int, alone: LossOf | None) -> Passes:
+    """Return passes of one sentence, of a scalar loss."""
+    if alone is not None:
+        return Passes(whole.params, lambda: alone(index).reshape(()), like=whole)
+    score = whole.losses_function
+    whole.rewind()
+    return Passes(whole.params, lambda: score()[index], like=whole)
