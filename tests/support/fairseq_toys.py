@@ -28,6 +28,9 @@ from fairseq_cli import train as fairseq_train
 
 from deltasam_fairseq.fairseq_plugin import register  # noqa: F401
 from deltasam_fairseq.fairseq_plugin.criterions import readers
+from tests.support import quick_config
+
+quick_config.install()
 
 if not hasattr(np, "compat"):
     # fairseq's language-model data sets use np.compat.long, which NumPy 2 dropped.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -160,3 +161,24 @@ def test_a_logger_that_dropped_a_line_before_shows_the_next_run() -> None:
     finally:
         logger.setLevel(level)
     assert log.getvalue() == "kept\n"
+
+
+def test_a_configuration_is_what_hydra_composes(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("fairseq")
+    from fairseq.dataclass import utils
+
+    from tests.support import fairseq_toys as toys
+    from tests.support import quick_config
+
+    adam = ("--optimizer", "adam", "--adam-betas", "(0.8, 0.9)", "--lr", "0.1,0.2")
+    lines = [
+        (*toys.TRANSLATION, "--seed", "5", "--wandb-project", "it's", "--update-freq", "1,2"),
+        (*toys.TRANSLATION, "--fp16", "--sam-method", "none", "--clip-norm", "0.5"),
+        (*toys.TRANSLATION, *adam),
+        toys.PREDICTION,
+    ]
+    quick = [toys.config(Path("data"), *line) for line in [*lines, *lines]]
+    monkeypatch.setattr(utils, "compose", quick_config.composed_by_hydra)
+    hydras = [toys.config(Path("data"), *line) for line in lines]
+    assert quick == [*hydras, *hydras]
+    assert [str(config) for config in quick] == [str(config) for config in [*hydras, *hydras]]
