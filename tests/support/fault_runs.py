@@ -7,7 +7,6 @@ a server that has imported both and done nothing else.
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import resource
 import shutil
@@ -18,9 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from tests.support.workers import free_port
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.workers import forking, free_port
 
 # How long a process may take that is expected to end by itself.
 PATIENCE = 120.0
@@ -48,7 +45,7 @@ class Worker:
         self, flags: Sequence[str], log: Path, prepare: Prepare | None, arguments: tuple[Any, ...]
     ) -> None:
         self.log = log
-        self.process = _context().Process(
+        self.process = forking().Process(
             target=_train, args=(list(flags), log, prepare, arguments), daemon=True
         )
         self.process.start()
@@ -211,16 +208,6 @@ def allow_files_of(size: int) -> None:
     """
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
-
-def _context() -> Any:
-    context = multiprocessing.get_context("forkserver")
-    # The server looks for modules to import where any new Python does.
-    paths = [str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    if str(ROOT) not in os.environ.get("PYTHONPATH", "").split(os.pathsep):
-        os.environ["PYTHONPATH"] = os.pathsep.join(paths)
-    context.set_forkserver_preload(["tests.support.fairseq_toys"])
-    return context
 
 
 def _train(
