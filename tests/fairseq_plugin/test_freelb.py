@@ -21,9 +21,10 @@ from deltasam_fairseq.fairseq_plugin import freelb, hook
 from deltasam_fairseq.fairseq_plugin.config import FreeLBSettings
 from deltasam_fairseq.fairseq_plugin.criterions import readers
 from deltasam_fairseq.fairseq_plugin.embedding_noise import embedding_noise, encoder_of
+from tests.fairseq_plugin.precision import MODES
+from tests.fairseq_plugin.twins import Functional
 from tests.support import fairseq_toys as toys
 from tests.support.compare import assert_close, assert_same_bits
-from tests.support.precision import MODES
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, LR, INIT, BOUND = 3, 0.8, 0.5, 0.9
@@ -66,7 +67,7 @@ class Twin:
     """FreeLB of one batch, slow: losses as functions of weights and noise, K of them in a graph."""
 
     def __init__(self, trainer: Trainer, sample: Any, norm: str = "l2") -> None:
-        self.model = toys.Functional(trainer.get_model())
+        self.model = Functional(trainer.get_model())
         self.criterion = trainer.get_criterion()
         self.sample = sample
         self.norm = norm

@@ -14,6 +14,7 @@ from torch import Tensor
 from deltasam_fairseq.core.noise import gaussian_direction, seed_for
 from deltasam_fairseq.fairseq_plugin.config import Sharpness
 from deltasam_fairseq.fairseq_plugin.sharpness.grouped import dealt
+from tests.fairseq_plugin.twins import Functional
 from tests.support import fairseq_toys as toys
 from tests.support.workers import run_workers
 
@@ -51,7 +52,7 @@ class Twin:
 
     def __init__(self, data: Path, sentences: range) -> None:
         self.trainer = trainer_of(data)
-        self.at = toys.Functional(self.trainer.get_model())
+        self.at = Functional(self.trainer.get_model())
         self.weights = [
             p.detach().clone().requires_grad_() for p in self.trainer.get_model().parameters()
         ]

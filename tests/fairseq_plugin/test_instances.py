@@ -12,9 +12,9 @@ import torch
 from deltasam_fairseq.fairseq_plugin import hook
 from deltasam_fairseq.fairseq_plugin.sharpness import per_instance as instances
 from deltasam_fairseq.per_instance import AmbiguousBatch, Engine, Unsupported
+from tests.fairseq_plugin.precision import MODES
 from tests.support import fairseq_toys as toys
 from tests.support.compare import assert_close, assert_same_bits
-from tests.support.precision import MODES
 
 FLAGS = ("--sam-method", "per_instance", "--dropout", "0", "--sam-inner", "sgd", "--lr", "0.05")
 

@@ -16,9 +16,9 @@ from deltasam_fairseq.core.weight_space import ADAPTIVE_OFFSET
 from deltasam_fairseq.fairseq_plugin import hook
 from deltasam_fairseq.fairseq_plugin.sharpness.radius_rules import RADIUS_RULES
 from deltasam_fairseq.registry import UnknownName
+from tests.fairseq_plugin.twins import losses_at
 from tests.support import fairseq_toys as toys
 from tests.support.compare import assert_close, assert_same_bits
-from tests.support.twins import losses_at
 
 METHODS = ("none", "sam", "delta_sam", "per_instance")
 PERTURBED = METHODS[1:]

@@ -24,6 +24,7 @@ from deltasam_fairseq.fairseq_plugin.criterions.infonce import pooled
 from deltasam_fairseq.fairseq_plugin.one_side import unperturbed
 from deltasam_fairseq.fairseq_plugin.support import check_run
 from deltasam_fairseq.objectives.contrastive import info_nce
+from tests.fairseq_plugin.twins import Functional
 from tests.support import fairseq_toys as toys
 from tests.support.workers import run_workers
 
@@ -187,7 +188,7 @@ class Twin:
         self.model, self.trainer = trainer.get_model(), trainer
         self.weights = [p.detach().clone().requires_grad_() for p in self.model.parameters()]
         self.tokens = sample["net_input"]["src_tokens"]
-        self.at = toys.Functional(self.model)
+        self.at = Functional(self.model)
 
     def losses(self, first: list[Tensor], second: list[Tensor]) -> Tensor:
         """The losses with the first view at one set of weights, the second at another."""

@@ -19,8 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from deltasam_fairseq.core.workers import add_up
 from deltasam_fairseq.fairseq_plugin.sharpness import parallel
+from tests.fairseq_plugin.matrix import WORKER_BOUNDS
 from tests.support import fairseq_toys as toys
-from tests.support.matrix import WORKER_BOUNDS
 from tests.support.workers import run_workers
 
 SGD = ("--sam-inner", "sgd", "--lr", "0.05", "--dropout", "0")

@@ -28,6 +28,7 @@ from deltasam_fairseq.fairseq_plugin.embedding_noise import (
     encoder_of,
 )
 from deltasam_fairseq.objectives.regularizers import worst_noise
+from tests.fairseq_plugin.twins import Functional
 from tests.support import fairseq_toys as toys
 from tests.support.workers import run_workers
 
@@ -307,7 +308,7 @@ def test_methods_around_it_equal_the_reference(
     if method == "per_instance" and "smart" in flags:
         pytest.skip("goes sentence by sentence, with noise of its own for each")
     case = Case(translation, SEQUENCES, *flags)
-    at = toys.Functional(case.model)
+    at = Functional(case.model)
     params = [p.detach().clone() for p in case.model.parameters()]
 
     def losses(weights: Any) -> Tensor:

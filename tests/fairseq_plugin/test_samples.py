@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from deltasam_fairseq.fairseq_plugin.sharpness.samples import containers_copied, split_by_sentence
+from tests.fairseq_plugin import task_data
+from tests.fairseq_plugin.task_runs import TASKS, Trains
 from tests.support import fairseq_toys as toys
-from tests.support import task_data
-from tests.support.task_runs import TASKS, Trains
 
 
 def test_copies_share_tensors_and_nothing_else() -> None:

@@ -13,8 +13,8 @@ from fairseq.trainer import Trainer
 from deltasam_fairseq.core import reference
 from deltasam_fairseq.core.estimators import ESTIMATORS, Weights
 from deltasam_fairseq.core.noise import gaussian_direction, seed_for
+from tests.fairseq_plugin.twins import losses_at
 from tests.support import fairseq_toys as toys
-from tests.support.twins import losses_at
 
 METHODS = ("none", "sam", "delta_sam", "per_instance")
 SGD = ("--sam-inner", "sgd", "--lr", "0.5")
