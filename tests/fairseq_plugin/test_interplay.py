@@ -169,9 +169,8 @@ def test_scalar_quantization_noise_is_the_same_in_every_pass(
         trainer = toys.make_trainer(
             translation, *toys.TRANSLATION, "--quant-noise-scalar", "0.5", *flags
         )
-        data = trainer.task.dataset("train")
         # One sentence at a time: a batch's noise is not that of its sentences alone.
-        toys.updates(trainer, [[data.collater([data[i]])] for i in range(4)])
+        toys.updates(trainer, [[toys.sentences(trainer, [i])] for i in range(4)])
         ends.append(toys.parameters(trainer))
     assert_same_bits(ends[1], ends[0])
 

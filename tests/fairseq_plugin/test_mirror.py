@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from fairseq.distributed import utils as distributed
 from fairseq.distributed.module_proxy_wrapper import ModuleProxyWrapper
 from fairseq.modules.checkpoint_activations import checkpoint_wrapper
 from torch import Tensor
@@ -288,13 +287,7 @@ def worker_flags(method: str, side: str) -> tuple[str, ...]:
 
 def in_workers(rank: int, count: int, port: int, data: Path) -> dict[Any, Any]:
     """One update of eight sentences, of which each of two workers has its share."""
-    init = (
-        *("--distributed-world-size", str(count), "--distributed-rank", str(rank)),
-        *("--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp"),
-        *("--distributed-no-spawn", "--distributed-init-method", f"tcp://127.0.0.1:{port}"),
-    )
-    distributed.distributed_init(toys.config(data, *MIRROR, *init))
-    toys.softmax_in_float64()
+    init = toys.join_workers(data, MIRROR, rank, count, port)
     found = {}
     for method, side, wrapper in RUNS:
         flags = worker_flags(method, side)
@@ -307,9 +300,7 @@ def in_workers(rank: int, count: int, port: int, data: Path) -> dict[Any, Any]:
                 find_unused_parameters=True,
             )
             trainer._wrapped_model = ModuleProxyWrapper(model)
-        share = (range(3), range(3, 8))[rank]
-        dataset = trainer.task.dataset("train")
-        toys.updates(trainer, [[dataset.collater([dataset[i] for i in share])]])
+        toys.updates(trainer, [[toys.sentences(trainer, (range(3), range(3, 8))[rank])]])
         found[method, side, wrapper] = toys.parameters(trainer)
     return found
 
@@ -320,8 +311,7 @@ def test_two_workers_equal_one_process(mirror: Path, tmp_path: Path) -> None:
     workers = run_workers(in_workers, 2, tmp_path, mirror)
     for run in RUNS:
         trainer = toys.make_trainer(mirror, *worker_flags(*run[:2]), dtype=torch.float64)
-        dataset = trainer.task.dataset("train")
-        toys.updates(trainer, [[dataset.collater([dataset[i] for i in range(8)])]])
+        toys.updates(trainer, [[toys.sentences(trainer, range(8))]])
         for name, value in toys.parameters(trainer).items():
             for worker in workers:
                 torch.testing.assert_close(

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from fairseq.distributed import utils as distributed
 from fairseq.distributed.module_proxy_wrapper import ModuleProxyWrapper
 from fairseq.logging import metrics
 from torch import Tensor
@@ -494,8 +493,7 @@ def share_of(data: Path, name: str, share: range, *more: str, ddp: bool = False)
         )
         trainer._wrapped_model = ModuleProxyWrapper(model)
     before = [p.detach().clone() for p in trainer.get_model().parameters()]
-    dataset = trainer.task.dataset("train")
-    sample = dataset.collater([dataset[i] for i in share])
+    sample = toys.sentences(trainer, share)
     with metrics.aggregate(new_root=True) as seen:
         trainer.train_step([sample])
     size = float(seen["wpb"].avg)  # target tokens of all workers
@@ -504,13 +502,7 @@ def share_of(data: Path, name: str, share: range, *more: str, ddp: bool = False)
 
 
 def in_workers(rank: int, count: int, port: int, data: Path) -> dict[Any, list[Tensor]]:
-    init = (
-        *("--distributed-world-size", str(count), "--distributed-rank", str(rank)),
-        *("--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp"),
-        *("--distributed-no-spawn", "--distributed-init-method", f"tcp://127.0.0.1:{port}"),
-    )
-    distributed.distributed_init(toys.config(data, *SEQUENCES, *init))
-    toys.softmax_in_float64()
+    init = toys.join_workers(data, SEQUENCES, rank, count, port)
     return {
         (name, wrapper): share_of(data, name, SHARES[rank], *init, ddp=wrapper == "pytorch_ddp")
         for name, wrapper in WORKERS

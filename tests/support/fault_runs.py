@@ -1,8 +1,4 @@
-"""Training processes of their own, to be killed: started in a moment, with their logs kept.
-
-A plain start imports torch and fairseq for ten seconds. These are forked from
-a server that has imported both and done nothing else.
-"""
+"""Training processes of their own, to be killed: started in a moment, with their logs kept."""
 
 from __future__ import annotations
 
@@ -56,14 +52,7 @@ class Worker:
             os.kill(self.process.pid, signal.SIGKILL)
 
     def ends(self, within: float = PATIENCE) -> int:
-        """Wait for its end.
-
-        Args:
-            within: Seconds; after them it is killed, and the test fails.
-
-        Returns:
-            Its exit status, negative for a signal.
-        """
+        """Return its exit status, negative for a signal; kill it and fail when it takes longer."""
         self.process.join(within)
         code = self.process.exitcode
         if code is None:
@@ -85,7 +74,7 @@ def start(
     arguments: tuple[Any, ...] = (),
     on: int | None = None,
 ) -> list[Worker]:
-    """Start a run.
+    """Start a run, and return its workers by rank.
 
     Args:
         flags: All flags but those of several workers.
@@ -94,9 +83,6 @@ def start(
         prepare: A module's function that injects a fault.
         arguments: Its arguments.
         on: The only worker that gets the fault; all, if not given.
-
-    Returns:
-        The workers, by rank.
     """
     logs.mkdir(parents=True, exist_ok=True)
     method = f"tcp://127.0.0.1:{free_port()}"
@@ -113,25 +99,14 @@ def start(
 
 
 def finish(started: Sequence[Worker]) -> None:
-    """Wait for the end of a run that is expected to succeed.
-
-    Args:
-        started: Its workers.
-    """
+    """Wait for the end of a run that is expected to succeed."""
     for worker in started:
         assert worker.ends() == 0, worker.said()[-3000:]
 
 
 @contextlib.contextmanager
 def none_left(started: Sequence[Worker]) -> Iterator[None]:
-    """Kill what still runs after a block.
-
-    Args:
-        started: A run's workers.
-
-    Yields:
-        Nothing.
-    """
+    """Kill what still runs after a block."""
     try:
         yield
     finally:
@@ -140,16 +115,7 @@ def none_left(started: Sequence[Worker]) -> Iterator[None]:
 
 
 def wait_for(condition: Callable[[], bool], started: Sequence[Worker], within: float) -> bool:
-    """Look every half millisecond.
-
-    Args:
-        condition: What to wait for.
-        started: A run's workers.
-        within: Seconds.
-
-    Returns:
-        Whether it came true while all workers ran.
-    """
+    """Look every half millisecond; say whether it came true in time, while all workers ran."""
     deadline = time.monotonic() + within
     while time.monotonic() < deadline:
         if condition():
@@ -161,11 +127,7 @@ def wait_for(condition: Callable[[], bool], started: Sequence[Worker], within: f
 
 
 def die_while_copying(turn: int) -> None:
-    """Die in the middle of a copy to another name.
-
-    Args:
-        turn: Which copy, counted from 1.
-    """
+    """Die in the middle of a copy to another name, the ``turn``-th from 1."""
     copies: list[int] = []
     copy = shutil.copyfileobj
 
@@ -183,8 +145,7 @@ def die_while_copying(turn: int) -> None:
 def die_in_the_ascent(turn: int) -> None:
     """Die on entering the ascent's all-reduce, where the other workers wait.
 
-    Args:
-        turn: In which update, counted from 1.
+    In the ``turn``-th update, counted from 1.
     """
     from deltasam_fairseq.core import workers
 
@@ -201,11 +162,7 @@ def die_in_the_ascent(turn: int) -> None:
 
 
 def allow_files_of(size: int) -> None:
-    """Let the system refuse to write more than some bytes to a file, as a full disk does.
-
-    Args:
-        size: How many.
-    """
+    """Let the system refuse to write more than some bytes to a file, as a full disk does."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from torch.autograd.functional import hessian, jacobian
 
 from tests.support.compare import assert_close, assert_same_bits, copies
-from tests.support.problems import Broken, Calls, mlp, rank_one, transformer, vector_problem
+from tests.support.problems import Broken, Calls, mlp, transformer, vector_problem
 
 
 def test_equal_tensors_are_close_and_the_same() -> None:
@@ -118,21 +117,8 @@ def test_dropout_makes_two_passes_differ(make) -> None:
 
 def test_making_a_problem_does_not_draw_from_the_default_generator() -> None:
     before = torch.get_rng_state()
-    mlp(), transformer(), rank_one()
+    mlp(), transformer()
     assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_the_rank_one_problem_has_the_hessian_it_says() -> None:
-    problem = rank_one()
-    for index in range(len(problem.c)):
-
-        def loss(at: Tensor, index: int = index) -> Tensor:
-            return problem.losses(at)[index]
-
-        slope = jacobian(loss, problem.w)
-        torch.testing.assert_close(slope.norm(), problem.gradient_norms[index])
-        bend = problem.curvature_times_norm[index] / slope.norm()
-        torch.testing.assert_close(hessian(loss, problem.w), bend * torch.outer(slope, slope))
 
 
 def test_calls_counts_and_fails_when_told_to() -> None:
