@@ -15,16 +15,16 @@ PAGE = ROOT / "docs" / "support.md"
 sys.path.insert(0, str(ROOT))
 
 from deltasam_fairseq.markdown import markdown_lines  # noqa: E402
-from tests.support import matrix  # noqa: E402
+from tests.fairseq_plugin import matrix  # noqa: E402
 
 HEAD = """# What is supported
 
 This page is written by `python scripts/support_page.py --write` from
-[tests/support/matrix.py](../tests/support/matrix.py), which the tests named in its last column
-read or are listed in; a test compares the two. *Equal* is what the test asserts of the comparison
-named beside it (bit for bit where it says so, else to rounding); *≤ 1 %* is a difference that was
-measured and is now an upper bound; *refused* is an error before the first update, with the reason;
-– is a cell without a meaning.
+[tests/fairseq_plugin/matrix.py](../tests/fairseq_plugin/matrix.py), which the tests named in its
+last column read or are listed in; a test compares the two. *Equal* is what the test asserts of the
+comparison named beside it (bit for bit where it says so, else to rounding); *≤ 1 %* is a difference
+that was measured and is now an upper bound; *refused* is an error before the first update, with the
+reason; – is a cell without a meaning.
 
 Every cell is backed by a test that runs without a GPU. Precision settings that fairseq offers on
 GPUs alone run there with the few calls to CUDA replaced (`precision_without_gpu` in

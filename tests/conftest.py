@@ -79,15 +79,6 @@ def data_folder() -> Path:
     return path
 
 
-@pytest.fixture(scope="session", autouse=True)
-def remembered_compositions() -> None:
-    """Compose fairseq's configurations once, if a test module has imported it."""
-    if "fairseq" in sys.modules:
-        from tests.support import compositions
-
-        compositions.remember()
-
-
 @pytest.fixture(scope="session")
 def warm_python() -> Iterator[str]:
     """Return a program that runs as ``python`` does, with torch and fairseq imported already."""

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from deltasam_fairseq.conversion.prepare_bart import BartRequest, prepare_bart
 from deltasam_fairseq.data.bart import PreparedBart
+from tests.conversion.plain_bart import reference_logits
 from tests.support.bart_toys import (
     TINY,
     TINY_CONFIG,
     WORDS,
     hugging_face_state,
     noisy_state,
-    reference_logits,
     write_dictionary,
     write_hugging_face,
 )

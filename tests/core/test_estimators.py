@@ -22,13 +22,13 @@ from deltasam_fairseq.core.estimators import (
     uniform_weights,
 )
 from deltasam_fairseq.core.noise import gaussian_direction
+from tests.core.rank_one import rank_one
 from tests.support.compare import assert_close, assert_same_bits, copies
 from tests.support.problems import (
     Calls,
     Problem,
     Vector,
     mlp,
-    rank_one,
     transformer,
     vector_problem,
 )
@@ -177,6 +177,19 @@ def test_probe_scores_both_sides_and_detaches() -> None:
         moved = [w + sign * r for w, r in zip(problem.params, noise, strict=True)]
         assert_close([side], [problem.losses_at()(moved)], rtol=1e-12)
         assert not side.requires_grad
+
+
+def test_the_rank_one_problem_has_the_hessian_it_says() -> None:
+    problem = rank_one()
+    for index in range(len(problem.c)):
+
+        def loss(at: Tensor, index: int = index) -> Tensor:
+            return problem.losses(at)[index]
+
+        slope = jacobian(loss, problem.w)
+        torch.testing.assert_close(slope.norm(), problem.gradient_norms[index])
+        bend = problem.curvature_times_norm[index] / slope.norm()
+        torch.testing.assert_close(hessian(loss, problem.w), bend * torch.outer(slope, slope))
 
 
 def test_exact_is_the_closed_form_on_the_rank_one_problem() -> None:

@@ -9,7 +9,7 @@ import torch
 
 from deltasam_fairseq.core.noise import gaussian_direction
 from deltasam_fairseq.core.weights import effective_sentences, instance_weights, slope, usable
-from tests.support.problems import rank_one
+from tests.core.rank_one import rank_one
 
 
 def test_by_hand() -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from fairseq.distributed import utils as distributed
 from fairseq.logging import metrics
 
 from deltasam_fairseq.evaluation.glue import GlueTask, glue_scores
@@ -119,12 +118,7 @@ def test_validation_has_the_evaluations_metrics_over_the_whole_split(prediction:
 
 
 def validate_in_worker(rank: int, count: int, port: int, data: Path) -> dict[str, float]:
-    init = (
-        *("--distributed-world-size", str(count), "--distributed-rank", str(rank)),
-        *("--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp"),
-        *("--distributed-no-spawn", "--distributed-init-method", f"tcp://127.0.0.1:{port}"),
-    )
-    distributed.distributed_init(toys.config(data, *toys.BERT, *init))
+    init = toys.join_workers(data, toys.BERT, rank, count, port)
     return validate(toys.make_trainer(data, *toys.BERT, "--batch-size", "5", *init))
 
 

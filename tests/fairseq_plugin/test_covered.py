@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from fairseq.distributed import utils as distributed
 from fairseq.models import register_model, register_model_architecture
 from fairseq.models.transformer import TransformerModel, base_architecture
 from torch import Tensor, nn
@@ -176,14 +175,6 @@ def test_layer_drop_is_resumed(translation: Path, tmp_path: Path, scope: str, pa
     assert_same_weights(straight, resumed)
 
 
-def worker_flags(rank: int, count: int, port: int) -> tuple[str, ...]:
-    return (
-        *("--distributed-world-size", str(count), "--distributed-rank", str(rank)),
-        *("--distributed-backend", "gloo", "--distributed-no-spawn"),
-        *("--distributed-init-method", f"tcp://127.0.0.1:{port}"),
-    )
-
-
 # Sentences of the micro-batches of each worker in each update; modulo 3 they are the
 # adapters. Each worker finds one of its own at first, one of them the third one later.
 SHARES = (((3, 3), (1, 4)), ((3, 1), (4, 3)), ((2, 3), (1, 1)), ((1, 1), (2, 5)))
@@ -192,18 +183,16 @@ REACHED = [{0, 1}, {0, 1}, {0, 1, 2}, {0, 1, 2}]
 
 def groups_of(trainer: Any, sizes: tuple[int, ...], update: int) -> list[Any]:
     """Make micro-batches of some sizes; a sentence is in one of an update only."""
-    dataset, start, group = trainer.task.dataset("train"), 12 * update, []
+    start, group = 12 * update, []
     for size in sizes:
-        group.append(dataset.collater([dataset[i] for i in range(start, start + size)]))
+        group.append(toys.sentences(trainer, range(start, start + size)))
         start += size
     return group
 
 
 def train_adapters(rank: int, count: int, port: int, data: Path) -> dict[str, Any]:
     """Run updates in which two workers use different adapters."""
-    init = worker_flags(rank, count, port)
-    distributed.distributed_init(toys.config(data, *ADAPTERS, *init))
-    toys.softmax_in_float64()
+    init = toys.join_workers(data, ADAPTERS, rank, count, port)
     reduce, calls = torch.distributed.all_reduce, []
 
     def counted(*args: Any, **kwargs: Any) -> Any:

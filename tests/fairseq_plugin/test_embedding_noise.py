@@ -35,8 +35,7 @@ class Case:
 
     def __init__(self, data: Path, flags: list[str], extra: dict[str, Any]) -> None:
         trainer = toys.make_trainer(data, *flags)
-        dataset = trainer.task.dataset("train")
-        sample = dataset.collater([dataset[i] for i in range(6)])
+        sample = toys.sentences(trainer, range(6))
         self.model = trainer.get_model().eval()
         self.inputs = {**sample["net_input"], **extra}
         self.tokens = self.inputs["src_tokens"]

@@ -21,9 +21,10 @@ from deltasam_fairseq.fairseq_plugin import freelb, hook
 from deltasam_fairseq.fairseq_plugin.config import FreeLBSettings
 from deltasam_fairseq.fairseq_plugin.criterions import readers
 from deltasam_fairseq.fairseq_plugin.embedding_noise import embedding_noise, encoder_of
+from tests.fairseq_plugin.precision import MODES
+from tests.fairseq_plugin.twins import Functional
 from tests.support import fairseq_toys as toys
 from tests.support.compare import assert_close, assert_same_bits
-from tests.support.precision import MODES
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, LR, INIT, BOUND = 3, 0.8, 0.5, 0.9
@@ -66,7 +67,7 @@ class Twin:
     """FreeLB of one batch, slow: losses as functions of weights and noise, K of them in a graph."""
 
     def __init__(self, trainer: Trainer, sample: Any, norm: str = "l2") -> None:
-        self.model = toys.Functional(trainer.get_model())
+        self.model = Functional(trainer.get_model())
         self.criterion = trainer.get_criterion()
         self.sample = sample
         self.norm = norm
@@ -180,11 +181,7 @@ def test_every_sentence_has_its_own_perturbation_of_its_k_losses(
             *(*toys.PRECISE, *SGD, *FIXED, *flags, "--sam-per-instance-engine", engine),
             dtype=float64,
         )
-        dataset = trainer.task.dataset("train")
-        group = [
-            dataset.collater([dataset[i] for i in range(start, start + size)])
-            for start in range(0, 8, size)
-        ]
+        group = [toys.sentences(trainer, range(start, start + size)) for start in range(0, 8, size)]
         logs += toys.updates(trainer, [group])
         ends.append(toys.parameters(trainer))
     assert_close(ends[0], ends[1], rtol=1e-8, atol=1e-10)
@@ -246,11 +243,6 @@ MODELS: dict[str, tuple[str, list[str]]] = {
 }
 
 
-def padded_batch(trainer: Trainer) -> Any:
-    dataset = trainer.task.dataset("train")
-    return dataset.collater([dataset[i] for i in range(6)])
-
-
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 @pytest.mark.parametrize("name", MODELS)
 def test_noise_reaches_the_logits_and_stays_in_its_ball(
@@ -265,7 +257,7 @@ def test_noise_reaches_the_logits_and_stays_in_its_ball(
     trainer.get_model().register_forward_hook(lambda _, __, out: outputs.append(out[0].detach()))
     dropout = encoder_of(trainer.get_model()).dropout_module
     dropout.register_forward_hook(lambda _, x, y: masks.append((y == 0) & (x[0] != 0)))
-    sample = padded_batch(trainer)
+    sample = toys.sentences(trainer, range(6))
     (log,) = toys.updates(trainer, [[sample]])
     pads = sample["net_input"]["src_tokens"].eq(1)
     assert pads.any()

@@ -14,6 +14,7 @@ from torch import Tensor
 from deltasam_fairseq.core.noise import gaussian_direction, seed_for
 from deltasam_fairseq.fairseq_plugin.config import Sharpness
 from deltasam_fairseq.fairseq_plugin.sharpness.grouped import dealt
+from tests.fairseq_plugin.twins import Functional
 from tests.support import fairseq_toys as toys
 from tests.support.workers import run_workers
 
@@ -29,8 +30,7 @@ def change(data: Path, parts: list[range], *flags: str, updates: int = 1) -> lis
     """Run updates whose micro-batches are these sentences; return the gradient of their sum."""
     trainer = trainer_of(data, *flags)
     before = [p.detach().clone() for p in trainer.get_model().parameters()]
-    dataset = trainer.task.dataset("train")
-    group = [dataset.collater([dataset[i] for i in part]) for part in parts]
+    group = [toys.sentences(trainer, part) for part in parts]
     for _ in range(updates):
         toys.updates(trainer, [group])
     size = sum(sample["ntokens"] for sample in group)
@@ -51,12 +51,11 @@ class Twin:
 
     def __init__(self, data: Path, sentences: range) -> None:
         self.trainer = trainer_of(data)
-        self.at = toys.Functional(self.trainer.get_model())
+        self.at = Functional(self.trainer.get_model())
         self.weights = [
             p.detach().clone().requires_grad_() for p in self.trainer.get_model().parameters()
         ]
-        dataset = self.trainer.task.dataset("train")
-        self.sample = dataset.collater([dataset[i] for i in sentences])
+        self.sample = toys.sentences(self.trainer, sentences)
 
     def losses(self, weights: list[Tensor]) -> Tensor:
         self.at.at(weights)
@@ -243,21 +242,10 @@ def test_what_makes_no_sense_is_refused(
 
 
 def in_workers(rank: int, count: int, port: int, data: Path) -> list[Tensor]:
-    from fairseq.distributed import utils as distributed  # noqa: PLC0415
-
-    init = (
-        *("--distributed-world-size", str(count), "--distributed-rank", str(rank)),
-        *("--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp"),
-        *("--distributed-no-spawn", "--distributed-init-method", f"tcp://127.0.0.1:{port}"),
-    )
-    distributed.distributed_init(toys.config(data, *toys.PRECISE, *init))
-    toys.softmax_in_float64()
+    init = toys.join_workers(data, toys.PRECISE, rank, count, port)
     trainer = trainer_of(data, "--sam-method", "sam", "--sam-groups", "2", *init)
     before = [p.detach().clone() for p in trainer.get_model().parameters()]
-    dataset = trainer.task.dataset("train")
-    share = (range(3), range(3, 8))[rank]
-    sample = dataset.collater([dataset[i] for i in share])
-    toys.updates(trainer, [[sample]])
+    toys.updates(trainer, [[toys.sentences(trainer, (range(3), range(3, 8))[rank])]])
     after = trainer.get_model().parameters()
     return [(b - p.detach()) / 0.05 for b, p in zip(before, after, strict=True)]
 

@@ -12,9 +12,9 @@ import torch
 from deltasam_fairseq.fairseq_plugin import hook
 from deltasam_fairseq.fairseq_plugin.sharpness import per_instance as instances
 from deltasam_fairseq.per_instance import AmbiguousBatch, Engine, Unsupported
+from tests.fairseq_plugin.precision import MODES
 from tests.support import fairseq_toys as toys
 from tests.support.compare import assert_close, assert_same_bits
-from tests.support.precision import MODES
 
 FLAGS = ("--sam-method", "per_instance", "--dropout", "0", "--sam-inner", "sgd", "--lr", "0.05")
 
@@ -96,8 +96,7 @@ def test_the_loop_runs_what_the_engine_cannot_with_padded_batches(translation: P
         *"--encoder-hidden-size 8 --decoder-hidden-size 8 --decoder-out-embed-dim 8".split(),
     )
     trainer = toys.make_trainer(translation, *flags, "--sam-method", "per_instance")
-    dataset = trainer.task.dataset("train")
-    sample = dataset.collater([dataset[i] for i in range(6)])
+    sample = toys.sentences(trainer, range(6))
     assert sample["net_input"]["src_tokens"].eq(trainer.task.source_dictionary.pad()).any()
     (log,) = toys.updates(trainer, [[sample]])
     assert log["sharpness"] > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from deltasam_fairseq.core.weight_space import ADAPTIVE_OFFSET
 from deltasam_fairseq.fairseq_plugin import hook
 from deltasam_fairseq.fairseq_plugin.sharpness.radius_rules import RADIUS_RULES
 from deltasam_fairseq.registry import UnknownName
+from tests.fairseq_plugin.twins import losses_at
 from tests.support import fairseq_toys as toys
 from tests.support.compare import assert_close, assert_same_bits
-from tests.support.twins import losses_at
 
 METHODS = ("none", "sam", "delta_sam", "per_instance")
 PERTURBED = METHODS[1:]
@@ -115,21 +116,23 @@ def test_a_mean_over_sentences_differs_by_a_factor(translation: Path, method: st
     torch.testing.assert_close(per_sentence, per_token * ratio, rtol=1e-3, atol=1e-5)
 
 
+@cache
+def after_three_updates(data: Path, method: str, *more: str) -> dict[str, torch.Tensor]:
+    flags = (*toys.PRECISE, *PLAIN, "--sam-method", method, *more)
+    trainer = toys.make_trainer(data, *flags, dtype=torch.float64)
+    samples = toys.batches(trainer)
+    for i in range(3):
+        trainer.train_step(samples[2 * i : 2 * i + 2])
+    return toys.parameters(trainer)
+
+
 @every_method
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("flag", ["--checkpoint-activations", "--offload-activations"])
-def test_recomputed_and_offloaded_activations(
-    translation: Path, float64: torch.dtype, method: str, flag: str
-) -> None:
-    ends = []
-    for more in ((), (flag,)):
-        trainer = toys.make_trainer(
-            translation, *toys.PRECISE, *PLAIN, "--sam-method", method, *more, dtype=float64
-        )
-        samples = toys.batches(trainer)
-        for i in range(3):
-            trainer.train_step(samples[2 * i : 2 * i + 2])
-        ends.append(toys.parameters(trainer))
-    assert_close(ends[1], ends[0], rtol=1e-7, atol=1e-10)
+def test_recomputed_and_offloaded_activations(translation: Path, method: str, flag: str) -> None:
+    expected = after_three_updates(translation, method)
+    found = after_three_updates(translation, method, flag)
+    assert_close(found, expected, rtol=1e-7, atol=1e-10)
 
 
 @every_method
@@ -169,9 +172,8 @@ def test_scalar_quantization_noise_is_the_same_in_every_pass(
         trainer = toys.make_trainer(
             translation, *toys.TRANSLATION, "--quant-noise-scalar", "0.5", *flags
         )
-        data = trainer.task.dataset("train")
         # One sentence at a time: a batch's noise is not that of its sentences alone.
-        toys.updates(trainer, [[data.collater([data[i]])] for i in range(4)])
+        toys.updates(trainer, [[toys.sentences(trainer, [i])] for i in range(4)])
         ends.append(toys.parameters(trainer))
     assert_same_bits(ends[1], ends[0])
 
@@ -216,6 +218,18 @@ def test_patience_counts_validations(translation: Path, tmp_path: Path, method: 
     assert len(valid_lines(lines)) == 3
 
 
+@cache
+def gradient_of_sgd(
+    data: Path, method: str
+) -> tuple[Any, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Return a mini-batch, the weights, and the gradient, which sgd of rate 1 gives away."""
+    flags = ("--dropout", "0", "--sam-method", method, *SGD, "--lr", "1")
+    trainer = toys.make_trainer(data, *toys.TRANSLATION, *flags)
+    sample, before = toys.batches(trainer)[0], toys.parameters(trainer)
+    trainer.train_step([sample])
+    return sample, before, {n: before[n] - p for n, p in toys.parameters(trainer).items()}
+
+
 @every_perturbed
 @pytest.mark.parametrize(
     "inner",
@@ -235,13 +249,7 @@ def test_inner_optimizers_get_the_gradient_at_the_perturbed_weights(
     """By hand: the same optimizer, fed with the gradient that sgd gets."""
     name, *options = inner
     flags = ("--dropout", "0", "--sam-method", method)
-    sample = toys.batches(toys.make_trainer(translation, *toys.TRANSLATION))[0]
-
-    # Plain sgd of rate 1 gives the gradient away.
-    trainer = toys.make_trainer(translation, *toys.TRANSLATION, *flags, *SGD, "--lr", "1")
-    before = toys.parameters(trainer)
-    trainer.train_step([sample])
-    gradient = {n: before[n] - p for n, p in toys.parameters(trainer).items()}
+    sample, before, gradient = gradient_of_sgd(translation, method)
 
     plain = toys.make_trainer(
         translation, *toys.TRANSLATION, "--optimizer", name, *options, "--lr", "0.01"

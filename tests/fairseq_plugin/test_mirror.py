@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from fairseq.distributed import utils as distributed
 from fairseq.distributed.module_proxy_wrapper import ModuleProxyWrapper
 from fairseq.modules.checkpoint_activations import checkpoint_wrapper
 from torch import Tensor
@@ -24,6 +23,7 @@ from deltasam_fairseq.fairseq_plugin.criterions.infonce import pooled
 from deltasam_fairseq.fairseq_plugin.one_side import unperturbed
 from deltasam_fairseq.fairseq_plugin.support import check_run
 from deltasam_fairseq.objectives.contrastive import info_nce
+from tests.fairseq_plugin.twins import Functional
 from tests.support import fairseq_toys as toys
 from tests.support.workers import run_workers
 
@@ -187,7 +187,7 @@ class Twin:
         self.model, self.trainer = trainer.get_model(), trainer
         self.weights = [p.detach().clone().requires_grad_() for p in self.model.parameters()]
         self.tokens = sample["net_input"]["src_tokens"]
-        self.at = toys.Functional(self.model)
+        self.at = Functional(self.model)
 
     def losses(self, first: list[Tensor], second: list[Tensor]) -> Tensor:
         """The losses with the first view at one set of weights, the second at another."""
@@ -287,13 +287,7 @@ def worker_flags(method: str, side: str) -> tuple[str, ...]:
 
 def in_workers(rank: int, count: int, port: int, data: Path) -> dict[Any, Any]:
     """One update of eight sentences, of which each of two workers has its share."""
-    init = (
-        *("--distributed-world-size", str(count), "--distributed-rank", str(rank)),
-        *("--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp"),
-        *("--distributed-no-spawn", "--distributed-init-method", f"tcp://127.0.0.1:{port}"),
-    )
-    distributed.distributed_init(toys.config(data, *MIRROR, *init))
-    toys.softmax_in_float64()
+    init = toys.join_workers(data, MIRROR, rank, count, port)
     found = {}
     for method, side, wrapper in RUNS:
         flags = worker_flags(method, side)
@@ -306,9 +300,7 @@ def in_workers(rank: int, count: int, port: int, data: Path) -> dict[Any, Any]:
                 find_unused_parameters=True,
             )
             trainer._wrapped_model = ModuleProxyWrapper(model)
-        share = (range(3), range(3, 8))[rank]
-        dataset = trainer.task.dataset("train")
-        toys.updates(trainer, [[dataset.collater([dataset[i] for i in share])]])
+        toys.updates(trainer, [[toys.sentences(trainer, (range(3), range(3, 8))[rank])]])
         found[method, side, wrapper] = toys.parameters(trainer)
     return found
 
@@ -319,8 +311,7 @@ def test_two_workers_equal_one_process(mirror: Path, tmp_path: Path) -> None:
     workers = run_workers(in_workers, 2, tmp_path, mirror)
     for run in RUNS:
         trainer = toys.make_trainer(mirror, *worker_flags(*run[:2]), dtype=torch.float64)
-        dataset = trainer.task.dataset("train")
-        toys.updates(trainer, [[dataset.collater([dataset[i] for i in range(8)])]])
+        toys.updates(trainer, [[toys.sentences(trainer, range(8))]])
         for name, value in toys.parameters(trainer).items():
             for worker in workers:
                 torch.testing.assert_close(

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from fairseq.distributed import utils as distributed
 from fairseq.trainer import Trainer
 
 from tests.support import fairseq_toys as toys
@@ -108,24 +107,16 @@ def test_one_worker_skips_the_update(
 
 def train_with_one_failing(rank: int, count: int, port: int, data: Path) -> dict[Any, Any]:
     """Run three updates per case; the second worker fails once, in the second of them."""
-    init = (
-        *("--distributed-world-size", str(count), "--distributed-rank", str(rank)),
-        *("--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp"),
-        *("--distributed-no-spawn", "--distributed-init-method", f"tcp://127.0.0.1:{port}"),
-    )
-    distributed.distributed_init(toys.config(data, *toys.TRANSLATION, *init))
+    init = toys.join_workers(data, toys.TRANSLATION, rank, count, port)
     found = {}
     for case in SHARED_CASES:
         method, scope, number = case
         trainer = toys.make_trainer(data, *toys.TRANSLATION, *flags_of(method, scope), *init)
-        dataset = trainer.task.dataset("train")
         states = [toys.parameters(trainer)]
         after_failure: list[float] = []
         for update in range(3):
             start = 8 * update + 4 * rank
-            group = [
-                dataset.collater([dataset[i] for i in range(s, s + 2)]) for s in (start, start + 2)
-            ]
+            group = [toys.sentences(trainer, range(s, s + 2)) for s in (start, start + 2)]
             if update == 1 and rank == 1:
                 run_out_of_memory(trainer, number)
                 if case == WATCHED:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import fairseq
 import pytest
 import torch
-from fairseq.distributed import utils as distributed
 from fairseq.distributed.legacy_distributed_data_parallel import LegacyDistributedDataParallel
 from fairseq.distributed.module_proxy_wrapper import ModuleProxyWrapper
 from torch.distributed.algorithms.ddp_comm_hooks import DDPCommHookType, register_ddp_comm_hook
@@ -19,8 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from deltasam_fairseq.core.workers import add_up
 from deltasam_fairseq.fairseq_plugin.sharpness import parallel
+from tests.fairseq_plugin.matrix import WORKER_BOUNDS
 from tests.support import fairseq_toys as toys
-from tests.support.matrix import WORKER_BOUNDS
 from tests.support.workers import run_workers
 
 SGD = ("--sam-inner", "sgd", "--lr", "0.05", "--dropout", "0")
@@ -105,13 +105,7 @@ def has_fairscale() -> bool:
 
 def train_shares(rank: int, count: int, port: int, data: Path) -> dict[Any, Any]:
     """Run updates of 8 sentences with each setting and method; this worker has its share."""
-    init = (
-        *("--distributed-world-size", str(count), "--distributed-rank", str(rank)),
-        *("--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp"),
-        *("--distributed-no-spawn", "--distributed-init-method", f"tcp://127.0.0.1:{port}"),
-    )
-    distributed.distributed_init(toys.config(data, *toys.PRECISE, *init))
-    toys.softmax_in_float64()
+    init = toys.join_workers(data, toys.PRECISE, rank, count, port)
     return {
         run: _train_share(rank, count, data, SETTINGS[run[0]], flags_of(*run) + init)
         for run in RUNS
@@ -145,8 +139,7 @@ def _train_share(
 
             model.register_comm_hook(trainer.data_parallel_process_group, reduced)
         trainer._wrapped_model = ModuleProxyWrapper(model)
-    dataset = trainer.task.dataset("train")
-    trainer.reset_dummy_batch(dataset.collater([dataset[0]]))
+    trainer.reset_dummy_batch(toys.sentences(trainer, [0]))
     reduce = torch.distributed.all_reduce
 
     def counted(*args: Any, **kwargs: Any) -> Any:
@@ -156,7 +149,7 @@ def _train_share(
     logs = []
     for update in range(UPDATES):
         share = setting.shares(update, count)[rank]
-        group = [dataset.collater([dataset[i] for i in part]) if part else {} for part in share]
+        group = [toys.sentences(trainer, part) if part else {} for part in share]
         collectives.clear()
         buckets.clear()
         torch.distributed.all_reduce = counted
@@ -176,24 +169,33 @@ def workers(translation: Path, tmp_path_factory: pytest.TempPathFactory) -> list
     return run_workers(train_shares, 2, tmp_path_factory.mktemp("workers"), translation)
 
 
+@cache
+def in_one_process(
+    data: Path, method: str, shares: tuple[tuple[range, ...], ...]
+) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
+    """Run updates of these micro-batches; return the parameters and what was logged."""
+    flags = flags_of("pytorch_ddp", method)
+    trainer = toys.make_trainer(data, *toys.PRECISE, *SGD, *flags, dtype=torch.float64)
+    groups = [[toys.sentences(trainer, part) for part in parts] for parts in shares]
+    logs = toys.updates(trainer, groups)
+    return toys.parameters(trainer), logs
+
+
 @pytest.mark.multiprocess
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(("setting", "method"), RUNS, ids=lambda value: value)
 def test_two_workers_equal_one_process(
-    translation: Path, float64: torch.dtype, workers: Any, setting: str, method: str
+    translation: Path, workers: Any, setting: str, method: str
 ) -> None:
     """How an update is split over workers or over micro-batches is no matter."""
     if "zero" in setting and not has_fairscale():
         pytest.skip("--zero-sharding needs fairscale, which is not installed")
     first = workers[0][setting, method]
-    flags = flags_of("pytorch_ddp", method)
-    trainer = toys.make_trainer(translation, *toys.PRECISE, *SGD, *flags, dtype=float64)
-    dataset = trainer.task.dataset("train")
-    logs = []
-    for update in range(UPDATES):
-        parts = [p for share in SETTINGS[setting].shares(update, 2) for p in share if p]
-        logs += toys.updates(trainer, [[dataset.collater([dataset[i] for i in p]) for p in parts]])
+    shares = (SETTINGS[setting].shares(update, 2) for update in range(UPDATES))
+    parts = tuple(tuple(part for share in each for part in share if part) for each in shares)
+    expected, logs = in_one_process(translation, method, parts)
     bound = WORKER_BOUNDS[setting]
-    for name, value in toys.parameters(trainer).items():
+    for name, value in expected.items():
         torch.testing.assert_close(first["parameters"][name], value, rtol=bound, atol=bound * 1e-2)
     for ours, theirs in zip(first["logs"], logs, strict=True):
         keys = [
@@ -244,14 +246,9 @@ def train_on_device(rank: int, count: int, port: int, data: Path, kind: str) -> 
     if kind == "cuda":
         toys.COMMON[:] = toys.without_cpu()
         torch.cuda.set_device(rank)
-    init = (
-        *("--distributed-world-size", str(count), "--distributed-rank", str(rank)),
-        *("--distributed-backend", "nccl" if kind == "cuda" else "gloo"),
-        *("--ddp-backend", "legacy_ddp", "--distributed-no-spawn", "--device-id", str(rank)),
-        *("--distributed-init-method", f"tcp://127.0.0.1:{port}"),
-    )
-    distributed.distributed_init(toys.config(data, *toys.PRECISE, *init))
-    toys.softmax_in_float64()
+    backend = ("--distributed-backend", "nccl" if kind == "cuda" else "gloo")
+    more = (*backend, "--device-id", str(rank))
+    init = toys.join_workers(data, toys.PRECISE, rank, count, port, *more)
     found = {
         run: _train_share(rank, count, data, SETTINGS[run[0]], flags_of(*run) + init)
         for run in ON_DEVICE
@@ -274,11 +271,9 @@ def test_workers_on_a_device_equal_one_process(
     for run in ON_DEVICE:
         flags = flags_of("pytorch_ddp", run[1])
         trainer = toys.make_trainer(translation, *toys.PRECISE, *SGD, *flags, dtype=float64)
-        dataset = trainer.task.dataset("train")
         for update in range(UPDATES):
             parts = [p for share in SETTINGS[run[0]].shares(update, count) for p in share]
-            group = [dataset.collater([dataset[i] for i in part]) for part in parts]
-            toys.updates(trainer, [group])
+            toys.updates(trainer, [[toys.sentences(trainer, part) for part in parts]])
         for name, value in toys.parameters(trainer).items():
             for worker in found:
                 own = worker[run]["parameters"][name].to(value.device)

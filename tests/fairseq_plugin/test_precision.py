@@ -18,8 +18,8 @@ from deltasam_fairseq.fairseq_plugin import hook
 from deltasam_fairseq.fairseq_plugin.config import Sharpness
 from deltasam_fairseq.fairseq_plugin.sharpness import run
 from deltasam_fairseq.fairseq_plugin.sharpness.model_weights import ModelWeights, in_float
+from tests.fairseq_plugin.precision import MODES, WITH_MASTERS, displacement
 from tests.support import fairseq_toys as toys
-from tests.support.precision import MODES, WITH_MASTERS, displacement
 
 PERTURBED = ("sam", "delta_sam", "per_instance")
 

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from fairseq.distributed import utils as distributed
 from fairseq.distributed.module_proxy_wrapper import ModuleProxyWrapper
 from fairseq.logging import metrics
 from torch import Tensor
@@ -28,6 +27,7 @@ from deltasam_fairseq.fairseq_plugin.embedding_noise import (
     encoder_of,
 )
 from deltasam_fairseq.objectives.regularizers import worst_noise
+from tests.fairseq_plugin.twins import Functional
 from tests.support import fairseq_toys as toys
 from tests.support.workers import run_workers
 
@@ -307,7 +307,7 @@ def test_methods_around_it_equal_the_reference(
     if method == "per_instance" and "smart" in flags:
         pytest.skip("goes sentence by sentence, with noise of its own for each")
     case = Case(translation, SEQUENCES, *flags)
-    at = toys.Functional(case.model)
+    at = Functional(case.model)
     params = [p.detach().clone() for p in case.model.parameters()]
 
     def losses(weights: Any) -> Tensor:
@@ -493,8 +493,7 @@ def share_of(data: Path, name: str, share: range, *more: str, ddp: bool = False)
         )
         trainer._wrapped_model = ModuleProxyWrapper(model)
     before = [p.detach().clone() for p in trainer.get_model().parameters()]
-    dataset = trainer.task.dataset("train")
-    sample = dataset.collater([dataset[i] for i in share])
+    sample = toys.sentences(trainer, share)
     with metrics.aggregate(new_root=True) as seen:
         trainer.train_step([sample])
     size = float(seen["wpb"].avg)  # target tokens of all workers
@@ -503,13 +502,7 @@ def share_of(data: Path, name: str, share: range, *more: str, ddp: bool = False)
 
 
 def in_workers(rank: int, count: int, port: int, data: Path) -> dict[Any, list[Tensor]]:
-    init = (
-        *("--distributed-world-size", str(count), "--distributed-rank", str(rank)),
-        *("--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp"),
-        *("--distributed-no-spawn", "--distributed-init-method", f"tcp://127.0.0.1:{port}"),
-    )
-    distributed.distributed_init(toys.config(data, *SEQUENCES, *init))
-    toys.softmax_in_float64()
+    init = toys.join_workers(data, SEQUENCES, rank, count, port)
     return {
         (name, wrapper): share_of(data, name, SHARES[rank], *init, ddp=wrapper == "pytorch_ddp")
         for name, wrapper in WORKERS

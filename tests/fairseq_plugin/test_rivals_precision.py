@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.fairseq_plugin.precision import MODES
 from tests.support import fairseq_toys as toys
-from tests.support.precision import MODES
 
 # Noise that half precision can tell from none.
 RIVALS = {

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from deltasam_fairseq.fairseq_plugin.sharpness.samples import containers_copied, split_by_sentence
+from tests.fairseq_plugin import task_data
+from tests.fairseq_plugin.task_runs import TASKS, Trains
 from tests.support import fairseq_toys as toys
-from tests.support import task_data
-from tests.support.task_runs import TASKS, Trains
 
 
 def test_copies_share_tensors_and_nothing_else() -> None:
@@ -47,12 +47,11 @@ def test_pieces_add_up_to_the_batch(kind: str, request: pytest.FixtureRequest) -
 
 def test_a_piece_is_the_batch_that_fairseq_makes_of_its_sentence(translation: Path) -> None:
     trainer = toys.make_trainer(translation, *toys.TRANSLATION, "--optimizer", "adam")
-    dataset = trainer.task.dataset("train")
-    sample = dataset.collater([dataset[i] for i in range(8)])
+    sample = toys.sentences(trainer, range(8))
     padding = trainer.get_criterion().padding_idx
     assert sample["target"].eq(padding).any()
     for piece in split_by_sentence(sample, padding):
-        own = dataset.collater([dataset[int(piece["id"])]])
+        own = toys.sentences(trainer, [int(piece["id"])])
         assert torch.equal(piece["target"], own["target"])
         for name, value in own["net_input"].items():
             assert torch.equal(piece["net_input"][name], value), name
@@ -65,13 +64,12 @@ def test_a_piece_of_speech_has_its_own_frames_alone(tmp_path: Path) -> None:
     flags = ("--task", "speech_to_text", *run.flags.split())
     folder = task_data.folder_of("speech", tmp_path)
     trainer = toys.make_trainer(folder, *flags, "--optimizer", "adam")
-    dataset, criterion = trainer.task.dataset("train"), trainer.get_criterion()
-    model = trainer.get_model().eval()
-    sample = dataset.collater([dataset[i] for i in range(8)])
+    model, criterion = trainer.get_model().eval(), trainer.get_criterion()
+    sample = toys.sentences(trainer, range(8))
     assert len(set(sample["net_input"]["src_lengths"].tolist())) > 1
     pieces = split_by_sentence(sample, criterion.padding_idx)
     for piece in pieces:
-        own = dataset.collater([dataset[int(piece["id"])]])
+        own = toys.sentences(trainer, [int(piece["id"])])
         assert torch.equal(piece["target"], own["target"])
         for name, value in own["net_input"].items():
             assert torch.equal(piece["net_input"][name], value), name

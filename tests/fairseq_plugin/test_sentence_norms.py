@@ -13,9 +13,9 @@ from torch import nn
 from deltasam_fairseq.fairseq_plugin.sharpness import sentence_norms
 from deltasam_fairseq.fairseq_plugin.sharpness.samples import split_by_sentence
 from deltasam_fairseq.per_instance import AmbiguousBatch
+from tests.fairseq_plugin.precision import MODES
 from tests.support import fairseq_toys as toys
 from tests.support.compare import assert_same_bits
-from tests.support.precision import MODES
 
 METERS = ("sam_inorm", "sam_inorm_p90", "sam_inorm_max")
 # The criterion of classes has its losses in float32.

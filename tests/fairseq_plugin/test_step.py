@@ -13,8 +13,8 @@ from fairseq.trainer import Trainer
 from deltasam_fairseq.core import reference
 from deltasam_fairseq.core.estimators import ESTIMATORS, Weights
 from deltasam_fairseq.core.noise import gaussian_direction, seed_for
+from tests.fairseq_plugin.twins import losses_at
 from tests.support import fairseq_toys as toys
-from tests.support.twins import losses_at
 
 METHODS = ("none", "sam", "delta_sam", "per_instance")
 SGD = ("--sam-inner", "sgd", "--lr", "0.5")
@@ -119,10 +119,8 @@ def test_an_update_does_not_depend_on_how_it_is_split(
             dtype=float64,
         )
         # Sentences in the same order, whatever the batch size.
-        whole = trainer.task.dataset("train")
         parts = [
-            whole.collater([whole[i] for i in range(start, start + size)])
-            for start in range(0, 40, size)
+            toys.sentences(trainer, range(start, start + size)) for start in range(0, 40, size)
         ]
         for update in range(5):
             trainer.train_step(parts[update * freq : (update + 1) * freq])
@@ -153,7 +151,7 @@ def test_a_vanishing_radius_runs_all_passes_and_changes_nothing(
     ends = []
     one = toys.make_trainer(translation, *toys.TRANSLATION, "--optimizer", "adam")
     # One sentence at a time: a batch's dropout is not that of its sentences alone.
-    samples = [one.task.dataset("train").collater([one.task.dataset("train")[i]]) for i in range(5)]
+    samples = [toys.sentences(one, [i]) for i in range(5)]
     # The loop, because the batched engine rounds in another order.
     ours = ("--sam-method", method, "--sam-rho", "1e-30", "--sam-per-instance-engine", "loop")
     for flags in (("--optimizer", "adam"), ours):

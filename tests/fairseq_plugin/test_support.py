@@ -12,8 +12,8 @@ from deltasam_fairseq.fairseq_plugin import support
 from deltasam_fairseq.fairseq_plugin.config import Sharpness
 from deltasam_fairseq.fairseq_plugin.support import check_run
 from deltasam_fairseq.registry import UnknownName
+from tests.fairseq_plugin.matrix import REFUSED
 from tests.support import fairseq_toys as toys
-from tests.support.matrix import REFUSED
 
 
 @pytest.mark.parametrize("setting", REFUSED)

@@ -14,10 +14,11 @@ from fairseq.trainer import Trainer
 
 from deltasam_fairseq.fairseq_plugin import support
 from deltasam_fairseq.registry import UnknownName
-from tests.support import fairseq_data, task_data
+from tests.fairseq_plugin import task_data
+from tests.fairseq_plugin.task_runs import TASKS, Broken, Needs, Trains
+from tests.support import fairseq_data
 from tests.support import fairseq_toys as toys
 from tests.support.compare import assert_same_bits
-from tests.support.task_runs import TASKS, Broken, Needs, Trains
 
 DIRECTIONS = (
     "--task multilingual_translation --lang-pairs src-tgt,tgt-src --share-decoders "

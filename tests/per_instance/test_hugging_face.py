@@ -220,7 +220,9 @@ def assert_equals_per_instance_step(family: Family, model: nn.Module, sentences:
             torch.autograd.grad(loss, params, retain_graph=True, allow_unused=True)
             for loss in expected()
         ]
-        squares = [sum(g.square().sum() for g in own if g is not None) for own in each]
+        squares = [
+            torch.stack([g.square().sum() for g in own if g is not None]).sum() for own in each
+        ]
         assert_close([norms], [torch.stack(squares).sqrt()], rtol=1e-10)
 
 

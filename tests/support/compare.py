@@ -33,27 +33,12 @@ def assert_close(actual: Tensors, expected: Tensors, *, rtol: float, atol: float
 
 
 def assert_same_bits(actual: Tensors, expected: Tensors) -> None:
-    """Assert that tensors agree bit for bit: ``-0.0`` is not ``0.0``, ``nan`` is itself.
-
-    Args:
-        actual: Tensors by name, or in order.
-        expected: Tensors of the same names, shapes and dtypes.
-
-    Raises:
-        AssertionError: As for :func:`assert_close`.
-    """
+    """Assert that tensors agree bit for bit: ``-0.0`` is not ``0.0``, ``nan`` is itself."""
     _assert_all(actual, expected, _same_bits, "not bit-identical")
 
 
 def copies(tensors: Tensors) -> dict[str, Tensor]:
-    """Copy tensors, to compare with them later.
-
-    Args:
-        tensors: Tensors by name, or in order.
-
-    Returns:
-        Detached copies by name; a position is a name, ``"0"`` the first.
-    """
+    """Copy tensors, to compare with them later; a position is a name, ``"0"`` the first."""
     return {name: tensor.detach().clone() for name, tensor in _named(tensors).items()}
 
 

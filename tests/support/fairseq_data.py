@@ -13,25 +13,21 @@ from fairseq.data import Dictionary, indexed_dataset
 WORDS = [f"w{i}" for i in range(20)]
 
 
+def dictionary_of_words() -> Dictionary:
+    """Return a dictionary of :data:`WORDS`, all equally frequent."""
+    words = Dictionary()
+    for word in WORDS:
+        words.add_symbol(word, n=100)
+    return words
+
+
 def write_translation_data(
     folder: Path, *, train: int = 64, valid: int = 16, aligned: bool = False
 ) -> Path:
-    """Write a binarized data set whose targets are the reversed sources.
-
-    Args:
-        folder: Where to.
-        train: Number of training pairs.
-        valid: Number of validation pairs.
-        aligned: Whether to write word alignments as well.
-
-    Returns:
-        The folder, ready for ``--task translation``.
-    """
+    """Write pairs for ``--task translation`` whose targets are the reversed sources."""
     draw = random.Random(0)
     folder.mkdir(parents=True, exist_ok=True)
-    dictionary = Dictionary()
-    for word in WORDS:
-        dictionary.add_symbol(word, n=100)
+    dictionary = dictionary_of_words()
     for side in ("src", "tgt"):
         dictionary.save(str(folder / f"dict.{side}.txt"))
     for split, count in (("train", train), ("valid", valid)):
@@ -52,21 +48,12 @@ def write_translation_data(
 def write_prediction_data(
     folder: Path, *, train: int = 48, regression: bool = False, flipped: Sequence[int] = ()
 ) -> Path:
-    """Write a binarized data set for ``--task sentence_prediction``.
+    """Write sentences for ``--task sentence_prediction``: of two classes, or with a number each.
 
-    Args:
-        folder: Where to.
-        train: Number of training sentences.
-        regression: Whether targets are numbers rather than two classes.
-        flipped: Sentences for validation that get the other class.
-
-    Returns:
-        The folder.
+    Those of ``flipped``, for validation, have the other class.
     """
     draw = random.Random(1)
-    words = Dictionary()
-    for word in WORDS:
-        words.add_symbol(word, n=100)
+    words = dictionary_of_words()
     words.add_symbol("<mask>")
     for part in ("input0", "label"):
         (folder / part).mkdir(parents=True, exist_ok=True)
@@ -90,20 +77,10 @@ def write_prediction_data(
 
 
 def write_monolingual_data(folder: Path, *, train: int = 48) -> Path:
-    """Write a binarized data set for ``--task language_modeling`` or ``masked_lm``.
-
-    Args:
-        folder: Where to.
-        train: Number of training sentences.
-
-    Returns:
-        The folder.
-    """
+    """Write sentences for ``--task language_modeling`` or ``masked_lm``."""
     draw = random.Random(2)
     folder.mkdir(parents=True, exist_ok=True)
-    words = Dictionary()
-    for word in WORDS:
-        words.add_symbol(word, n=100)
+    words = dictionary_of_words()
     words.save(str(folder / "dict.txt"))
     for split, count in (("train", train), ("valid", 16)):
         _write(
@@ -113,11 +90,7 @@ def write_monolingual_data(folder: Path, *, train: int = 48) -> Path:
 
 
 def _builder(prefix: Path) -> Any:
-    return indexed_dataset.make_builder(
-        f"{prefix}.bin",
-        impl="mmap",
-        vocab_size=len(WORDS) + 10,
-    )
+    return indexed_dataset.make_builder(f"{prefix}.bin", impl="mmap", vocab_size=len(WORDS) + 10)
 
 
 def _write(prefix: Path, sentences: Sequence[Sequence[str]], dictionary: Dictionary) -> None:

@@ -10,7 +10,7 @@ import contextlib
 import io
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,12 +22,16 @@ from fairseq import options, tasks, utils
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import FairseqDataclass
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.distributed import utils as distributed
 from fairseq.logging import metrics
 from fairseq.trainer import Trainer
 from fairseq_cli import train as fairseq_train
 
 from deltasam_fairseq.fairseq_plugin import register  # noqa: F401
 from deltasam_fairseq.fairseq_plugin.criterions import readers
+from tests.support import quick_config
+
+quick_config.install()
 
 if not hasattr(np, "compat"):
     # fairseq's language-model data sets use np.compat.long, which NumPy 2 dropped.
@@ -67,15 +71,7 @@ COMMON = (
 
 
 def flags(toy: Sequence[str], *, save: bool = False) -> list[str]:
-    """Put the common flags before those of a toy problem.
-
-    Args:
-        toy: ``TRANSLATION``, ``PREDICTION`` or the like.
-        save: Whether the run saves checkpoints.
-
-    Returns:
-        The flags; later ones win.
-    """
+    """Put the common flags before those of a toy problem; later ones win."""
     return [flag for flag in COMMON if not (save and flag == "--no-save")] + list(toy)
 
 
@@ -85,41 +81,17 @@ def without_cpu() -> list[str]:
 
 
 def on_device(sample: Any, device: torch.device) -> Any:
-    """Bring a mini-batch to where a trainer computes.
-
-    Args:
-        sample: fairseq's mini-batch, on the CPU.
-        device: ``cpu`` or ``cuda``.
-
-    Returns:
-        A mini-batch there.
-    """
+    """Bring a mini-batch from the CPU to where a trainer computes."""
     return utils.move_to_cuda(sample) if device.type == "cuda" else sample
 
 
 def random_state(device: torch.device) -> torch.Tensor:
-    """Return the state of the generator that dropout draws from.
-
-    Args:
-        device: ``cpu`` or ``cuda``.
-
-    Returns:
-        A copy, on the CPU.
-    """
+    """Return the state of the generator that dropout draws from, on the CPU."""
     return torch.cuda.get_rng_state() if device.type == "cuda" else torch.get_rng_state()
 
 
 def config(data: Path, *extra: str, save: bool = False) -> Any:
-    """Parse a ``fairseq-train`` command line.
-
-    Args:
-        data: The data folder.
-        *extra: Further flags; they win over ``COMMON``.
-        save: Whether the run saves checkpoints.
-
-    Returns:
-        fairseq's configuration.
-    """
+    """Parse a ``fairseq-train`` command line whose flags win over ``COMMON``."""
     parser = options.get_training_parser()
     folder = ("--save-dir", str(data / "checkpoints"))
     args = options.parse_args_and_arch(parser, [str(data), *folder, *flags(extra, save=save)])
@@ -131,14 +103,7 @@ def make_trainer(
 ) -> Trainer:
     """Build the trainer of a command line, as ``fairseq-train`` does.
 
-    Args:
-        data: The data folder.
-        *extra: Further flags.
-        dtype: Precision of the model, if not float32.
-        cfg: The configuration, if it was made already.
-
-    Returns:
-        The trainer; its task has loaded the training set.
+    Its task has loaded the training set.
     """
     metrics.reset()
     cfg = cfg or config(data, *extra)
@@ -159,14 +124,7 @@ def make_trainer(
 
 
 def batches(trainer: Trainer) -> list[Any]:
-    """List the first epoch's mini-batches of this worker, in a fixed order.
-
-    Args:
-        trainer: From :func:`make_trainer`.
-
-    Returns:
-        The samples.
-    """
+    """List the first epoch's mini-batches of this worker, in a fixed order."""
     iterator = trainer.task.get_batch_iterator(
         trainer.task.dataset("train"),
         max_tokens=trainer.cfg.dataset.max_tokens,
@@ -177,16 +135,14 @@ def batches(trainer: Trainer) -> list[Any]:
     return list(iterator.next_epoch_itr(shuffle=False))
 
 
+def sentences(trainer: Trainer, which: Iterable[int]) -> Any:
+    """Make a mini-batch of some sentences of the training set."""
+    dataset = trainer.task.dataset("train")
+    return dataset.collater([dataset[i] for i in which])
+
+
 def updates(trainer: Trainer, groups: Sequence[Sequence[Any]]) -> list[dict[str, float]]:
-    """Run one update per group of mini-batches.
-
-    Args:
-        trainer: The trainer.
-        groups: Mini-batches of each update.
-
-    Returns:
-        What fairseq logged for each, in full precision.
-    """
+    """Run one update per group of mini-batches; return what fairseq logged, unrounded."""
     logged = []
     for group in groups:
         with metrics.aggregate(new_root=True) as seen:
@@ -198,41 +154,17 @@ def updates(trainer: Trainer, groups: Sequence[Sequence[Any]]) -> list[dict[str,
 
 
 def parameters(trainer: Trainer) -> dict[str, torch.Tensor]:
-    """Copy a trainer's parameters, in the optimizer's order.
-
-    Args:
-        trainer: The trainer.
-
-    Returns:
-        Copies by name.
-    """
+    """Copy a trainer's parameters by name, in the optimizer's order."""
     return {n: p.detach().clone() for n, p in trainer.get_model().named_parameters()}
 
 
 def train(data: Path, *extra: str, save: bool = False) -> list[dict[str, Any]]:
-    """Run ``fairseq-train`` in this process.
-
-    Args:
-        data: The data folder.
-        *extra: Further flags.
-        save: Whether the run saves checkpoints.
-
-    Returns:
-        The lines of its JSON log that carry numbers.
-    """
+    """Run ``fairseq-train`` in this process; return the lines of its JSON log with numbers."""
     return _run(config(data, *extra, save=save))
 
 
 def train_with(data: Path, *flags: str) -> list[dict[str, Any]]:
-    """Run ``fairseq-train`` in this process with exactly these flags.
-
-    Args:
-        data: The data folder.
-        *flags: All flags.
-
-    Returns:
-        The lines of its JSON log that carry numbers.
-    """
+    """Run ``fairseq-train`` as :func:`train` does, with exactly these flags."""
     args = options.parse_args_and_arch(options.get_training_parser(), [str(data), *flags])
     return _run(convert_namespace_to_omegaconf(args))
 
@@ -321,9 +253,6 @@ def precision_without_gpu(patch: Any) -> None:
 
     Flat fp16 parameters live on "the current device"; an overflow makes a zero
     on the GPU; ``--amp`` becomes bfloat16 autocast with a real loss scaler.
-
-    Args:
-        patch: pytest's ``monkeypatch``, or anything with its ``setattr``.
     """
     patch.setattr(torch.cuda, "current_device", lambda: None)
     patch.setattr(torch.Tensor, "cuda", lambda self, *a, **k: self)
@@ -344,41 +273,20 @@ def softmax_in_float64() -> None:
     utils.softmax = lambda x, dim, onnx_trace=False: x.softmax(dim)
 
 
-class Functional:
-    """A model evaluated at explicit weights, for the reference twins.
+def join_workers(
+    data: Path, toy: Sequence[str], rank: int, count: int, port: int, *more: str
+) -> tuple[str, ...]:
+    """Make this process one of several gloo workers, which compute in float64 where asked to.
 
-    ``torch.func.functional_call`` does not restore a model whose encoder and
-    decoder share a module, as fairseq's shared embeddings do.
-
-    Args:
-        model: The model; its own parameters are back after each call.
+    Returns:
+        The flags that its trainers need for that.
     """
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
-        self.weights: dict[int, torch.Tensor] = {}
-
-    def at(self, weights: Sequence[torch.Tensor]) -> None:
-        """Set the values of the parameters, in the model's order."""
-        own = self.model.parameters()
-        self.weights = {id(p): w for p, w in zip(own, weights, strict=True)}
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the model's forward pass at these weights."""
-        slots = [
-            (module._parameters, name, param)
-            for module in self.model.modules()
-            for name, param in module._parameters.items()
-            if param is not None
-        ]
-        try:
-            for parameters, name, param in slots:
-                parameters[name] = self.weights[id(param)]
-            return self.model(*args, **kwargs)
-        finally:
-            for parameters, name, param in slots:
-                parameters[name] = param
-
-    def __getattr__(self, name: str) -> Any:
-        """Ask the model itself for anything else."""
-        return getattr(self.model, name)
+    init = (
+        *("--distributed-world-size", str(count), "--distributed-rank", str(rank)),
+        *("--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp"),
+        *("--distributed-no-spawn", "--distributed-init-method", f"tcp://127.0.0.1:{port}"),
+        *more,
+    )
+    distributed.distributed_init(config(data, *toy, *init))
+    softmax_in_float64()
+    return init

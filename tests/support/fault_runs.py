@@ -1,13 +1,8 @@
-"""Training processes of their own, to be killed: started in a moment, with their logs kept.
-
-A plain start imports torch and fairseq for ten seconds. These are forked from
-a server that has imported both and done nothing else.
-"""
+"""Training processes of their own, to be killed: started in a moment, with their logs kept."""
 
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import resource
 import shutil
@@ -18,9 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from tests.support.workers import free_port
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.workers import forking, free_port
 
 # How long a process may take that is expected to end by itself.
 PATIENCE = 120.0
@@ -48,7 +41,7 @@ class Worker:
         self, flags: Sequence[str], log: Path, prepare: Prepare | None, arguments: tuple[Any, ...]
     ) -> None:
         self.log = log
-        self.process = _context().Process(
+        self.process = forking().Process(
             target=_train, args=(list(flags), log, prepare, arguments), daemon=True
         )
         self.process.start()
@@ -59,14 +52,7 @@ class Worker:
             os.kill(self.process.pid, signal.SIGKILL)
 
     def ends(self, within: float = PATIENCE) -> int:
-        """Wait for its end.
-
-        Args:
-            within: Seconds; after them it is killed, and the test fails.
-
-        Returns:
-            Its exit status, negative for a signal.
-        """
+        """Return its exit status, negative for a signal; kill it and fail when it takes longer."""
         self.process.join(within)
         code = self.process.exitcode
         if code is None:
@@ -88,7 +74,7 @@ def start(
     arguments: tuple[Any, ...] = (),
     on: int | None = None,
 ) -> list[Worker]:
-    """Start a run.
+    """Start a run, and return its workers by rank.
 
     Args:
         flags: All flags but those of several workers.
@@ -97,9 +83,6 @@ def start(
         prepare: A module's function that injects a fault.
         arguments: Its arguments.
         on: The only worker that gets the fault; all, if not given.
-
-    Returns:
-        The workers, by rank.
     """
     logs.mkdir(parents=True, exist_ok=True)
     method = f"tcp://127.0.0.1:{free_port()}"
@@ -116,25 +99,14 @@ def start(
 
 
 def finish(started: Sequence[Worker]) -> None:
-    """Wait for the end of a run that is expected to succeed.
-
-    Args:
-        started: Its workers.
-    """
+    """Wait for the end of a run that is expected to succeed."""
     for worker in started:
         assert worker.ends() == 0, worker.said()[-3000:]
 
 
 @contextlib.contextmanager
 def none_left(started: Sequence[Worker]) -> Iterator[None]:
-    """Kill what still runs after a block.
-
-    Args:
-        started: A run's workers.
-
-    Yields:
-        Nothing.
-    """
+    """Kill what still runs after a block."""
     try:
         yield
     finally:
@@ -143,16 +115,7 @@ def none_left(started: Sequence[Worker]) -> Iterator[None]:
 
 
 def wait_for(condition: Callable[[], bool], started: Sequence[Worker], within: float) -> bool:
-    """Look every half millisecond.
-
-    Args:
-        condition: What to wait for.
-        started: A run's workers.
-        within: Seconds.
-
-    Returns:
-        Whether it came true while all workers ran.
-    """
+    """Look every half millisecond; say whether it came true in time, while all workers ran."""
     deadline = time.monotonic() + within
     while time.monotonic() < deadline:
         if condition():
@@ -164,11 +127,7 @@ def wait_for(condition: Callable[[], bool], started: Sequence[Worker], within: f
 
 
 def die_while_copying(turn: int) -> None:
-    """Die in the middle of a copy to another name.
-
-    Args:
-        turn: Which copy, counted from 1.
-    """
+    """Die in the middle of a copy to another name, the ``turn``-th from 1."""
     copies: list[int] = []
     copy = shutil.copyfileobj
 
@@ -186,8 +145,7 @@ def die_while_copying(turn: int) -> None:
 def die_in_the_ascent(turn: int) -> None:
     """Die on entering the ascent's all-reduce, where the other workers wait.
 
-    Args:
-        turn: In which update, counted from 1.
+    In the ``turn``-th update, counted from 1.
     """
     from deltasam_fairseq.core import workers
 
@@ -204,23 +162,9 @@ def die_in_the_ascent(turn: int) -> None:
 
 
 def allow_files_of(size: int) -> None:
-    """Let the system refuse to write more than some bytes to a file, as a full disk does.
-
-    Args:
-        size: How many.
-    """
+    """Let the system refuse to write more than some bytes to a file, as a full disk does."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
-
-def _context() -> Any:
-    context = multiprocessing.get_context("forkserver")
-    # The server looks for modules to import where any new Python does.
-    paths = [str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    if str(ROOT) not in os.environ.get("PYTHONPATH", "").split(os.pathsep):
-        os.environ["PYTHONPATH"] = os.pathsep.join(paths)
-    context.set_forkserver_preload(["tests.support.fairseq_toys"])
-    return context
 
 
 def _train(

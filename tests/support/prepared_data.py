@@ -36,9 +36,6 @@ def finished_data(folder: Path, *, sha256: str = "d" * 64, gpt2: bool = False) -
         folder: The folder to make.
         sha256: Its recorded hash.
         gpt2: Whether it says that its pieces are GPT-2's, in BART's dictionary.
-
-    Returns:
-        The folder.
     """
     facts: dict[str, Any] = {"kind": "text", "sha256": sha256}
     if gpt2:
@@ -55,15 +52,7 @@ def finished_data(folder: Path, *, sha256: str = "d" * 64, gpt2: bool = False) -
 
 
 def prepared_bart(folder: Path, architecture: str) -> PreparedBart:
-    """Write a folder as deltasam prepare bart does, with a checkpoint of four bytes.
-
-    Args:
-        folder: The folder to make.
-        architecture: A key of ``ARCHITECTURES``.
-
-    Returns:
-        The folder.
-    """
+    """Write a folder as deltasam prepare bart does, with a checkpoint of four bytes."""
     folder.mkdir()
     (folder / "model.pt").write_bytes(b"BART")
     facts = {
@@ -78,12 +67,5 @@ def prepared_bart(folder: Path, architecture: str) -> PreparedBart:
 
 
 def program(*statements: str) -> list[str]:
-    """Return a command that runs Python statements.
-
-    Args:
-        statements: One per line.
-
-    Returns:
-        Program and arguments.
-    """
+    """Return a command that runs Python statements."""
     return [sys.executable, "-c", "\n".join(statements)]

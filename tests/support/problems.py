@@ -82,7 +82,7 @@ def mlp(
     seed: int = 0,
 ) -> Problem:
     """Make a regression problem for two linear layers with a tanh between them."""
-    with _seeded(seed):
+    with seeded(seed):
         model = nn.Sequential(
             nn.Linear(width, 5), nn.Tanh(), nn.Dropout(dropout), nn.Linear(5, 1)
         ).to(dtype)
@@ -138,7 +138,7 @@ def transformer(
 ) -> Problem:
     """Make a language model with a tied embedding; a loss sums over its tokens."""
     vocabulary, width, length = 11, 6, 5
-    with _seeded(seed):
+    with seeded(seed):
         model = TinyTransformer(vocabulary, width, dropout).to(dtype)
         batches: list[tuple[Tensor, ...]] = [
             (torch.randint(1, vocabulary, (sentences, length)),) for _ in range(steps)
@@ -168,50 +168,8 @@ def vector_problem(values: Tensor, losses: Callable[[Tensor], Tensor]) -> Proble
     return Problem(Vector(values.clone()), lambda model, _: losses(cast("Vector", model).w), [()])
 
 
-@dataclass
-class RankOne:
-    """``l_i(w) = exp(c_i x_iᵀ w) / c_i``, whose Hessian is ``a_i ∇l_i ∇l_iᵀ``.
-
-    The paper's assumption of section 4.1, met exactly, with
-    ``a_i = c_i exp(-c_i x_iᵀ w)`` and so ``a_i ‖∇l_i‖ = c_i ‖x_i‖``.
-
-    Args:
-        x: Inputs, shape ``(N, D)``.
-        c: Rates, shape ``(N,)``, positive.
-        w: Weights, shape ``(D,)``.
-    """
-
-    x: Tensor
-    c: Tensor
-    w: Tensor
-
-    def losses(self, at: Tensor) -> Tensor:
-        """Return the losses at weights of shape ``(..., D)``, shape ``(..., N)``."""
-        return torch.exp(self.c * (at @ self.x.T)) / self.c
-
-    @property
-    def gradient_norms(self) -> Tensor:
-        """``‖∇l_i‖``, shape ``(N,)``."""
-        return torch.exp(self.c * (self.w @ self.x.T)) * self.x.norm(dim=1)
-
-    @property
-    def curvature_times_norm(self) -> Tensor:
-        """``a_i ‖∇l_i‖``, shape ``(N,)``: what Eq. 5 estimates."""
-        return self.c * self.x.norm(dim=1)
-
-
-def rank_one(*, sentences: int = 6, width: int = 5, seed: int = 0) -> RankOne:
-    """Make a rank-one problem in double precision."""
-    with _seeded(seed):
-        return RankOne(
-            x=torch.randn(sentences, width, dtype=torch.float64),
-            c=0.2 + torch.rand(sentences, dtype=torch.float64),
-            w=0.3 * torch.randn(width, dtype=torch.float64),
-        )
-
-
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Draw from a seed and leave the caller's generator alone."""
     state = torch.get_rng_state()
     torch.manual_seed(seed)

@@ -10,15 +10,7 @@ from deltasam_fairseq.recipes.sweep_folder import SweepFolder
 
 
 def write_record(folder: Path, method: str, seed: int, score: float, **changes: Any) -> None:
-    """Write the record of a run on RTE below a folder.
-
-    Args:
-        folder: With sweeps below it.
-        method: Of the run.
-        seed: Of the run.
-        score: Accuracy in percent.
-        changes: Entries to replace or add.
-    """
+    """Write the record of a run on RTE below a folder of sweeps, with an accuracy in percent."""
     record: dict[str, Any] = {
         "recipe": "glue/rte",
         "model": "bert_base_cased",

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from tests.support import matrix
+from tests.fairseq_plugin import matrix
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = [

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tests.support.task_runs import TASKS, Broken, Needs, Trains
+from tests.fairseq_plugin.task_runs import TASKS, Broken, Needs, Trains
 
 METHODS = ("none", "sam", "delta_sam", "per_instance")
 
-# Mode of tests/support/precision.py: largest difference from a run in fp32 that
+# Mode of precision.py: largest difference from a run in fp32 that
 # starts at the same (rounded) weights, of the gradient that the inner optimizer
 # gets, ‖g/‖g‖ − g₃₂/‖g₃₂‖‖, and of its norm, relatively; in the order of METHODS.
 # None: Eq. 5's weights come from half-precision passes, and are others.

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from fairseq.data import Dictionary
 
 from tests.support import fairseq_data
 
@@ -59,10 +58,7 @@ def _channels(folder: Path) -> None:
 def _speech(folder: Path) -> None:
     draw, numbers = random.Random(3), np.random.default_rng(3)
     folder.mkdir(parents=True)
-    words = Dictionary()
-    for word in fairseq_data.WORDS:
-        words.add_symbol(word, n=100)
-    words.save(str(folder / "dict.txt"))
+    fairseq_data.dictionary_of_words().save(str(folder / "dict.txt"))
     texts = ["id\taudio\tn_frames\ttgt_text\tspeaker"]
     units = ["id\tsrc_audio\tsrc_n_frames\ttgt_audio\ttgt_n_frames"]
     for number in range(16):
