@@ -134,10 +134,14 @@ class Accumulated:
     def _ascend(
         self, batches: Sequence[Batch], weighing: Weighing | None
     ) -> tuple[list[Tensor | None], float, list[PassState], Buffers, SharedReport]:
-        """Find the direction: it, its norm, the states that passes start from and leave, sums.
+        """Find the direction.
 
         Passes that are the first to reach a parameter are run once more, with a random direction
         that covers it. Weights that leave no usable gradient are replaced by equal ones.
+
+        Returns:
+            The direction, its norm, the states that the passes start from, the buffers that they
+            leave, and the report without a perturbed loss.
         """
         start, everything = self._state(), list(self.model.parameters())
         weighs, fallback = weighing, 0.0
