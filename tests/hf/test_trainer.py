@@ -179,8 +179,8 @@ def test_generators_end_where_a_plain_pass_leaves_them(tmp_path: Path, method: s
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_resumed_run_is_the_undisturbed_one(tmp_path: Path, method: str) -> None:
-    given = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 4}
-    given |= {"save_strategy": "steps", "save_steps": 2}
+    given: dict[str, Any] = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    given |= {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
     data, make = rows(kind="tokens"), lambda: masked(hidden_dropout_prob=0.1)
     whole = trained(tmp_path, make(), data, method, **given)
     resumed = trainer_of(tmp_path, make(), data, method, **given)

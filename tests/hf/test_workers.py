@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ def worker(rank: int, count: int, port: int, folder: Path) -> list[Tensor]:
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     values = (rank, rank, count, "127.0.0.1", port)
     os.environ.update(zip(names, map(str, values), strict=True))
-    parts = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    parts: dict[str, Any] = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
     parts |= {"ddp_backend": "gloo", **GIVEN}
     return [trained(folder, summarizer(), rows(kind="tokens"), m, **parts) for m in METHODS]
 
