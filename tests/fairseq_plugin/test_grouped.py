@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from deltasam_fairseq.core.groups import dealt
 from deltasam_fairseq.core.noise import gaussian_direction, seed_for
 from deltasam_fairseq.fairseq_plugin.config import Sharpness
-from deltasam_fairseq.fairseq_plugin.sharpness.grouped import dealt
 from tests.fairseq_plugin.twins import Functional
 from tests.support import fairseq_toys as toys
 from tests.support.workers import run_workers

@@ -32,6 +32,7 @@ RANK = {
     "settings": 0,
     "core": 1,
     "per_instance": 2,
+    "hf": 3,
     "objectives": 2,
     "data": 2,
     "evaluation": 3,
@@ -62,6 +63,7 @@ FORBIDDEN = {
     "core": {"fairseq", "matplotlib", "numpy", "rouge_score", "sacrebleu", "sentencepiece"},
     "per_instance": {"fairseq", "matplotlib", "numpy"},
     "objectives": {"fairseq"},
+    "hf": {"fairseq", PLUGIN},
     "evaluation": {"fairseq", "torch", *ALGORITHM},
     "data": {"fairseq", "torch", *ALGORITHM},
     # Recipes start inference and training in processes of their own.
@@ -98,6 +100,7 @@ THIRD_PARTY = {
     "sentencepiece",
     "tokenizers",
     "torch",
+    "transformers",
 }
 
 

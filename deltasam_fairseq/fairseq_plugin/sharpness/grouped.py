@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deltasam_fairseq.core.groups import dealt
 from deltasam_fairseq.core.noise import seed_for
 from deltasam_fairseq.core.perturb import Borrowed
 from deltasam_fairseq.fairseq_plugin.criterions.readers import reader_for
@@ -37,9 +38,6 @@ from deltasam_fairseq.fairseq_plugin.sharpness.samples import (
     split,
 )
 from deltasam_fairseq.fairseq_plugin.sharpness.step import MicroScope, SharpStep
-
-# Rows of a group in each micro-batch.
-Group = list[list[int]]
 
 
 class GroupedMicro(MicroScope):
@@ -188,47 +186,6 @@ class GroupedUpdate(SharpStep):
             self.leave_buffers([s for s in samples if s], start, criterion, given)
         if self.trainer.data_parallel_world_size > 1:
             self._sums = self._sums._replace(unshared=float(self.run.covered.unshared))
-
-
-def dealt(
-    numbers: Sequence[Sequence[int]], groups: int, seed: int, losses: Tensor | None = None
-) -> list[Group]:
-    """Deal the sentences of some micro-batches out to groups of like size.
-
-    Args:
-        numbers: Of the sentences of each micro-batch, by which they are told apart: how an
-            update is split makes no difference.
-        groups: How many groups, or as many as there are sentences if these are fewer.
-        seed: Of the order in which they are dealt.
-        losses: Losses of all sentences, one micro-batch after the other. Neighbours in their
-            order come together; without them a random order is cut.
-
-    Returns:
-        For each group its rows of each micro-batch, in order; the group of the last sentence
-        comes last.
-
-    Example:
-        >>> dealt([[7, 8], [5, 6]], 2, seed=0, losses=torch.tensor([0.1, 0.9, 0.2, 0.8]))
-        [[[0], [0]], [[1], [1]]]
-    """
-    everyone = torch.tensor([number for batch in numbers for number in batch])
-    order = everyone.argsort(stable=True)
-    if losses is None:
-        draw = torch.Generator().manual_seed(seed)
-        order = order[torch.randperm(len(order), generator=draw)]
-    else:
-        order = order[losses.cpu()[order].argsort(stable=True)]
-    whole = len(everyone)
-    parts = [sorted(part.tolist()) for part in order.tensor_split(min(groups, whole) or 1)]
-    parts.sort(key=lambda part: part[-1:] == [whole - 1])
-    dealt_out: list[Group] = [[] for _ in parts]
-    start = 0
-    for batch in numbers:
-        end = start + len(batch)
-        for group, part in zip(dealt_out, parts, strict=True):
-            group.append([row - start for row in part if start <= row < end])
-        start = end
-    return dealt_out
 
 
 def _losses(step: SharpStep, samples: Sequence[Sample], given: Mapping[str, Any]) -> Tensor:
