@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -279,38 +280,50 @@ def costs() -> Mapping[str, Mapping[str, float]]:
     """Read each point's cost from the benchmark's record.
 
     Returns:
-        By point, ``none`` and ``sam``: median ratios of the times; ``memory`` and
-        ``memory_over_sam``: beyond that of none and of SAM, in copies of the parameters.
+        By point, ``time`` and ``memory`` over those of ``none`` and of ``sam``: the median over
+        rounds of the times' ratio, and the ratio of the peaks of an update.
     """
     record = json.loads(COSTS.read_text(encoding="utf-8"))
     (model,) = record["models"]
     ratios = model["clocks"][record["settings"]["clock"]]["ratios"]
+    peak = model["memory"]["peak_bytes"]
     return {
         name: {
-            **{base: ratios[base][name]["median"] for base in ("none", "sam")},
-            "memory": model["memory"]["extra_copies"][name],
-            "memory_over_sam": model["memory"]["copies_over_sam"][name],
+            **{f"time × {base}": ratios[base][name]["median"] for base in ("none", "sam")},
+            **{f"memory × {base}": peak[name] / peak[base] for base in ("none", "sam")},
         }
         for name in LABELS
     }
 
 
 def tables(records: Sequence[Record]) -> str:
-    """Lay the records out: a caption for each, and a row for each point with its cost."""
+    """Lay the records out: a caption for each, the points' costs and cosines, and the lengths."""
     cost = costs()
     titles = [record["settings"]["title"] for record in records]
-    head = ("", "× none", "× sam", "memory", "over sam", *(f"cos: {title}" for title in titles))
-    head += tuple(f"length: {title}" for title in titles)
-    rows = []
-    for name, label in LABELS.items():
-        numbers = [f"{cost[name][what]:.2f}" for what in ("none", "sam", "memory")]
-        numbers.append(f"{cost[name]['memory_over_sam']:+.2f}")
-        for what in ("closeness", "length"):
-            numbers += [_text(record["points"].get(name, {}).get(what)) for record in records]
-        rows.append((label, *numbers))
-    rule = ("---", *("--:" for _ in head[1:]))
-    captions = "\n".join(f"- {_caption(record)}" for record in records)
-    return "\n".join([captions, "", *markdown_lines(head, rule, rows)])
+    columns = tuple(cost["sam"])
+    lines = [*(f"- {_caption(record)}" for record in records), ""]
+    lines += markdown_lines(
+        ("cosine with D", *columns, *titles),
+        ("---", *("--:" for _ in (*columns, *titles))),
+        [
+            (
+                label,
+                *(f"{cost[name][column]:.2f}" for column in columns),
+                *(_text(record["points"].get(name, {}).get("closeness")) for record in records),
+            )
+            for name, label in LABELS.items()
+        ],
+    )
+    lines += [""]
+    lines += markdown_lines(
+        ("length, × D's", *titles),
+        ("---", *("--:" for _ in titles)),
+        [
+            (label, *(_text(record["points"].get(name, {}).get("length")) for record in records))
+            for name, label in LABELS.items()
+        ],
+    )
+    return "\n".join(lines)
 
 
 def _caption(record: Record) -> str:
@@ -336,6 +349,7 @@ def _text(found: Mapping[str, Any] | None) -> str:
 def draw(records: Sequence[Record], out: Path) -> None:
     """Draw closeness against cost, a panel for each record."""
     check_figure(out)
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # fairseq lets all messages through
     cost = costs()
     figure = new_figure(4 * len(records) + 2, 4)
     panels = figure.subplots(1, len(records), sharey=True, squeeze=False)[0]
@@ -350,7 +364,7 @@ def draw(records: Sequence[Record], out: Path) -> None:
             ),
         ):
             panel.errorbar(
-                [cost[name]["none"] for name in names],
+                [cost[name]["time × none"] for name in names],
                 [means[name]["mean"] for name in names],
                 [means[name]["sd"] or 0 for name in names],
                 fmt=style,

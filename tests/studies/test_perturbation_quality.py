@@ -124,7 +124,8 @@ def test_a_killed_run_goes_on_and_its_record_is_shown(
     table = capsys.readouterr().out
     found = whole["points"]["sam"]["closeness"]
     assert f"| {found['mean']:.2f} ± {found['sd']:.2f} |" in table
-    assert table.count("\n| `") == len(study.LABELS)
+    assert table.count("\n| `") == 2 * len(study.LABELS)
+    assert study.costs()["sam"]["time × sam"] == study.costs()["sam"]["memory × sam"] == 1
     pytest.importorskip("matplotlib")
     study.main(["--show", str(path), "--plot", str(tmp_path / "figure.svg")])
     assert "K = 1, 2, 4, 8 groups" in (tmp_path / "figure.svg").read_text()
