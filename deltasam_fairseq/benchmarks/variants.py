@@ -69,11 +69,21 @@ REGULARIZED = {
 }
 #: Points between SAM and per-instance perturbation, and weights from norms (docs/axis.md).
 AXIS = {
-    "groups4": Variant("sam --sam-groups 4", {"forward": 2, "backward": 2}),
+    **{
+        f"groups{count}": Variant(f"sam --sam-groups {count}", {"forward": 2, "backward": 2})
+        for count in (2, 4, 8, 16)
+    },
     "fraction": Variant("sam --sam-ascent-fraction 0.25", {"forward": 1.25, "backward": 1.25}),
-    "gibbs": Variant(
-        "delta_sam --sam-estimator gibbs", {"forward": 2, "backward": 1, "backward_no_weights": 1}
-    ),
+    "half": Variant("sam --sam-ascent-fraction 0.5", {"forward": 1.5, "backward": 1.5}),
+    **{
+        name: Variant(
+            f"delta_sam --sam-estimator {name}",
+            {"forward": 2, "backward": 1, "backward_no_weights": 1},
+        )
+        for name in ("gibbs", "inverse_norm")
+    },
+    "random": Variant("delta_sam --sam-estimator random", {"forward": 2, "backward": 2}),
+    "norm_only": Variant("sam --sam-rule norm_only", {"forward": 2, "backward": 2}),
     "no_norms": Variant("none --sam-norms none", {"forward": 1, "backward": 1}),
 }
 ALL_VARIANTS = {**VARIANTS, **REGULARIZED, **AXIS}

@@ -22,6 +22,8 @@ def run(
     measure: Callable[[argparse.Namespace], Mapping[str, Any]],
     tables: Callable[[Sequence[Record]], str],
     arguments: Sequence[str] | None = None,
+    *,
+    draw: Callable[[Sequence[Record], Path], None] | None = None,
 ) -> None:
     """Measure and print a table or a record, or print the tables of kept records.
 
@@ -33,7 +35,12 @@ def run(
         measure: Returns what the study found, in JSON's types.
         tables: Lays records out as Markdown.
         arguments: The command line, without the program's name.
+        draw: Draws kept records, for ``--show RECORD … --plot FILE``.
     """
+    if draw:
+        parser.add_argument(
+            "--plot", type=Path, metavar="FILE", help="draw what --show names: .png, .pdf or .svg"
+        )
     parser.add_argument("--json", action="store_true", help="print the record, not its table")
     parser.add_argument(
         "--show", type=Path, nargs="+", metavar="RECORD", help="print the table of kept records"
@@ -41,8 +48,13 @@ def run(
     args = parser.parse_args(arguments)
     try:
         if args.show:
-            print(tables([read(path, study) for path in args.show]))
+            records = [read(path, study) for path in args.show]
+            if draw and args.plot:
+                draw(records, args.plot)
+            print(tables(records))
             return
+        if draw and args.plot:
+            parser.error("--plot draws kept records: name them with --show")
         settings = {name: v for name, v in vars(args).items() if name not in {"json", "show"}}
         # A record names the files without the folders of the machine that it was made on.
         settings |= {n: v.absolute().name for n, v in settings.items() if isinstance(v, Path)}
