@@ -25,7 +25,7 @@ from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.evaluation.rouge import RougeReport, rouge_scores
 from deltasam_fairseq.hf import SharpnessArguments, SharpnessAwareSeq2SeqTrainer
 
-# Those of docs/cnndm.md, but for the shortest length.
+# Those of docs/cnndm.md, as are the defaults of --beams and the lengths of summaries.
 DECODING = {"length_penalty": 2.0, "no_repeat_ngram_size": 3}
 ROUGE: dict[str, Any] = {"split": "sentences", "tokenization": "ptb", "like": "rouge-1.5.5"}
 
@@ -98,7 +98,6 @@ def run(given: argparse.Namespace) -> RougeReport:
             predict_with_generate=True,
             logging_steps=10,
             save_strategy="no",
-            report_to=[],
             disable_tqdm=True,
         ),
         train_dataset=rows(train, tokenizer, given),
@@ -106,12 +105,16 @@ def run(given: argparse.Namespace) -> RougeReport:
         sharpness=SharpnessArguments(given.method, rho=given.rho),
     )
     trainer.train()
-    lengths = {"max_length": given.target_length, "num_beams": given.beams}
-    found = trainer.predict(rows(test, tokenizer, given), **lengths, **DECODING).predictions
+    found = trainer.predict(
+        rows(test, tokenizer, given),
+        min_length=given.min_length,
+        max_length=given.target_length,
+        num_beams=given.beams,
+        **DECODING,
+    ).predictions
     found[found < 0] = tokenizer.pad_token_id
-    return rouge_scores(
-        tokenizer.batch_decode(found, skip_special_tokens=True), test.targets, **ROUGE
-    )
+    summaries = tokenizer.batch_decode(found, skip_special_tokens=True)
+    return rouge_scores(summaries, test.targets, **ROUGE)
 
 
 def main(arguments: Sequence[str] | None = None) -> RougeReport:
@@ -125,11 +128,14 @@ def main(arguments: Sequence[str] | None = None) -> RougeReport:
     parser.add_argument("--max-steps", type=whole_number, help="updates; default: 3 epochs")
     add_number(parser, "--hold-out", 100, "pairs of these to test with")
     add_number(parser, "--source-length", 256, "tokens of a text; the rest is cut off")
-    add_number(parser, "--target-length", 128, "the same for summaries")
+    add_number(parser, "--target-length", 140, "the same for summaries")
+    add_number(parser, "--min-length", 55, "tokens of a generated summary, at least")
     add_number(parser, "--beams", 4, "of the search")
     add_number(parser, "--seed", 1, "of weights, batches and directions")
     parser.add_argument("--out", default="runs/hf_summarization")
     given = parser.parse_args(arguments)
+    if given.min_length > given.target_length:
+        parser.error("--min-length must be at most --target-length")
     try:
         report = run(given)
     except UserError as error:

@@ -33,7 +33,8 @@ def files(tmp_path: Path) -> list[str]:
     (tmp_path / "source").write_text("\n".join(texts))
     (tmp_path / "target").write_text("\n".join(" ".join(text.split()[:4]) + "." for text in texts))
     files = ["--train-source", str(tmp_path / "source"), "--train-target", str(tmp_path / "target")]
-    return [*files, "--hold-out", "4", "--target-length", "12", "--out", str(tmp_path / "run")]
+    lengths = ["--target-length", "12", "--min-length", "4"]
+    return [*files, *lengths, "--hold-out", "4", "--out", str(tmp_path / "run")]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -55,6 +56,7 @@ def test_summaries_through_the_trainer(
         (["--hold-out", "20"], "cannot hold 20 of 24 training pairs out"),
         (["--model", "nowhere"], "nowhere is none"),
         (["--beams", "0"], "'0' is not a whole number"),
+        (["--min-length", "13"], "--min-length must be at most --target-length"),
     ],
 )
 def test_summaries_from_bad_input(
