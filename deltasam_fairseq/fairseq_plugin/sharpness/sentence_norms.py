@@ -87,11 +87,13 @@ class SentenceNorms:
         if self._kind == "all":
             with self._refusing():
                 self.note(self._by_engine(step, sample, given, scale))
+        sentences = 0
         if self._kind == "layer_norms":
             with self._refusing():
                 reader_if_batched(step, self._criterion)
+                sentences = _count(sample)
         if self._kind == "layer_norms":
-            with self._layers.watched(len(ids(sample))) as watch:
+            with self._layers.watched(sentences) as watch:
                 yield
             with self._refusing():
                 self.note(watch.norms() / scale)
@@ -275,6 +277,15 @@ class Watch:
     def _note(self, param: nn.Parameter, gradient: Tensor) -> None:
         known = self._gradients.get(param)
         self._gradients[param] = gradient if known is None else known + gradient
+
+
+def _count(sample: Sample) -> int:
+    try:
+        return len(ids(sample))
+    except ValueError:
+        raise Unsupported(
+            "this task's batches have no tensor 'id' with one entry per sentence"
+        ) from None
 
 
 def _summed(values: Tensor, dimensions: list[int]) -> Tensor:
