@@ -79,6 +79,15 @@ def data_folder() -> Path:
     return path
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_best_checkpoint_yet() -> None:
+    """Let the trainings of a module be compared with those of no other: fairseq keeps the best."""
+    if "fairseq" in sys.modules:
+        from fairseq import checkpoint_utils
+
+        vars(checkpoint_utils.save_checkpoint).pop("best", None)
+
+
 @pytest.fixture(scope="session")
 def warm_python() -> Iterator[str]:
     """Return a program that runs as ``python`` does, with torch and fairseq imported already."""
