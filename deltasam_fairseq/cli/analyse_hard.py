@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from deltasam_fairseq.cli.options import positive_number, whole_number
+from deltasam_fairseq.cli.options import add_scoring_options, positive_number, whole_number
 from deltasam_fairseq.files import write_json
 from deltasam_fairseq.recipes.catalogue import find_recipe
 from deltasam_fairseq.recipes.hard_sentences import ORDERS, HardSentence, hard_sentences
@@ -39,17 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write them there too, as a list of objects"
     )
-    parser.add_argument(
-        "--data", type=Path, metavar="DIR", help="where the data folder is now, if it was moved"
-    )
-    parser.add_argument(
-        "--batch-size",
-        type=whole_number,
-        default=32,
-        metavar="N",
-        help="sentences that the batched engine takes at once (%(default)s)",
-    )
-    parser.add_argument("--cpu", action="store_true", default=None, help="leave a GPU alone")
+    add_scoring_options(parser)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from deltasam_fairseq.cli.options import positive_number, whole_number
+from deltasam_fairseq.cli.options import add_scoring_options, positive_number
 from deltasam_fairseq.data.labelled_sentences import PreparedSentences
 from deltasam_fairseq.recipes.adversarial_risk import measure_risk
 from deltasam_fairseq.recipes.run_folder import RunFolder
@@ -29,23 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--split", default="valid", help="(%(default)s)")
     parser.add_argument(
-        "--data", type=Path, metavar="DIR", help="where the data folder is now, if it was moved"
-    )
-    parser.add_argument(
         "--engine",
         choices=("auto", "batched", "loop"),
         default="auto",
         help="whole batches at once, sentence by sentence, or the one where the other is not "
         "exact (%(default)s); the result is the same",
     )
-    parser.add_argument(
-        "--batch-size",
-        type=whole_number,
-        default=32,
-        metavar="N",
-        help="sentences that the batched engine takes at once (%(default)s)",
-    )
-    parser.add_argument("--cpu", action="store_true", default=None, help="leave a GPU alone")
+    add_scoring_options(parser)
 
 
 def run(args: argparse.Namespace) -> None:

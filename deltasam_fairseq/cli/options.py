@@ -149,3 +149,18 @@ def gpt2_file(args: argparse.Namespace, name: str) -> Path:
 
 def _flag(name: str) -> str:
     return "--dict" if name == "dict.txt" else f"--{name.replace('.', '-')}"
+
+
+def add_scoring_options(parser: argparse.ArgumentParser) -> None:
+    """Add what runs a trained model over a split: its data, its batches, and where."""
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help="where the data folder is now, if it was moved"
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=whole_number,
+        default=32,
+        metavar="N",
+        help="sentences that the batched engine takes at once (%(default)s)",
+    )
+    parser.add_argument("--cpu", action="store_true", default=None, help="leave a GPU alone")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +18,7 @@ from deltasam_fairseq.core.covered import Covered
 from deltasam_fairseq.core.descent import descend, let_workers_add_up
 from deltasam_fairseq.core.estimators import Estimator, uniform
 from deltasam_fairseq.core.graph import gradients_added
+from deltasam_fairseq.core.groups import dealt, numbered
 from deltasam_fairseq.core.passes import Passes
 from deltasam_fairseq.core.precision import wide
 from deltasam_fairseq.core.steps import StepReport, ascended
@@ -69,8 +69,7 @@ def grouped_step(
 
     Cost:
         1 forward pass, and of each group 2 forward and 2 backward passes of each batch that it
-        has sentences of. (The
-        fairseq plugin splits the batch, so that all groups together cost what one does.)
+        has sentences of. (The fairseq plugin splits the batch instead.)
 
     Source:
         Foret et al. 2020, section 4.1 (m-sharpness).
@@ -88,14 +87,11 @@ def grouped_step(
                 "groups are for one process: under DistributedDataParallel the workers would have "
                 "to share them; use groups=1, or the fairseq plugin's --sam-groups"
             )
-        count = sum(counts)
-        draw = torch.Generator().manual_seed(seed)
-        dealt = torch.randperm(count, generator=draw).tensor_split(min(groups, count))
+        count, numbers = sum(counts), numbered(counts)
         with batches.local(), gradients_added(space):
-            for rows in dealt:
-                taken = [own for own in _by_batch(rows, counts) if len(own.rows)]
-                wholes = list(batches)
-                some = Batches.of([_only(wholes[own.batch], own.rows) for own in taken])
+            for group in dealt(numbers, groups, seed):
+                whole_and_rows = zip(batches, group, strict=True)
+                some = Batches.of([_only(whole, rows) for whole, rows in whole_and_rows if rows])
                 with some.local():
                     ascent = ascended(
                         some,
@@ -118,8 +114,11 @@ def grouped_step(
                         sentences=count,
                         loss_scale=factor,
                     )
+                places = [
+                    own[row] for own, rows in zip(numbers, group, strict=True) for row in rows
+                ]
                 parts = (
-                    torch.cat([own.places for own in taken]).to(perturbed_losses.device),
+                    torch.tensor(places, device=perturbed_losses.device),
                     ascent.losses,
                     perturbed_losses,
                     ascent.weights.values,
@@ -142,40 +141,12 @@ def grouped_step(
     )
 
 
-class _Part(NamedTuple):
-    """What a group has of one batch.
-
-    Args:
-        batch: The batch's number.
-        rows: Its sentences that are of the group.
-        places: Their numbers in the whole update.
-    """
-
-    batch: int
-    rows: Tensor
-    places: Tensor
-
-
-def _by_batch(places: Tensor, counts: Sequence[int]) -> list[_Part]:
-    """Find sentences of an update, whose numbers are given, in its batches."""
-    parts, start = [], 0
-    for batch, count in enumerate(counts):
-        here = places[(places >= start) & (places < start + count)]
-        parts.append(_Part(batch, here - start, here))
-        start += count
-    return parts
-
-
-def _only(whole: Passes, rows: Tensor) -> Passes:
+def _only(whole: Passes, rows: Sequence[int]) -> Passes:
     """Return passes of the same batch, with the same dropout, whose losses are some of its."""
     score = whole.losses_function
     whole.rewind()
 
-    def some() -> Tensor:
-        losses = score()
-        return losses[rows.to(losses.device)]
-
-    return Passes(whole.params, some, like=whole)
+    return Passes(whole.params, lambda: score()[list(rows)], like=whole)
 
 
 def _counted(batches: Batches) -> list[int]:

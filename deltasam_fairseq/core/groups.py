@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -50,3 +51,16 @@ def dealt(
             group.append([row - start for row in part if start <= row < end])
         start = end
     return dealt_out
+
+
+def numbered(counts: Sequence[int]) -> list[range]:
+    """Number the sentences of some batches one after the other, from 0.
+
+    Args:
+        counts: How many sentences each batch has.
+
+    Returns:
+        The numbers of each batch.
+    """
+    ends = list(itertools.accumulate(counts))
+    return [range(end - count, end) for count, end in zip(counts, ends, strict=True)]

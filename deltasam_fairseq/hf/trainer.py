@@ -21,7 +21,7 @@ from transformers import Seq2SeqTrainer, Trainer
 from deltasam_fairseq.core.accumulated import Accumulated, Batch, Weighing
 from deltasam_fairseq.core.covered import Covered
 from deltasam_fairseq.core.estimators import ESTIMATORS
-from deltasam_fairseq.core.groups import dealt
+from deltasam_fairseq.core.groups import dealt, numbered
 from deltasam_fairseq.core.instances import Instances
 from deltasam_fairseq.core.noise import seed_for
 from deltasam_fairseq.core.randomness import RandomState
@@ -202,8 +202,7 @@ class SharpnessAware:
 
         parts = [[whole(inputs) for inputs in batches]]
         if groups > 1:
-            places = iter(range(sum(map(sentence_count, batches))))
-            numbers = [[next(places) for _ in range(sentence_count(b))] for b in batches]
+            numbers = numbered([sentence_count(inputs) for inputs in batches])
             parts = [
                 [part(*pair) for pair in zip(batches, group, strict=True) if pair[1]]
                 for group in dealt(numbers, groups, seed)

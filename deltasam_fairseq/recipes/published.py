@@ -10,8 +10,6 @@ from dataclasses import dataclass
 
 #: GLUE's tasks in the order of the columns of Tables 1, 5 and 6.
 TASKS = ("mnli", "qqp", "rte", "qnli", "mrpc", "cola", "sst-2", "sts-b")
-#: The data sets of Table 2, in its order.
-STS_SETS = ("sts12", "sts13", "sts14", "sts15", "sts16", "sts-b", "sick-r")
 #: The columns of Table 3.
 ROUGE = ("rouge1", "rouge2", "rougeLsum")
 

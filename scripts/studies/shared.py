@@ -132,6 +132,25 @@ def numbers(one: Callable[[str], Number]) -> Callable[[str], list[Number]]:
     return lambda text: [one(part) for part in text.split(",")]
 
 
+def add_counts(
+    parser: argparse.ArgumentParser, counts: Sequence[tuple[str, int, int, str]]
+) -> None:
+    """Add options whose values are whole numbers.
+
+    Args:
+        parser: Where to.
+        counts: Name, least value, default and meaning of each.
+    """
+    for name, least, default, meaning in counts:
+        parser.add_argument(
+            f"--{name}",
+            type=number(int, least),
+            default=default,
+            metavar="N",
+            help=f"{meaning} (%(default)s)",
+        )
+
+
 def say(line: str) -> None:
     """Print progress where it does not mix with the record."""
     print(line, file=sys.stderr, flush=True)

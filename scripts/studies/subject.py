@@ -29,7 +29,7 @@ from deltasam_fairseq.fairseq_plugin.criterions.readers import reader_for
 from deltasam_fairseq.fairseq_plugin.models.bert import BertModel
 from deltasam_fairseq.fairseq_plugin.sharpness.engine_passes import own_projections
 from deltasam_fairseq.recipes.run_folder import RunFolder
-from scripts.studies.shared import number, numbers, say
+from scripts.studies.shared import add_counts, number, numbers, say
 
 HEAD = "sentence_classification_head"
 
@@ -127,20 +127,14 @@ def add_arguments(parser: argparse.ArgumentParser, *, batches: int) -> None:
     parser.add_argument(
         "--eta", type=number(float, 0, above=True), default=1e-4, help="floor (%(default)s)"
     )
-    for name, least, default, meaning in (
+    counts = (
         ("batches", 1, batches, "how many"),
         ("batch-size", 2, 16, "sentences in a batch"),
         ("tokens", 1, 48, "of a sentence, with --random"),
         ("seed", 0, 1, "of all that is drawn"),
         ("threads", 1, 2, "of one operator"),
-    ):
-        parser.add_argument(
-            f"--{name}",
-            type=number(int, least),
-            default=default,
-            metavar="N",
-            help=f"{meaning} (%(default)s)",
-        )
+    )
+    add_counts(parser, counts)
     parser.add_argument(
         "--minutes", type=number(float, 0), default=0.0, help="begin no batch after (0: all)"
     )

@@ -28,7 +28,7 @@ from deltasam_fairseq.benchmarks.variants import CLOCKS, VARIANTS
 from deltasam_fairseq.benchmarks.workloads import WORKLOADS
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.markdown import markdown_lines
-from scripts.studies.shared import Record, number, run, say
+from scripts.studies.shared import Record, add_counts, number, run, say
 
 CPU = torch.device("cpu")
 
@@ -152,19 +152,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     share = number(float, 0, above=True)
     parser.add_argument("--tail", type=share, default=0.25, metavar="F", help="(%(default)s)")
-    for name, least, default, meaning in (
+    counts = (
         ("updates", 2, 60, "of the run"),
         ("batch-size", 1, 16, "sentences in a batch"),
         ("threads", 1, 1, "of one operator"),
         ("seed", 0, 1, "of weights, masks and the order of the sentences"),
-    ):
-        parser.add_argument(
-            f"--{name}",
-            type=number(int, least),
-            default=default,
-            metavar="N",
-            help=f"{meaning} (%(default)s)",
-        )
+    )
+    add_counts(parser, counts)
     parser.add_argument("--clock", choices=CLOCKS, default="processor", help="(%(default)s)")
     run("tail_cost", parser, measure, tables, arguments)
 
