@@ -52,6 +52,7 @@ def make_record(
         "seconds": seconds,
         "interruptions": len(record["starts"]) - 1,
         "updates": (epochs or read_curve(run.log))[-1]["num_updates"],
+        "epochs": {"train": epochs, "valid": read_curve(run.log, "valid")},
     }
 
 

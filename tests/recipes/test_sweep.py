@@ -24,6 +24,7 @@ from deltasam_fairseq.recipes.sweep_plan import plan
 
 PREDICTED = ["entailment", "not_entailment", "not_entailment"]
 UPDATE = '| INFO | train_inner | {"epoch": 1, "loss": "0.5", "num_updates": "9"}\n'
+VALID = '| INFO | valid | {"epoch": 1, "valid_accuracy": "62", "valid_num_updates": "9"}\n'
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
         run.checkpoints.mkdir(parents=True, exist_ok=True)
         for name in ("best", "last"):
             (run.checkpoints / f"checkpoint_{name}.pt").write_text(name)
-        run.log.write_text(UPDATE)
+        run.log.write_text(UPDATE + VALID)
         command = request.command(check=False)
         facts = {**request.facts(), "versions": {}, "commit": None, "hardware": {}}
         starts = [{"command": command, "seconds": 2.0, "processor_seconds": 1.5}]
@@ -74,6 +75,8 @@ def test_a_record_has_everything_and_the_best_checkpoint_stays(sweep: Sweep) -> 
     assert record["flags"]["sam-eta"] == "0.0005"
     assert record["grid"] == {"rho": "0.07"}
     assert (record["seed"], record["updates"], record["interruptions"]) == (4, 9, 0)
+    epoch = {"epoch": 1.0, "accuracy": 62.0, "num_updates": 9.0}
+    assert record["epochs"] == {"train": [], "valid": [epoch]}
     assert record["seconds"]["train"] == 2.0
     assert record["seconds"]["train_processor"] == 1.5
     assert record["examples"] == {"split": "valid", "predictions": "1 0 0", "labels": "1 1 1"}

@@ -1,0 +1,205 @@
+"""The study of the methods' worth: its draws, its commands, and how radii are chosen."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deltasam_fairseq.cli.main import main as deltasam
+from deltasam_fairseq.errors import UserError
+from scripts.studies.worth import __main__ as worth
+from scripts.studies.worth import report, runs
+from scripts.studies.worth.data import write_tables
+from scripts.studies.worth.plan import CONDITIONS, SYSTEMS, Condition
+
+WORDS = [" ".join(["word"] * count) for count in (2, 4, 5, 6, 7, 8, 9, 20)]
+
+
+@pytest.fixture
+def glue(tmp_path: Path) -> Path:
+    """Return a folder with a small SST-2, CoLA and MRPC."""
+    rows = [(f"{text} {number}", number % 2) for number in range(5) for text in WORDS]
+    for name, head, line in (
+        ("SST-2", "sentence\tlabel\n", "{0}\t{1}\n"),
+        ("CoLA", "", "src\t{1}\t\t{0}\n"),
+        ("MRPC", "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n", "{1}\t1\t2\t{0}\tb\n"),
+    ):
+        (tmp_path / name).mkdir()
+        for file in ("train.tsv", "dev.tsv"):
+            text = head + "".join(line.format(*row) for row in rows)
+            (tmp_path / name / file).write_text(text)
+    return tmp_path
+
+
+def drawn(condition: Condition, seed: int, glue: Path) -> list[str]:
+    write_tables(condition, seed, glue, glue / "out")
+    return (glue / "out" / "train.tsv").read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("task", "head", "column"), [("sst-2", 1, 1), ("cola", 0, 1), ("mrpc", 1, 0)]
+)
+def test_a_draw_flips_its_share_of_labels_and_nothing_else(
+    glue: Path, task: str, head: int, column: int
+) -> None:
+    clean = Condition(f"glue/{task}", 20, words=(4, 12))
+    right = drawn(clean, 1, glue)
+    wrong = drawn(replace(clean, flipped=0.3), 1, glue)
+    changed = [(a.split("\t"), b.split("\t")) for a, b in zip(right, wrong, strict=True) if a != b]
+    assert len(changed) == 6
+    for before, after in changed:
+        assert {before.pop(column), after.pop(column)} == {"0", "1"}
+        assert before == after
+    assert len(right) == head + 20
+    assert len(set(right)) == head + 20  # of 30 that fit, none twice
+    assert drawn(clean, 1, glue) == right
+    assert sorted(drawn(clean, 2, glue)) != sorted(right)
+
+
+def test_validation_sentences_are_all_there_sorted_by_length(glue: Path) -> None:
+    drawn(Condition("glue/sst-2", 20, flipped=0.5, words=(4, 12)), 1, glue)
+    before, after = ((glue / folder / "dev.tsv").read_text() for folder in ("SST-2", "out"))
+    assert sorted(before.splitlines()) == sorted(after.splitlines())
+    lengths = [len(line.split()) for line in after.splitlines()[1:]]
+    assert lengths == sorted(lengths)
+
+
+def test_what_cannot_be_drawn_is_said(glue: Path) -> None:
+    with pytest.raises(UserError, match="30 training sentences of 4 to 12 words, 31 are"):
+        drawn(Condition("glue/sst-2", 31, words=(4, 12)), 1, glue)
+    with pytest.raises(UserError, match="STS-B has no two classes"):
+        drawn(Condition("glue/sts-b", 3, flipped=0.5), 1, glue)
+
+
+def test_every_cell_of_the_plan_is_a_command(
+    glue: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepared: list[list[str]] = []
+
+    def call(arguments: list[str]) -> int:
+        if arguments[0] == "prepare":
+            prepared.append(arguments)
+            return 0
+        return deltasam([*arguments, "--dry-run"])
+
+    monkeypatch.setattr(runs, "deltasam", call)
+    condition = replace(CONDITIONS["sst-2-40"], sentences=20)
+    place = {"glue": glue, "encoder": glue / "encoder", "out": glue / "draw3"}
+    runs.run_draw(condition, 3, list(SYSTEMS), **place)
+    assert prepared[0][:2] == ["prepare", "glue/sst-2"]
+    lines = capsys.readouterr().out.splitlines()
+    cells = [line.removeprefix("# ") for line in lines if line.startswith("# ")]
+    assert cells[0] == "none-seed3"
+    assert "per_instance-rho0.005-sam-tail0.25-seed3" in cells
+    assert len(cells) == len(set(cells)) == sum(len(s.radii) or 1 for s in SYSTEMS.values())
+    commands = [line for line in lines if "--max-update 10 " in f"{line} "]
+    assert len(commands) == len(cells)
+    assert all("--seed 3 " in line for line in commands)
+
+
+def one_run(method: str, rho: str, seed: int, halves: tuple[float, float], **grid: str) -> Any:
+    return {
+        "method": method,
+        "grid": {"rho": rho, **grid} if rho else grid,
+        "seed": seed,
+        "metric": "accuracy",
+        "halves": halves,
+        "valid": [70.0, 90.0, 80.0],
+        "train": 60.0,
+        "risk": 0.5,
+        "seconds": 10.0 if method == "none" else 20.0,
+    }
+
+
+@pytest.fixture
+def record() -> dict[str, Any]:
+    """Return a record in which the halves choose different radii of sam."""
+    kept = [one_run("none", "", seed, (50.0, 52.0)) for seed in (1, 2, 3)]
+    for seed in (1, 2):
+        kept += [
+            one_run("sam", "0.01", seed, (60.0 + seed, 40.0)),
+            one_run("sam", "0.02", seed, (55.0, 70.0)),
+            one_run("sam", "0.05", seed, (10.0, 10.0)),
+            one_run("sam", "0.01", seed, (99.0, 99.0), **{"sam-groups": "4"}),
+        ]
+    return {
+        "study": "worth",
+        "settings": {"condition": "sst-2-40"},
+        "hardware": {"processor": "P"},
+        "versions": {"torch": "T"},
+        "runs": [*kept, one_run("sam", "0.01", 3, (0.0, 0.0))],
+    }
+
+
+def test_each_half_is_scored_at_the_radius_that_the_other_chose(record: dict[str, Any]) -> None:
+    found = report.compare(record)
+    # The third draw has not all radii, 4 groups have one radius of three: neither counts.
+    assert set(found) == {"none", "sam"}
+    ours, plain = found["sam"]
+    # The first half chooses 0.01 and the second 0.02: scored are 40 and 55.
+    assert ours.radii == ("0.01", "0.02")
+    assert ours.scores == [47.5, 47.5]
+    assert plain.scores == [51.0, 51.0]
+    assert (ours.best, ours.train, ours.risk) == ([90.0] * 2, [60.0] * 2, [0.5] * 2)
+    assert len(found["none"][0].scores) == 3
+
+
+def test_the_table_shows_difference_and_chance(
+    record: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps(record))
+    figure = tmp_path / "figure.svg"
+    worth.main(["--show", str(path), "--plot", str(figure)])
+    shown = capsys.readouterr().out
+    assert "1,000 training sentences of SST-2, 40% of them with the wrong label" in shown
+    cells = shown.splitlines()[-1].split(" | ")
+    assert cells[1:5] == ["0.01, 0.02", "47.5 ± 0.0", "-3.5", "0.500"]
+    assert cells[-2:] == ["2.00", "2 |"]
+    assert "wrong labels" in figure.read_text()
+
+
+def test_runs_are_collected_from_their_records(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    epochs = [{"accuracy": 50.0}, {"accuracy": 75.0}]
+    kept = {
+        "recipe": "glue/sst-2",
+        "method": "none",
+        "grid": {},
+        "seed": 2,
+        "updates": 9,
+        "metrics": {"accuracy": 75.0},
+        "examples": {"predictions": "0 1 1 1", "labels": "0 1 0 1"},
+        "epochs": {"train": epochs, "valid": epochs},
+        "adversarial_risk": {"risk": 0.7, "loss": 0.6},
+        "seconds": {"train_processor": 3.5},
+    }
+    folder = tmp_path / "sst-2-0" / "draw2" / "records"
+    folder.mkdir(parents=True)
+    (folder / "none-seed2.json").write_text(json.dumps(kept))
+    worth.main(["--condition", "sst-2-0", "--out", str(tmp_path), "--collect", "--json"])
+    (found,) = json.loads(capsys.readouterr().out)["runs"]
+    assert found["halves"] == [50.0, 100.0]  # sentences 1 and 3, and 2 and 4
+    assert (found["valid"], found["train"]) == ([50.0, 75.0], 75.0)
+    assert (found["risk"], found["loss"], found["seconds"]) == (0.7, 0.6, 3.5)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("", "--condition NAME --out DIR"),
+        ("--condition sst-2-0 --out absent", "--glue DIR --encoder DIR"),
+        ("--condition sst-2-0 --out absent --collect", "nothing was trained there"),
+    ],
+)
+def test_what_is_missing_is_said(
+    words: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        worth.main(words.split())
+    assert message in capsys.readouterr().err
