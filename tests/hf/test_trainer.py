@@ -306,7 +306,7 @@ def test_batch_normalisation_moves_once(tmp_path: Path) -> None:
     assert torch.equal(first["running_mean"], second["running_mean"])
 
 
-class Fragile(transformers.BertForSequenceClassification):  # type: ignore[misc, name-defined]
+class Fragile(transformers.BertForSequenceClassification):  # type: ignore[name-defined]
     """Whose logits are infinite wherever the weights have moved."""
 
     start: Tensor | None = None
@@ -343,7 +343,7 @@ def test_losses_that_are_lost_on_the_way_are_taken_at_w(tmp_path: Path, method: 
 
 
 def test_a_step_that_does_not_use_accelerate(tmp_path: Path) -> None:
-    class Own(transformers.Trainer):  # type: ignore[misc, name-defined]
+    class Own(transformers.Trainer):  # type: ignore[name-defined]
         def training_step(self, model: Any, inputs: Any, *_: Any) -> Tensor:
             loss = model(**inputs).loss
             loss.backward()
