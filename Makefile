@@ -6,6 +6,7 @@ TORCH ?=
 METHOD ?= delta_sam
 WORKERS ?= 2
 
+HF_VENV ?= $(VENV)-transformers
 UPSTREAM_VENV ?= .venv-upstream
 # A Python 3.10 that runs: the one on PATH, else the newest that pyenv has.
 PYTHON310 ?= $(or \
@@ -14,13 +15,16 @@ PYTHON310 ?= $(or \
 
 BIN := $(VENV)/bin
 PYTEST = $(BIN)/python -m pytest
+# Those that `make test` skips without the extra.
+HF_TESTS := tests/hf tests/conversion/test_encoder_logits.py tests/conversion/test_export_logits.py \
+  tests/per_instance/test_hugging_face.py tests/studies/test_hf_parity.py
 FAST := -m "not slow and not faults and not gpu"
 
 # `docs` is a folder as well.
-.PHONY: help demo cnndm-small docs test check gpu-rehearse all test-upstream environment format clean
+.PHONY: help demo cnndm-small docs test test-transformers check gpu-rehearse all test-upstream environment format clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  PYTHON=python3.12   which Python the environment is made with"
 	@echo "  VENV=folder         where the environment is, to have several"
@@ -58,6 +62,13 @@ gpu-rehearse: environment ## scripts/gpu.sh on a CPU, with tiny sizes: 2 minutes
 all: check ## everything there is: check, and all tests, slow ones included
 	$(PYTEST) -n $(WORKERS)
 
+test-transformers: environment ## the tests that need Hugging Face's libraries, which lie over .venv
+	@$(BIN)/python -m venv $(HF_VENV)
+	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	  > "$$($(HF_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth"
+	$(HF_VENV)/bin/python -m pip install -q --no-build-isolation --editable ".[transformers]"
+	$(HF_VENV)/bin/python -m pytest -n $(WORKERS) $(FAST) $(HF_TESTS)
+
 test-upstream: ## the test suite with fairseq 0.12.2, on Python 3.10
 	@test -n "$(PYTHON310)" || { \
 	  echo "No Python 3.10 found: make PYTHON310=/path/to/python3.10 test-upstream" >&2; exit 1; }
@@ -72,5 +83,5 @@ format: environment ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix
 
 clean: ## remove environments, caches and build outputs; what the demo made stays
-	rm -rf .venv .venv-upstream build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-transformers .venv-upstream build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find deltasam_fairseq scripts tests user_dir -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -36,7 +36,7 @@ setup(
     extras_require={
         "fairseq": ["fairseq-fixed==0.12.3.1"],
         "huggingface": ["safetensors"],
-        "transformers": ["transformers>=5", "accelerate>=1.1"],
+        "transformers": ["transformers>=4.57", "accelerate>=1.1"],
         "bert": ["safetensors", "tokenizers"],
         "plots": ["matplotlib"],
         "test": TEST,

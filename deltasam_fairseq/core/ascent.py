@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -95,6 +95,7 @@ def ascend(
     *,
     falls_back: bool,
     loss_scale: float = 1.0,
+    alone: bool = False,
 ) -> Ascent:
     """Find the steepest direction of the weighted losses, over all batches and workers.
 
@@ -105,6 +106,7 @@ def ascend(
         falls_back: Whether equal weights take the place of weights that leave no
             usable gradient.
         loss_scale: Factor on the losses, which the direction and its norm keep.
+        alone: Whether the other workers have directions of their own.
 
     Returns:
         The ascent; no ``.grad`` was touched.
@@ -119,21 +121,26 @@ def ascend(
             losses = passes()  # l_i(w), shape (N,)
             weights = weigh(losses.detach())  # g_i, shape (N,)
             # Several batches or workers decide together, by their common gradient, below.
-            alone = len(batches) == 1 and passes.group is None
-            if falls_back and alone and not usable(weights.values):
+            sole = len(batches) == 1 and (alone or passes.group is None)
+            if falls_back and sole and not usable(weights.values):
                 weights, fallbacks, falls_back = uniform_weights(losses), 1, False
-            found.add(passes, losses, weights.values, alone=alone, loss_scale=loss_scale)
+            found.add(passes, losses, weights.values, alone=sole, loss_scale=loss_scale)
             at.append(losses.detach())
             weighed.append(weights)
             passes.leave()  # behind the backward pass, which runs checkpointed layers again
-    gradients, sentences, reached = found.over_workers(batches)
+    gradients, sentences, reached = found.over_workers(None if alone else batches.group)
     # Eq. 7 moves the weights by rho v / ||v||, where v = sum_i g_i grad l_i / sum_i g_i.
     direction, norm = space.steepest(gradients)
     # A zero or infinite v has no direction; equal weights give that of SAM.
     if falls_back and not is_usable(norm):
         del losses, gradients, direction, found
         again = ascend(
-            batches, space, lambda _: uniform_weights, falls_back=False, loss_scale=loss_scale
+            batches,
+            space,
+            lambda _: uniform_weights,
+            falls_back=False,
+            loss_scale=loss_scale,
+            alone=alone,
         )
         return again._replace(fallbacks=1)
     weights = Weights(
@@ -194,16 +201,16 @@ class WeightedMean:
                 kept = self._mean[place]
                 self._mean[place] = part if kept is None else kept.add_(part)
 
-    def over_workers(self, batches: Batches) -> tuple[list[Tensor | None], float, list[Tensor]]:
+    def over_workers(self, group: Any) -> tuple[list[Tensor | None], float, list[Tensor]]:
         """Take the mean over all workers, too.
 
         Args:
-            batches: The update.
+            group: The workers that share it, if there are several.
 
         Returns:
             The gradients, the number of sentences, and the parameters that were reached.
         """
-        if batches.group is None:
+        if group is None:
             reached = [g is not None for g in self._mean]
             return self._mean, self._sentences, _marked(self._params, reached)
         filled = [
@@ -215,7 +222,7 @@ class WeightedMean:
         _, sentences, *marks = add_up(
             filled,
             [self._own, float(self._sentences), *(float(g is not None) for g in self._mean)],
-            batches.group,
+            group,
             factor=self._own,
             divisor=lambda numbers: numbers[0],
         )

@@ -38,14 +38,16 @@ class Batches:
         if not several:
             raise ValueError("an update needs at least one batch, got an empty list of closures")
         self.params = params
-        self._waiting = several[::-1]
+        self._waiting: list[Callable[[], Passes]] = [
+            partial(Passes, params, function) for function in several[::-1]
+        ]
         self._met: list[Passes] = []
 
     @classmethod
-    def of(cls, met: Sequence[Passes]) -> Batches:
-        """Take passes that are there already, at least one."""
-        batches = cls(met[0].params, met)
-        batches._waiting, batches._met = [], list(met)
+    def of(cls, params: Sequence[Tensor], makers: Sequence[Callable[[], Any]]) -> Batches:
+        """Take functions that make each batch's passes, at least one."""
+        batches = cls(params, makers)
+        batches._waiting = list(makers[::-1])
         return batches
 
     def __len__(self) -> int:
@@ -54,7 +56,7 @@ class Batches:
     def __iter__(self) -> Iterator[Passes]:
         yield from self._met
         while self._waiting:
-            self._met.append(Passes(self.params, self._waiting.pop()))
+            self._met.append(self._waiting.pop()())
             yield self._met[-1]
 
     @property

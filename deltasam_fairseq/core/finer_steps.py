@@ -6,8 +6,12 @@ their whole batch.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +30,8 @@ from deltasam_fairseq.core.weight_space import WeightSpace
 
 # The loss of one sentence of a batch, by its index.
 LossOf = Callable[[int], Tensor]
+# The losses of some sentences of a batch, by their rows.
+LossesOf = Callable[[list[int]], Tensor]
 
 
 def grouped_step(
@@ -38,13 +44,15 @@ def grouped_step(
     eta: float = 1.0,
     estimator: Estimator = uniform,
     probed: Sequence[Tensor] | Covered | None = None,
+    losses_of: Sequence[LossesOf | None] | None = None,
     reduction: str = "mean",
     loss_scale: float | None = None,
 ) -> StepReport:
     """Deal the sentences out to groups at random, and take a step of each (m-sharpness).
 
     One group is SAM, or delta-SAM with an estimator; as many as there are sentences is Eq. 2.
-    Each group is scored by passes over the whole batch, with the batch's dropout.
+    Each group is scored by passes over the whole batch, with the batch's dropout, unless
+    ``losses_of`` scores it alone. Each worker has groups of its own sentences.
 
     Args:
         params: As for :func:`~deltasam_fairseq.core.steps.delta_sam_step`.
@@ -55,21 +63,24 @@ def grouped_step(
         eta: Floor under the slope of Eq. 5, nats.
         estimator: How the weights within a group are estimated; equal by default.
         probed: As for :func:`~deltasam_fairseq.core.steps.delta_sam_step`.
+        losses_of: Of each batch, the losses of the sentences in some rows alone, shape
+            ``(rows,)``. Their dropout is drawn group after group.
         reduction: ``mean`` or ``sum`` over all sentences, of the descent.
         loss_scale: As for :func:`~deltasam_fairseq.core.steps.plain_step`.
 
     Returns:
         The report; ``gradient_norm`` is the mean over groups.
 
-    Raises:
-        ValueError: Under DistributedDataParallel, whose workers would have to agree on groups.
-
     State:
-        As for :func:`~deltasam_fairseq.core.steps.sam_step`.
+        As for :func:`~deltasam_fairseq.core.steps.sam_step`; with ``losses_of``, random
+        generators end where one pass of each group would leave them.
+
+    Collectives:
+        Under DistributedDataParallel a few numbers besides its own all-reduce.
 
     Cost:
         1 forward pass, and of each group 2 forward and 2 backward passes of each batch that it
-        has sentences of. (The fairseq plugin splits the batch instead.)
+        has sentences of: with ``losses_of`` of these alone.
 
     Source:
         Foret et al. 2020, section 4.1 (m-sharpness).
@@ -78,31 +89,33 @@ def grouped_step(
     one_of(reduction, "reduction", ("mean", "sum"))
     space = WeightSpace.of(params)
     batches, factor = checked_batches(space, losses_function), factor_of(loss_scale)
+    each_alone = losses_of or [None] * len(batches)
     found: dict[str, list[Tensor]] = {"rows": [], "at": [], "there": [], "weights": []}
     norms, floored, fallbacks = [], 0, 0
     with batches.restored():
         counts = _counted(batches)
-        if batches.group is not None:
-            raise ValueError(
-                "groups are for one process: under DistributedDataParallel the workers would have "
-                "to share them; use groups=1, or the fairseq plugin's --sam-groups"
-            )
-        count, numbers = sum(counts), numbered(counts)
-        with batches.local(), gradients_added(space):
-            for group in dealt(numbers, groups, seed):
-                whole_and_rows = zip(batches, group, strict=True)
-                some = Batches.of([_only(whole, rows) for whole, rows in whole_and_rows if rows])
-                with some.local():
-                    ascent = ascended(
-                        some,
-                        space,
-                        probed,
-                        estimator,
-                        rho=rho,
-                        eta=eta,
-                        seed=seed,
-                        loss_scale=factor,
-                    )
+        (everyone,) = batches.everywhere(sum(counts))
+        batches.rewind()
+        numbers = numbered(counts)
+        dealt_out = dealt(numbers, groups, seed)
+        with gradients_added(space):
+            for group in dealt_out:
+                parts = zip(batches, group, each_alone, strict=True)
+                some = Batches.of(space, [partial(_only, *part) for part in parts if part[1]])
+                ascent = ascended(
+                    some,
+                    space,
+                    probed,
+                    estimator,
+                    rho=rho,
+                    eta=eta,
+                    seed=seed,
+                    loss_scale=factor,
+                    alone=True,
+                )
+                # DistributedDataParallel reduces all groups' gradients with those of the last.
+                is_last = group is dealt_out[-1]
+                with nullcontext() if is_last else some.local():
                     perturbed_losses, extra = descend(
                         space,
                         ascent.direction,
@@ -111,23 +124,25 @@ def grouped_step(
                         ascent.losses,
                         rho=rho,
                         reduction=reduction,
-                        sentences=count,
+                        sentences=everyone,
                         loss_scale=factor,
+                        alone=not is_last,  # then they take it again together, or not at all
                     )
                 places = [
                     own[row] for own, rows in zip(numbers, group, strict=True) for row in rows
                 ]
-                parts = (
+                seen = (
                     torch.tensor(places, device=perturbed_losses.device),
                     ascent.losses,
                     perturbed_losses,
                     ascent.weights.values,
                 )
-                for name, part in zip(found, parts, strict=True):
-                    found[name].append(part)
+                for name, tensor in zip(found, seen, strict=True):
+                    found[name].append(tensor)
                 norms.append(ascent.norm / factor)
                 floored += int(ascent.weights.floored)
                 fallbacks += ascent.fallbacks + extra
+    overflow = _any_overflow(batches, norms, loss_scale)
     order = torch.cat(found["rows"]).argsort()
     at, moved, weights = (torch.cat(found[name])[order] for name in ("at", "there", "weights"))
     return StepReport(
@@ -137,16 +152,44 @@ def grouped_step(
         sum(norms) / len(norms),
         floored,
         fallbacks,
-        loss_scale is not None and not all(map(math.isfinite, norms)),
+        overflow,
     )
 
 
-def _only(whole: Passes, rows: Sequence[int]) -> Passes:
-    """Return passes of the same batch, with the same dropout, whose losses are some of its."""
+def rows_alone(
+    closures: Sequence[Callable[..., Tensor]], parameter: str
+) -> list[Callable[[Any], Tensor] | None]:
+    """Return of each closure how it scores some sentences alone.
+
+    Args:
+        closures: One forward pass of each batch.
+        parameter: The parameter that says which sentences.
+
+    Returns:
+        A function of its value, ``None`` where a closure has no such parameter.
+    """
+
+    def alone(closure: Callable[..., Tensor]) -> Callable[[Any], Tensor] | None:
+        if parameter not in inspect.signature(closure).parameters:
+            return None
+        return lambda value: closure(**{parameter: value})
+
+    return [alone(closure) for closure in closures]
+
+
+def _any_overflow(batches: Batches, norms: Sequence[float], loss_scale: float | None) -> bool:
+    if loss_scale is None:
+        return False
+    return batches.everywhere(sum(not math.isfinite(norm) for norm in norms)) != [0]
+
+
+def _only(whole: Passes, rows: list[int], alone: LossesOf | None) -> Passes:
+    """Return passes of some sentences of a batch."""
+    if alone is not None:
+        return Passes(whole.params, lambda: alone(rows), like=whole)
     score = whole.losses_function
     whole.rewind()
-
-    return Passes(whole.params, lambda: score()[list(rows)], like=whole)
+    return Passes(whole.params, lambda: score()[rows], like=whole)
 
 
 def _counted(batches: Batches) -> list[int]:
@@ -214,16 +257,17 @@ def per_instance_step(
         with batches.local(), gradients_added(space):
             for whole, alone, count in zip(batches, each_alone, counts, strict=True):
                 for index in range(count):
-                    one = _one_of(whole, index, alone)
+                    one = Batches.of(space, [partial(_one_of, whole, index, alone)])
+                    (passes,) = one
                     with one.local():
-                        losses = one()
-                        direction, norm = space.steepest(one.ascend(wide(losses) * factor))
+                        losses = passes()
+                        direction, norm = space.steepest(passes.ascend(wide(losses) * factor))
                         at.append(losses.detach())
                         moved, extra = descend(
                             space,
                             direction,
                             norm,
-                            Batches.of([one]),
+                            one,
                             at[-1],
                             rho=rho,
                             reduction=reduction,
@@ -234,9 +278,7 @@ def per_instance_step(
                     perturbed_losses.append(moved)
                     norms.append(norm / factor)
                     fallbacks += extra
-    overflow = False
-    if loss_scale is not None:
-        overflow = batches.everywhere(sum(not math.isfinite(n) for n in norms)) != [0]
+    overflow = _any_overflow(batches, norms, loss_scale)
     if batches.group is not None:
         let_workers_add_up(whole)
     losses = torch.stack(at)

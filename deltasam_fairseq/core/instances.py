@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from deltasam_fairseq.core.checks import one_of
-from deltasam_fairseq.core.finer_steps import per_instance_step
+from deltasam_fairseq.core.finer_steps import per_instance_step, rows_alone
 from deltasam_fairseq.core.steps import StepReport
 from deltasam_fairseq.core.weight_space import WeightSpace
 
@@ -79,13 +78,7 @@ class Instances:
             report = self._batched(space, closures, given)
             if report is not None:
                 return report
-        alone = [
-            (lambda index, closure=closure: closure(index=index))
-            if "index" in inspect.signature(closure).parameters
-            else None
-            for closure in closures
-        ]
-        return per_instance_step(space, closures, loss_of=alone, **given)
+        return per_instance_step(space, closures, loss_of=rows_alone(closures, "index"), **given)
 
     def _batched(
         self, space: WeightSpace, closures: Sequence[Callable[..., Tensor]], given: dict[str, Any]

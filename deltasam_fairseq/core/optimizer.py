@@ -15,7 +15,7 @@ from deltasam_fairseq.choices import METHODS
 from deltasam_fairseq.core.checks import not_negative, one_of, positive
 from deltasam_fairseq.core.covered import Covered
 from deltasam_fairseq.core.estimators import ESTIMATORS, finite_difference
-from deltasam_fairseq.core.finer_steps import grouped_step
+from deltasam_fairseq.core.finer_steps import grouped_step, rows_alone
 from deltasam_fairseq.core.instances import ENGINES, Instances
 from deltasam_fairseq.core.interplay import (
     refuse_lost_batches,
@@ -74,6 +74,8 @@ class DeltaSAM(Optimizer):
 
     Attributes:
         report: That of the last step, for wrappers that return none.
+        steps: How many steps were taken, from which random directions and groups are drawn.
+        covered: Positions of the parameters that random directions cover.
 
     Groups:
         A parameter group may have ``"rho_factor"``, its radius relative to rho
@@ -92,7 +94,8 @@ class DeltaSAM(Optimizer):
         Under DistributedDataParallel a step is that of one process with the
         sentences of all workers, however many each has: a perturbation that is
         shared is computed from all of them, and the descent is reduced over
-        all of them. The report's losses and weights are this worker's. Workers may have
+        all of them. Groups are each worker's own, of its own sentences.
+        The report's losses and weights are this worker's. Workers may have
         different numbers of closures.
 
     Precision:
@@ -177,7 +180,7 @@ class DeltaSAM(Optimizer):
         self.report: StepReport | None = None
         one_of(engine, "engine", ENGINES)
         self._instances = Instances(model, engine) if method == "per_instance" else None
-        self._probed: set[int] = set()
+        self.covered: set[int] = set()
         self._warned = False
         self._space()  # refuses what it cannot perturb
 
@@ -198,7 +201,8 @@ class DeltaSAM(Optimizer):
                 With ``per_instance``, a closure that has an optional parameter
                 ``index`` is called as ``closure(index=i)`` for the loss of
                 sentence ``i`` alone, which spares the loop passes over the
-                whole batch.
+                whole batch. With ``groups``, one that has an optional parameter ``rows``
+                is called as ``closure(rows=[…])`` for the losses of these sentences alone.
 
         Returns:
             The report on all batches, also kept in ``report``; its ``losses`` are those at
@@ -279,20 +283,17 @@ class DeltaSAM(Optimizer):
         if self._instances is not None:
             return self._instances.step(space, closures, **given)
         seed = seed_for(self.seed, self.steps)
-        if self.method == "sam" and self.groups > 1:
-            return grouped_step(space, closures, self.groups, seed=seed, **given)
+        if self.method == "delta_sam":
+            self._warn_of_coarse_weights(space)
+            given.update(
+                eta=self.eta, estimator=self.estimator, probed=self._covered(space, closures[0])
+            )
+        if self.groups > 1:
+            rows = rows_alone(closures, "rows")
+            return grouped_step(space, closures, self.groups, seed=seed, losses_of=rows, **given)
         if self.method == "sam":
             return sam_step(space, closures, **given)
-        self._warn_of_coarse_weights(space)
-        given.update(
-            eta=self.eta,
-            seed=seed,
-            estimator=self.estimator,
-            probed=self._covered(space, closures[0]),
-        )
-        if self.groups > 1:
-            return grouped_step(space, closures, self.groups, **given)
-        return delta_sam_step(space, closures, **given)
+        return delta_sam_step(space, closures, seed=seed, **given)
 
     def _warn_of_coarse_weights(self, params: WeightSpace) -> None:
         coarse = self.estimator is finite_difference and any(map(is_half, params))
@@ -307,12 +308,12 @@ class DeltaSAM(Optimizer):
         """Return what the random direction covers, looked for if nothing is known yet."""
         # Positions rather than tensors, because they are saved. They stay what they
         # are when a group is added, at the end.
-        covered = Covered(self._everything(), self._probed)
+        covered = Covered(self._everything(), self.covered)
         if not covered.positions:
             randomness = RandomState.capture(params)
             covered.grow(Passes(params, closure).reached())
             randomness.replay()
-        self._probed = covered.positions
+        self.covered = covered.positions
         return covered
 
     def _everything(self) -> list[Tensor]:
@@ -351,7 +352,7 @@ class DeltaSAM(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the inner optimizer's state and this class's own entries."""
-        own = {_STEPS: self.steps, _PROBED: sorted(self._probed)}
+        own = {_STEPS: self.steps, _PROBED: sorted(self.covered)}
         return {**self.inner.state_dict(), **own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -363,7 +364,7 @@ class DeltaSAM(Optimizer):
         own = (_STEPS, _PROBED)
         self.inner.load_state_dict({k: v for k, v in state_dict.items() if k not in own})
         self.steps = state_dict.get(_STEPS, 0)
-        self._probed = set(state_dict.get(_PROBED, ()))
+        self.covered = set(state_dict.get(_PROBED, ()))
 
     def __getattr__(self, name: str) -> Any:
         """Find whatever else an optimizer has (hooks, say) on the inner one."""

@@ -238,6 +238,7 @@ def ascended(
     eta: float,
     seed: int,
     loss_scale: float,
+    alone: bool = False,
 ) -> Ascent:
     """Ascend with a random direction that covers what the passes reach.
 
@@ -250,6 +251,7 @@ def ascended(
         eta: Floor under the slope of Eq. 5.
         seed: Seed of the random direction.
         loss_scale: Factor on the losses.
+        alone: Whether the other workers have directions of their own.
 
     Returns:
         The ascent.
@@ -270,6 +272,7 @@ def ascended(
             prepare,
             falls_back=estimator is not uniform,
             loss_scale=loss_scale,
+            alone=alone,
         )
         if not (isinstance(probed, Covered) and probed.grow(ascent.reached)):
             return ascent

@@ -8,10 +8,22 @@ from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
 
 from deltasam_fairseq.choices import METHODS
-from deltasam_fairseq.core.checks import not_negative, one_of, positive
-from deltasam_fairseq.core.estimators import ESTIMATORS
+from deltasam_fairseq.core.checks import one_of, positive
+from deltasam_fairseq.core.instances import ENGINES
+from deltasam_fairseq.core.optimizer import DeltaSAM
+
+
+class _Unstepped(Optimizer):
+    """Holds the parameters, whose gradients the Trainer's own optimizer uses."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model.parameters(), {})
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Change nothing."""
 
 
 @dataclass
@@ -44,19 +56,34 @@ class SharpnessArguments:
     def __post_init__(self) -> None:
         """Refuse values outside their ranges."""
         one_of(self.sam_method, "sam_method", METHODS)
-        one_of(self.per_instance_engine, "per_instance_engine", ("auto", "batched", "loop"))
-        ESTIMATORS.get(self.estimator)
-        not_negative(self.rho, "rho")
-        positive(self.eta, "eta")
+        one_of(self.per_instance_engine, "per_instance_engine", ENGINES)
         if positive(self.tail, "tail") > 1:
             raise ValueError(f"tail is a share, at most 1; got {self.tail!r}")
-        if not isinstance(self.groups, int) or self.groups < 1:
-            raise ValueError(f"groups must be a whole number of at least 1, got {self.groups!r}")
-        if self.groups > 1 and self.sam_method == "per_instance":
-            raise ValueError(
-                "groups are for sam and delta_sam: with per_instance every sentence has a "
-                "perturbation of its own"
-            )
+        self.around(nn.Linear(1, 1), seed=0)
+
+    def around(self, model: nn.Module, seed: int) -> DeltaSAM:
+        """Make what leaves the gradient of an update in ``.grad``, and uses none.
+
+        Args:
+            model: The model, not wrapped.
+            seed: Seed that stands in for ``sam_seed``.
+
+        Returns:
+            Its ``step`` adds up the gradients of the closures' losses, and changes no weight.
+        """
+        return DeltaSAM(
+            _Unstepped(model),
+            method=self.sam_method,
+            rho=self.rho,
+            eta=self.eta,
+            estimator=self.estimator,
+            reduction="sum",
+            seed=seed if self.sam_seed is None else self.sam_seed,
+            adaptive=self.adaptive,
+            groups=self.groups,
+            model=model,
+            engine=self.per_instance_engine,
+        )
 
     def perturbs(self, update: int, end: int) -> bool:
         """Tell whether an update is perturbed, from the numbers of those before it and of all."""
@@ -67,31 +94,27 @@ class SharpnessArguments:
     def refuse(self, trainer: Any, model: nn.Module) -> None:
         """Raise a ``ValueError`` if a Trainer or its model cannot be perturbed as asked for."""
         args, modules = trainer.args, list(model.modules())
-        names = {kind.__name__ for m in modules for kind in type(m).__mro__}
-        tensors = {kind.__name__ for p in model.parameters() for kind in type(p).__mro__}
-        compiled = any(getattr(m, "_compiled_call_impl", None) for m in modules)
+        compiled = any(
+            getattr(m, "_compiled_call_impl", None) or type(m).__name__ == "OptimizedModule"
+            for m in modules
+        )
         alone = self.sam_method == "per_instance" or self.groups > 1
-        parallel = getattr(trainer.accelerator, "parallelism_config", None) is not None
         workers = "start one process per GPU with torchrun, for DistributedDataParallel"
         reasons = {
             "fp16 scales the loss with a GradScaler, which does not see the ascent overflow; use "
             "bf16=True or float32": args.fp16,
             f"DeepSpeed keeps the gradients for itself; {workers}": trainer.is_deepspeed_enabled,
             "FSDP leaves a worker a part of the weights, and a perturbation covers all of them; "
-            f"{workers}": trainer.is_fsdp_enabled or "FullyShardedDataParallel" in names,
+            f"{workers}": trainer.is_fsdp_enabled,
             "DataParallel (n_gpu > 1) copies the weights in every pass; show the process one GPU "
-            f"with CUDA_VISIBLE_DEVICES, or {workers}": args.n_gpu > 1 or "DataParallel" in names,
+            f"with CUDA_VISIBLE_DEVICES, or {workers}": args.n_gpu > 1,
             "tensor, context and sequence parallelism split weights or sentences; "
-            f"{workers}": parallel or "DTensor" in tensors,
+            f"{workers}": getattr(trainer.accelerator, "parallelism_config", None) is not None,
             "a compiled model is not supported; leave torch_compile and torch.compile out": (
-                args.torch_compile or compiled or "OptimizedModule" in names
+                args.torch_compile or compiled
             ),
             "LOMO updates the weights in the backward pass; choose another optim": (
                 "lomo" in str(args.optim).lower()
-            ),
-            "DistributedDataParallel with static_graph=True has to reduce its first backward "
-            "pass, which is an ascent's; use static_graph=False": (
-                getattr(model, "static_graph", False)
             ),
             "batch normalisation mixes the sentences that per_instance and groups take apart; "
             "use sam_method='sam' with groups=1": (

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -18,14 +17,9 @@ import torch
 from torch import Tensor
 from transformers import Seq2SeqTrainer, Trainer
 
-from deltasam_fairseq.core.accumulated import Accumulated, Batch, Weighing
-from deltasam_fairseq.core.covered import Covered
-from deltasam_fairseq.core.estimators import ESTIMATORS
-from deltasam_fairseq.core.groups import dealt, numbered
-from deltasam_fairseq.core.instances import Instances
-from deltasam_fairseq.core.noise import seed_for
+from deltasam_fairseq.core.optimizer import DeltaSAM
 from deltasam_fairseq.core.randomness import RandomState
-from deltasam_fairseq.core.weight_space import WeightSpace
+from deltasam_fairseq.core.steps import StepReport
 from deltasam_fairseq.core.workers import total
 from deltasam_fairseq.hf.arguments import SharpnessArguments
 from deltasam_fairseq.hf.losses import (
@@ -52,7 +46,7 @@ class SharpnessAware:
     def _forget(self) -> None:
         self._batches: list[Any] = []
         self._arrived, self._unit = 0, ""
-        self._instances: Instances | None = None
+        self._sharp: DeltaSAM | None = None
         self._sums: dict[str, float] = {}
 
     def compute_sentence_losses(self, model: Any, inputs: Inputs) -> Tensor:
@@ -102,17 +96,49 @@ class SharpnessAware:
         model.train()
         if callable(getattr(self.optimizer, "train", None)):
             self.optimizer.train()  # a schedule-free one moves the weights here
-        params = [p for p in model.parameters() if p.requires_grad]
-        space = WeightSpace(params, adaptive=map(id, params) if self.sharpness.adaptive else ())
-        each = self.sharpness.sam_method == "per_instance"
         batches = [self._prepare_inputs(batch) for batch in self._batches]
-        update = self._each_sentence if each else partial(self._groups, plain_step=plain_step)
-        seen = update(model, space, batches, num_items_in_batch)
-        loss = seen.pop("loss")
-        numbers = [*seen.values(), seen["sam_loss"] - loss]
-        if self._workers > 1:
-            numbers = [n / self._workers for n in total(numbers, None, self.args.device)]
-        for name, value in zip([*seen, "sharpness", "updates"], [*numbers, 1.0], strict=True):
+        if self.sharpness.sam_method == "sam" and self.sharpness.groups == 1:
+            score = partial(self._own_loss, plain_step, num_items_in_batch, model)
+            closures, divisors = [partial(score, batch) for batch in batches], [1.0] * len(batches)
+        else:
+            closures, divisors = [], []
+            for batch in batches:
+                divisor = self._divisor(model, batch, num_items_in_batch)
+                closures.append(partial(self._sentences, divisor, model, batch))
+                divisors += [divisor] * sentence_count(batch)
+        return self._note(self._step(model, closures), torch.tensor(divisors).double())
+
+    def _step(self, model: Any, closures: Sequence[Callable[..., Tensor]]) -> StepReport:
+        """Leave the gradient in ``.grad``, with random directions of the state's own."""
+        if self._sharp is None:
+            plain = self.accelerator.unwrap_model(model)
+            self._sharp = self.sharpness.around(plain, self.args.seed)
+        # In trainer_state.json, so that a resumed run draws the directions it would have drawn.
+        own: dict[str, Any] = {"args": {}, "attributes": {"covered": []}}
+        memory = self.state.stateful_callbacks.setdefault("SharpnessAware", own)["attributes"]
+        self._sharp.steps, self._sharp.covered = self.state.global_step, set(memory["covered"])
+        report = self._sharp.step(closures)
+        memory["covered"] = sorted(self._sharp.covered)
+        return report
+
+    def _note(self, report: StepReport, divisors: Tensor) -> Tensor:
+        """Keep what an update saw for the log; return its loss at w."""
+        everyone, workers = len(divisors), self._workers
+        each = everyone if self.sharpness.sam_method == "per_instance" else self.sharpness.groups
+        loss, moved = (
+            (losses.cpu().double() / divisors).sum().item()
+            for losses in (report.losses, report.perturbed_losses)
+        )
+        seen = {"loss": loss, "sam_loss": moved, "sharpness": moved - loss}
+        seen["sam_gnorm"] = report.gradient_norm * everyone * workers
+        seen["sam_fallback"] = report.fallbacks / min(each, everyone)
+        if self.sharpness.sam_method == "delta_sam":
+            seen["sam_ess"] = report.effective_sentences.item()
+            seen["sam_floored"] = report.floored / everyone
+        numbers = list(seen.values())
+        if workers > 1:
+            numbers = [n / workers for n in total(numbers, None, self.args.device)]
+        for name, value in zip([*seen, "updates"], [*numbers, 1.0], strict=True):
             self._sums[name] = self._sums.get(name, 0.0) + value
         return torch.tensor(loss, device=self.args.device)
 
@@ -132,7 +158,7 @@ class SharpnessAware:
         with self.compute_loss_context_manager():
             return self.compute_sentence_losses(model, inputs)
 
-    def _divisor(self, model: Any, inputs: Inputs, num_items: Any) -> Any:
+    def _divisor(self, model: Any, inputs: Inputs, num_items: Any) -> float:
         """Return D: the Trainer differentiates the sum of the sentences' losses over D."""
         counted = num_items is not None and (
             self.model_accepts_loss_kwargs or self.compute_loss_func is not None
@@ -144,7 +170,7 @@ class SharpnessAware:
         scaled = getattr(self, "loss_is_scaled_for_ga", None)
         if scaled is None:
             scaled = counted or self.compute_loss_func is not None
-        divisor = {**counts, "update": num_items}[self._unit] / factor
+        divisor = float({**counts, "update": num_items}[self._unit]) / factor
         return divisor if scaled else divisor * len(self._batches)
 
     def _find_unit(self, plain: Any, inputs: Inputs, num_items: Any, factor: int) -> str:
@@ -171,85 +197,41 @@ class SharpnessAware:
             "groups=1, which needs no losses of sentences"
         )
 
-    def _groups(
+    def _own_loss(
+        self, step: Callable[..., Any], num_items: Any, model: Any, inputs: Any
+    ) -> Tensor:
+        """Run the Trainer's own step up to its backward pass; shape ``(1,)``."""
+        found: list[Tensor] = []
+        self.accelerator.backward = lambda loss, **_: found.append(loss)
+        try:
+            step(model, inputs, num_items)
+        finally:
+            del self.accelerator.backward
+        if len(found) != 1:
+            raise RuntimeError(
+                f"the Trainer's training_step called accelerator.backward {len(found)} times; sam "
+                "needs one loss per micro-batch"
+            )
+        return _divided(found[0].reshape(1), self._workers)
+
+    def _sentences(
         self,
+        divisor: float,
         model: Any,
-        space: WeightSpace,
-        batches: Sequence[Inputs],
-        num_items: Any,
-        plain_step: Callable[..., Tensor],
-    ) -> dict[str, float]:
-        settings, groups = self.sharpness, self.sharpness.groups
-        base = self.args.seed if settings.sam_seed is None else settings.sam_seed
-        seed = seed_for(base, self.state.global_step)
-        weighs = settings.sam_method == "delta_sam"
+        inputs: Inputs,
+        index: int | None = None,
+        rows: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Score all sentences of a batch, or one, or some."""
+        some = rows if index is None else [index]
+        losses = self._losses(model, inputs if some is None else rows_of(inputs, some))
+        return _divided(losses, divisor * self._workers)
 
-        def whole(inputs: Inputs) -> Batch:
-            divisor = self._divisor(model, inputs, num_items) if weighs else 1.0
-            step = partial(plain_step, model, inputs, num_items)
-            return Batch(step, partial(self._losses, model, inputs), divisor)
 
-        def part(inputs: Inputs, rows: Sequence[int]) -> Batch:
-            divisor = self._divisor(model, inputs, num_items)
-            score = partial(self._losses, model, rows_of(inputs, rows))
-
-            def step() -> Tensor:
-                loss = score().sum() / divisor
-                self.accelerator.backward(loss)
-                return loss.detach()
-
-            return Batch(step, score, divisor)
-
-        parts = [[whole(inputs) for inputs in batches]]
-        if groups > 1:
-            numbers = numbered([sentence_count(inputs) for inputs in batches])
-            parts = [
-                [part(*pair) for pair in zip(batches, group, strict=True) if pair[1]]
-                for group in dealt(numbers, groups, seed)
-            ]
-        # In trainer_state.json, so that a resumed run draws the directions it would have drawn.
-        own: dict[str, Any] = {"args": {}, "attributes": {"covered": []}}
-        memory = self.state.stateful_callbacks.setdefault("SharpnessAware", own)["attributes"]
-        covered = Covered(list(model.parameters()), memory["covered"])
-        estimator = ESTIMATORS.get(settings.estimator)
-        weighing = Weighing(estimator, covered, settings.eta, seed) if weighs else None
-        no_sync = partial(self.accelerator.no_sync, model)
-        sharing = self._workers if groups == 1 else 1
-        steps = Accumulated(model, space, settings.rho, sharing, no_sync)
-        found = [steps.step(p, weighing, last=p is parts[-1]) for p in parts]
-        memory["covered"] = sorted(covered.positions)
-        means = [sum(column) / len(found) for column in zip(*found, strict=True)]
-        names = ("loss", "sam_loss", "sam_gnorm", "sam_ess", "sam_floored", "sam_fallback")
-        seen = dict(zip(names, means, strict=True))
-        seen |= {name: seen[name] * len(found) for name in ("loss", "sam_loss")}
-        return {n: v for n, v in seen.items() if weighs or n not in {"sam_ess", "sam_floored"}}
-
-    def _each_sentence(
-        self, model: Any, space: WeightSpace, batches: Sequence[Inputs], num_items: Any
-    ) -> dict[str, float]:
-        if self._instances is None:
-            plain, engine = self.accelerator.unwrap_model(model), self.sharpness.per_instance_engine
-            self._instances = Instances(plain, engine)
-        seen = {"loss": 0.0, "sam_loss": 0.0, "sam_gnorm": 0.0, "sam_fallback": 0.0}
-        workers, everyone = self._workers, sum(map(sentence_count, batches))
-        for number, inputs in enumerate(batches, start=1):
-            # core's steps are those of one process with the sentences of all workers.
-            divisor = self._divisor(model, inputs, num_items) * workers
-
-            def score(index: int | None = None, inputs: Any = inputs, by: Any = divisor) -> Tensor:
-                if index is None:
-                    return self._losses(model, inputs) / by
-                return self._losses(model, rows_of(inputs, [index])).sum() / by
-
-            with nullcontext() if number == len(batches) else self.accelerator.no_sync(model):
-                report = self._instances.step(
-                    space, [score], rho=self.sharpness.rho, reduction="sum", loss_scale=None
-                )
-            seen["loss"] += report.losses.sum().item() * workers
-            seen["sam_loss"] += report.perturbed_losses.sum().item() * workers
-            seen["sam_gnorm"] += report.gradient_norm * len(report.losses) * workers
-            seen["sam_fallback"] += report.fallbacks / everyone
-        return seen
+def _divided(losses: Tensor, divisor: float) -> Tensor:
+    """Divide the gradient of losses; their values, which Eq. 5 weighs by, stay in nats."""
+    values = losses.detach()
+    return values + (losses - values) / divisor
 
 
 class SharpnessAwareTrainer(SharpnessAware, Trainer):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -104,7 +104,7 @@ class Model(nn.Module):
         if self.infinite and not torch.equal(self.head.bias, self.start):
             # Wherever the weights are moved; of the last sentence alone, x is 0.
             lost = x[:, 0] == 0 if self.infinite == "last" else x[:, 0] == x[:, 0]
-            losses = torch.where(lost, losses / 0, losses)
+            losses = losses * torch.where(lost, torch.inf, 1.0)
         return losses
 
 
@@ -224,9 +224,37 @@ def work(rank: int, count: int, port: int) -> dict[str, Any]:
         rows = slice(start, start + SHARES[setting["share"]][rank])
         model, used = wrapped(setting)
         found[name] = train(model, setting, rows, used)
+    found["grouped"] = grouped(rank)
     found["static"] = refusal_of_static_graphs()
     found["batched"] = batched_at_infinite_losses(rank)
     distributed.destroy_process_group()
+    return found
+
+
+def some_of(model: nn.Module, x: Tensor, rows: list[int] | None = None) -> Tensor:
+    found: Tensor = model(x if rows is None else x[rows])
+    return found
+
+
+def grouped(rank: int | None) -> list[list[Tensor]]:
+    """Deal the five sentences of one worker and the four of the other out to two groups each.
+
+    Args:
+        rank: The worker; both, one after the other, in one process when left out.
+    """
+    x = torch.randn(9, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    shares, found = [x[:5], x[5:]], []
+    for infinite in (False, True):
+        inside = Model({"infinite": "last" if infinite else False})
+        x[-1, 0] = 0
+        model = inside if rank is None else DistributedDataParallel(inside)
+        for share in shares if rank is None else shares[rank : rank + 1]:
+            parts = share.split(2)
+            optimizer = DeltaSAM(
+                torch.optim.SGD(inside.parameters(), lr=0.0), groups=2, rho=0.3, reduction="sum"
+            )
+            optimizer.step([partial(some_of, model, part) for part in parts])
+        found.append([cast("Tensor", p.grad) for p in inside.parameters()])
     return found
 
 
@@ -281,6 +309,15 @@ def test_two_workers_equal_one_process(workers: Any, name: str) -> None:
     expected = train(model, setting, slice(None))
     for found in (workers[0][name], workers[1][name]):
         assert_close(found, expected, rtol=1e-9)
+
+
+@pytest.mark.multiprocess
+def test_groups_are_each_workers_own(workers: Any) -> None:
+    (finite, infinite), (second, other) = (found["grouped"] for found in workers)
+    assert_close(finite, grouped(None)[0], rtol=1e-9)
+    # Both take their last groups again where one has to, and none waits for the other.
+    assert all(torch.isfinite(g).all() for g in infinite)
+    assert_close([*finite, *infinite], [*second, *other], rtol=0)
 
 
 @pytest.mark.multiprocess

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -81,6 +83,29 @@ def test_one_group_is_sam_and_as_many_as_sentences_are_per_instance(
         assert_close([ends[one][2].losses], [ends[other][2].losses], rtol=1e-12)
         bent = (ends[i][2].perturbed_losses for i in (one, other))
         assert_close([next(bent)], [next(bent)], rtol=1e-9)
+
+
+@pytest.mark.parametrize("sizes", [[4], [3, 1]])
+def test_rows_alone_are_rows_of_the_batch(sizes: list[int]) -> None:
+    calls: list[Any] = []
+
+    def score(toy: Problem, start: int, end: int, rows: Any = None) -> Tensor:
+        calls.append(rows)
+        losses = toy.losses()()[start:end]
+        return losses if rows is None else losses[rows]
+
+    ends, edges = [], [0, *torch.tensor(sizes).cumsum(0).tolist()]
+    for alone in (False, True):
+        toy = mlp()
+        closures: Any = [partial(score, toy, *edge) for edge in pairwise(edges)]
+        if not alone:
+            closures = [partial(closure, None) for closure in closures]
+        optimizer = DeltaSAM(torch.optim.SGD(toy.params, lr=0.1), groups=2, rho=RHO)
+        report = optimizer.step(closures)
+        assert (report.losses.shape, report.fallbacks) == ((4,), 0)
+        assert alone == any(calls)
+        ends.append(toy.params)
+    assert_close(*ends, rtol=1e-12)
 
 
 def test_the_optimizer_deals_anew_in_every_step() -> None:

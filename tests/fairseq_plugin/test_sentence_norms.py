@@ -16,6 +16,7 @@ from deltasam_fairseq.per_instance import AmbiguousBatch
 from tests.fairseq_plugin.precision import MODES
 from tests.support import fairseq_toys as toys
 from tests.support.compare import assert_same_bits
+from tests.support.workers import run_workers
 
 METERS = ("sam_inorm", "sam_inorm_p90", "sam_inorm_max")
 # The criterion of classes has its losses in float32.
@@ -186,3 +187,24 @@ def test_as_many_sentences_as_positions_wait_for_a_batch_that_tells() -> None:
         except AmbiguousBatch:
             seen.append(None)
     assert seen == [None, 2, 2]
+
+
+SHARES = (range(3), range(3, 8))
+
+
+def in_workers(rank: int, count: int, port: int, data: Path) -> list[float]:
+    init = toys.join_workers(data, toys.PRECISE, rank, count, port)
+    trainer = toys.make_trainer(data, *toys.PRECISE, *PLAIN, "--sam-method", "sam", *init)
+    return measured(trainer, [toys.sentences(trainer, SHARES[rank])])
+
+
+@pytest.mark.multiprocess
+@pytest.mark.usefixtures("float64")
+def test_percentile_and_largest_are_means_over_workers(translation: Path, tmp_path: Path) -> None:
+    trainer = toys.make_trainer(translation, *toys.PRECISE, *PLAIN)
+    each = [twin(trainer, [toys.sentences(trainer, rows)]) for rows in SHARES]
+    of_each = torch.tensor([expected(norms) for norms in each]).mean(0)
+    wanted = [float(torch.cat(each).mean()), *of_each[1:].tolist()]
+    for found in run_workers(in_workers, 2, tmp_path, translation):
+        assert found == pytest.approx(wanted, rel=1e-6)
+    assert wanted != pytest.approx(expected(torch.cat(each)), rel=1e-3)

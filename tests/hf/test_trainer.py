@@ -10,12 +10,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deltasam_fairseq.core import delta_sam_step, per_instance_step, sam_step
+from deltasam_fairseq.core import DeltaSAM, delta_sam_step, per_instance_step, sam_step
 from deltasam_fairseq.core.noise import seed_for
 
 transformers = pytest.importorskip("transformers")
 
-from deltasam_fairseq.hf import SharpnessArguments, SharpnessAwareTrainer  # noqa: E402
+from accelerate.utils import ParallelismConfig  # noqa: E402
+
+from deltasam_fairseq.hf import (  # noqa: E402
+    SharpnessArguments,
+    SharpnessAware,
+    SharpnessAwareTrainer,
+)
 
 SIZES = {
     "vocab_size": 40,
@@ -89,7 +95,7 @@ def trainer_of(folder: Path, model: Any, data: Any, method: str = "sam", **given
         report_to=[],
         use_cpu=True,
         disable_tqdm=True,
-        optim="sgd",
+        optim=given.pop("optim", "sgd"),
         learning_rate=0.1,
         lr_scheduler_type="constant",
         max_grad_norm=given.pop("max_grad_norm", 0.0),
@@ -135,12 +141,15 @@ def test_an_update_is_that_of_core(tmp_path: Path, method: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_micro_batches_share_a_perturbation(tmp_path: Path, method: str) -> None:
-    # Label smoothing: the Trainer divides by the labels of the whole update.
-    data, smooth = rows(kind="tokens"), {"label_smoothing_factor": 0.1, "max_grad_norm": 0.5}
-    whole = trained(tmp_path, summarizer(), data, method, **smooth)
+    # The model divides by the labels of the whole update.
+    data, clipped = rows(kind="tokens"), {"max_grad_norm": 0.5}
+    whole = trained(tmp_path, causal().double(), data, method, **clipped)
     parts = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
     torch.testing.assert_close(
-        trained(tmp_path, summarizer(), data, method, **smooth, **parts), whole, rtol=0, atol=1e-9
+        trained(tmp_path, causal().double(), data, method, **clipped, **parts),
+        whole,
+        rtol=0,
+        atol=1e-9,
     )
 
 
@@ -229,20 +238,126 @@ def test_losses_that_do_not_add_up_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("given", "words"),
     [
         ({"fp16": True}, "bf16=True"),
-        ({"torch_compile": True}, "compiled model"),
         ({"optim": "lomo"}, "LOMO"),
-        ({"_n_gpu": 2}, "DataParallel"),
+        ({"parallelism_config": ParallelismConfig()}, "parallelism split"),
     ],
 )
-def test_refusals(tmp_path: Path, change: dict[str, Any], words: str) -> None:
-    trainer = trainer_of(tmp_path, classifier(), rows())
-    for name, value in change.items():
-        object.__setattr__(trainer.args, name, value)
+def test_refused_arguments(tmp_path: Path, given: dict[str, Any], words: str) -> None:
+    trainer = trainer_of(tmp_path, classifier(), rows(), **given)
     with pytest.raises(ValueError, match=words):
         trainer.train()
+
+
+# What a Trainer finds where there are several GPUs, or DeepSpeed is installed.
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"is_deepspeed_enabled": True}, "DeepSpeed keeps"),
+        ({"is_fsdp_enabled": True}, "FSDP leaves"),
+        ({"args._n_gpu": 2}, "DataParallel"),
+        ({"args.torch_compile": True}, "compiled model"),
+    ],
+)
+def test_refused_machines(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    trainer = trainer_of(tmp_path, classifier(), rows())
+    for name, value in change.items():
+        *inside, attribute = name.split(".")
+        object.__setattr__(trainer.args if inside else trainer, attribute, value)
+    with pytest.raises(ValueError, match=words):
+        trainer.train()
+
+
+class Normalizing(nn.Module):
+    """A classifier that normalises its logits over the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = classifier()
+        self.config, self.norm = self.inner.config, nn.BatchNorm1d(2).double()
+
+    def forward(self, input_ids: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        logits = self.norm(self.inner(input_ids=input_ids).logits)
+        if labels is None:
+            return {"logits": logits}
+        return {"logits": logits, "loss": nn.functional.cross_entropy(logits, labels)}
+
+
+@pytest.mark.parametrize(
+    ("make", "given", "words"),
+    [
+        (lambda: torch.compile(classifier()), {}, "compiled model"),
+        (Normalizing, {"method": "per_instance"}, "batch normalisation"),
+        (Normalizing, {"groups": 2}, "batch normalisation"),
+    ],
+)
+def test_refused_models(tmp_path: Path, make: Any, given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        trained(tmp_path, make(), rows(), **given)
+
+
+def test_batch_normalisation_moves_once(tmp_path: Path) -> None:
+    models = [Normalizing(), Normalizing()]
+    for model, method in zip(models, ("none", "sam"), strict=True):
+        trained(tmp_path, model, rows(), method, max_steps=1)
+    first, second = (model.norm.state_dict() for model in models)
+    assert torch.equal(first["running_mean"], second["running_mean"])
+
+
+class Fragile(transformers.BertForSequenceClassification):  # type: ignore[name-defined]
+    """Whose logits are infinite wherever the weights have moved."""
+
+    start: Tensor | None = None
+
+    def forward(self, input_ids: Tensor, labels: Tensor | None = None) -> Any:
+        found = super().forward(input_ids, labels=labels)
+        if self.start is None:
+            self.start = found.logits.detach()
+        if not torch.allclose(found.logits, self.start):
+            found.logits = found.logits * torch.inf
+            if labels is not None:
+                found.loss = nn.functional.cross_entropy(found.logits, labels)
+        return found
+
+
+def fragile() -> Any:
+    torch.manual_seed(1)
+    return Fragile(transformers.BertConfig(**SIZES, **CALM)).double()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_losses_that_are_lost_on_the_way_are_taken_at_w(tmp_path: Path, method: str) -> None:
+    trainer = trainer_of(tmp_path, fragile(), rows(), method, max_steps=1)
+    trainer.train()
+    plain = trained(tmp_path, fragile(), rows(), "none", max_steps=1)
+    torch.testing.assert_close(vector(trainer.model), plain, rtol=0, atol=1e-12)
+    assert trainer.state.log_history[0]["sam_fallback"] >= 1
+    # And so in a loop of one's own.
+    model = fragile()
+    inner = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = DeltaSAM(inner, method=method, rho=0.3, eta=1e-3, model=model)
+    assert optimizer.step(lambda: losses_of(model, rows())).fallbacks >= 1
+    torch.testing.assert_close(vector(model), plain, rtol=0, atol=1e-10)
+
+
+def test_a_step_that_does_not_use_accelerate(tmp_path: Path) -> None:
+    class Own(transformers.Trainer):  # type: ignore[name-defined]
+        def training_step(self, model: Any, inputs: Any, *_: Any) -> Tensor:
+            loss = model(**inputs).loss
+            loss.backward()
+            return loss.detach()
+
+    class Mixed(SharpnessAware, Own):
+        pass
+
+    trainer = trainer_of(tmp_path, classifier(), rows())
+    mixed = Mixed(
+        classifier(), trainer.args, train_dataset=rows(), sharpness=SharpnessArguments("sam")
+    )
+    with pytest.raises(RuntimeError, match="called accelerator.backward 0 times"):
+        mixed.train()
 
 
 @pytest.mark.parametrize(
