@@ -121,27 +121,28 @@ def record() -> dict[str, Any]:
     kept = [one_run("none", "", seed, (50.0, 52.0)) for seed in (1, 2, 3)]
     for seed in (1, 2):
         kept += [
-            one_run("sam", "0.01", seed, (60.0 + seed, 40.0)),
-            one_run("sam", "0.02", seed, (55.0, 70.0)),
+            one_run("sam", "0.02", seed, (60.0 + seed, 40.0)),
+            one_run("sam", "0.03", seed, (55.0, 70.0)),
             one_run("sam", "0.05", seed, (10.0, 10.0)),
-            one_run("sam", "0.01", seed, (99.0, 99.0), **{"sam-groups": "4"}),
+            one_run("sam", "0.02", seed, (99.0, 99.0), **{"sam-groups": "4"}),
+            one_run("sam", "0.9", seed, (99.0, 99.0)),
         ]
     return {
         "study": "worth",
         "settings": {"condition": "sst-2-40"},
         "hardware": {"processor": "P"},
         "versions": {"torch": "T"},
-        "runs": [*kept, one_run("sam", "0.01", 3, (0.0, 0.0))],
+        "runs": [*kept, one_run("sam", "0.02", 3, (0.0, 0.0))],
     }
 
 
 def test_each_half_is_scored_at_the_radius_that_the_other_chose(record: dict[str, Any]) -> None:
     found = report.compare(record)
-    # The third draw has not all radii, 4 groups have one radius of three: neither counts.
+    # A draw without all radii, a system without them and a radius of no plan do not count.
     assert set(found) == {"none", "sam"}
     ours, plain = found["sam"]
-    # The first half chooses 0.01 and the second 0.02: scored are 40 and 55.
-    assert ours.radii == ("0.01", "0.02")
+    # The first half chooses 0.02 and the second 0.03: scored are 40 and 55.
+    assert ours.radii == ("0.02", "0.03")
     assert ours.scores == [47.5, 47.5]
     assert plain.scores == [51.0, 51.0]
     assert (ours.best, ours.train, ours.risk) == ([90.0] * 2, [60.0] * 2, [0.5] * 2)
@@ -158,7 +159,7 @@ def test_the_table_shows_difference_and_chance(
     shown = capsys.readouterr().out
     assert "1,000 training sentences of SST-2, 40% of them with the wrong label" in shown
     cells = shown.splitlines()[-1].split(" | ")
-    assert cells[1:5] == ["0.01, 0.02", "47.5 ± 0.0", "-3.5", "0.500"]
+    assert cells[1:5] == ["0.02, 0.03", "47.5 ± 0.0", "-3.5", "0.500"]
     assert cells[-2:] == ["2.00", "2 |"]
     assert "wrong labels" in figure.read_text()
 

@@ -60,7 +60,7 @@ BATCH = 16
 #: Of the adversarial risk. At the paper's 0.05, every sentence's own perturbation takes a MiniLM
 #: that was trained at less to chance.
 RISK_RADIUS = 0.01
-_WIDE = ("0.01", "0.02", "0.05")
+_WIDE = ("0.02", "0.03", "0.05")
 #: Every sentence has the whole of the radius.
 _NARROW = ("0.005", "0.01", "0.02")
 

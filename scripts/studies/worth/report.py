@@ -199,7 +199,8 @@ def draw(records: Sequence[Record], out: Path) -> None:
             fontsize=10,
         )
         panel.set_xlabel("ρ")
-        panel.set_xticks([0.005, 0.01, 0.02, 0.05], ["0.005", "0.01", "0.02", "0.05"])
+        ticks = [0.005, 0.01, 0.02, 0.03, 0.05]
+        panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         panel.minorticks_off()
         panel.grid(color="#e5e5e5", linewidth=0.8)
         panel.spines[["top", "right"]].set_visible(False)
