@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,23 +29,7 @@ KINDS = [(method, scope) for method in PASSES for scope in ("update", "micro")]
 SHARED = [kind for kind in KINDS if kind[0] != "none"]
 # SAM's third of four passes: the first micro-batch of the descent.
 WATCHED = ("sam", "update", 3)
-
-
-@contextmanager
-def running_out_of_memory(trainer: Trainer, number: int) -> Iterator[None]:
-    """Let one forward pass fail as CUDA does."""
-    model, calls = trainer.get_model(), []
-    forward = model.forward
-
-    def failing(*args: Any, **kwargs: Any) -> Any:
-        calls.append(1)
-        if len(calls) == number:
-            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return forward(*args, **kwargs)
-
-    model.forward = failing
-    yield
-    model.forward = forward
+OUT_OF_MEMORY = RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
 
 def displacements(trainer: Trainer) -> list[float]:
@@ -84,8 +66,9 @@ def test_one_worker_skips_the_update(translation: Path, method: str, scope: str)
         for one in (trainer, twin):
             one.set_num_updates(1)  # which decides on the groups, and so on the passes
         before = toys.parameters(trainer)
-        with running_out_of_memory(trainer, number):
-            assert trainer.train_step(samples[2:4]) is None
+        toys.break_forward(trainer, number, OUT_OF_MEMORY)
+        assert trainer.train_step(samples[2:4]) is None
+        del trainer.get_model().forward
         assert trainer.get_num_updates() == 1
         assert_same_bits(toys.parameters(trainer), before)
         assert all(p.grad is None or not p.grad.any() for p in trainer.get_model().parameters())
@@ -110,8 +93,9 @@ def train_with_one_failing(rank: int, count: int, port: int, data: Path) -> dict
             number = (update + 1) // 2 if update % 2 and rank == 1 else 0  # 0: in none
             trainer.set_num_updates(min(1, update))
             moved = displacements(trainer) if (method, scope, number) == WATCHED else []
-            with running_out_of_memory(trainer, number):
-                trainer.train_step(group)
+            toys.break_forward(trainer, number, OUT_OF_MEMORY)
+            trainer.train_step(group)
+            del trainer.get_model().forward
             states.append(toys.parameters(trainer))
             if moved:
                 found["moved"] = list(moved)
