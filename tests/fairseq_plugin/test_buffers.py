@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.support import fairseq_toys as toys
-from tests.support.compare import assert_close, assert_same_bits
+from tests.support.compare import assert_close, assert_same_bits, copies
 
 pytestmark = pytest.mark.fairseq
 
@@ -53,7 +53,7 @@ def trained(
     head.dense = nn.Sequential(head.dense, layer().to(kind))
     batches = toys.batches(trainer)
     toys.updates(trainer, [batches[2 * i : 2 * i + 2] for i in range(updates)])
-    return trainer, {name: b.clone() for name, b in model.named_buffers()}
+    return trainer, copies(toys.used(dict(model.named_buffers())))
 
 
 @every_method
