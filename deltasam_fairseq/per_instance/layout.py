@@ -29,11 +29,6 @@ class Strided:
     count: int
     major: bool = True
 
-    @property
-    def leads(self) -> bool:
-        """Whether the sentences are the slowest index."""
-        return self.dim == 0 and self.major
-
     def fits(self, shape: torch.Size) -> bool:
         """Tell whether a shape can be split like this."""
         return self.dim < len(shape) and shape[self.dim] % self.count == 0
@@ -104,8 +99,6 @@ class Packed:
         owners: Sentence of each row, shape ``(M,)``.
         count: N.
     """
-
-    leads = False
 
     def __init__(self, owners: Tensor, count: int) -> None:
         self.count = count

@@ -90,8 +90,6 @@ PARTS: Mapping[str, Part] = {
         searched=("freelb-steps", "freelb-lr", "freelb-init", "freelb-max-norm", "freelb-norm"),
     ),
 }
-#: Parts that are no published method.
-CONTROLS = tuple(name for name, part in PARTS.items() if part.like)
 
 
 @dataclass(frozen=True)

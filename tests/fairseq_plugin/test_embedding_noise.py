@@ -19,6 +19,7 @@ from deltasam_fairseq.fairseq_plugin.embedding_noise import (
     encoder_of,
 )
 from tests.support import fairseq_toys as toys
+from tests.support.compare import assert_same_bits
 
 BART = [*toys.TRANSLATION, "--arch", "bart_base"]
 HEAD = {"features_only": True, "classification_head_name": "sentence_classification_head"}
@@ -99,8 +100,7 @@ def test_noise_of_zero_changes_no_bit(case: Case) -> None:
         grads = {n: p.grad for n, p in case.model.named_parameters() if p.grad is not None}
         found.append({"logits": logits.detach(), **{n: g.clone() for n, g in grads.items()}})
     assert found[0].keys() == found[1].keys()
-    for name, value in found[0].items():
-        assert torch.equal(found[1][name], value), name
+    assert_same_bits(found[1], found[0])
 
 
 def test_the_decoder_is_left_clean(with_decoder: Case) -> None:
@@ -162,12 +162,7 @@ def test_it_works_through_wrappers_for_several_workers(case: Case, one_worker: N
 
 
 def test_models_without_such_an_encoder_are_refused(translation: Path) -> None:
-    flags = (
-        "--task translation --source-lang src --target-lang tgt --arch lstm "
-        "--criterion cross_entropy --encoder-embed-dim 8 --decoder-embed-dim 8 "
-        "--encoder-hidden-size 8 --decoder-hidden-size 8 --decoder-out-embed-dim 8"
-    ).split()
-    model = toys.make_trainer(translation, *flags).get_model()
+    model = toys.make_trainer(translation, *toys.LSTM).get_model()
     with (
         pytest.raises(ValueError, match="LSTMModel has LSTMEncoder; use a model such as roberta"),
         embedding_noise(model, torch.zeros(1)),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,13 +15,13 @@ from torch import Tensor, nn
 
 from deltasam_fairseq.core import reference
 from deltasam_fairseq.core.graph import differentiate
-from deltasam_fairseq.core.noise import gaussian_direction, seed_for
+from deltasam_fairseq.core.noise import seed_for
 from deltasam_fairseq.fairseq_plugin import freelb, hook
 from deltasam_fairseq.fairseq_plugin.config import FreeLBSettings
 from deltasam_fairseq.fairseq_plugin.criterions import readers
 from deltasam_fairseq.fairseq_plugin.embedding_noise import embedding_noise, encoder_of
 from tests.fairseq_plugin.precision import MODES
-from tests.fairseq_plugin.twins import Functional
+from tests.fairseq_plugin.twins import Functional, direction
 from tests.support import fairseq_toys as toys
 from tests.support.compare import assert_close, assert_same_bits
 
@@ -133,9 +132,7 @@ def expected_step(trainer: Trainer, group: Sequence[Any], method: str, norm: str
     if method != "none":
         ascent = plain
         if method == "delta_sam":
-            used = [p for p, g in zip(at, plain, strict=True) if g.any()]
-            drawn = iter(gaussian_direction(used, radius=0.05, seed=seed_for(3, update)))
-            noise = [next(drawn) if g.any() else torch.zeros_like(g) for g in plain]
+            noise = direction(at, plain, radius=0.05, seed=seed_for(3, update))
             ascent = total(
                 at, [reference.delta_sam_weights(t.losses, at, noise, eta=1e-4) for t in twins]
             )
@@ -211,10 +208,8 @@ def test_no_noise_is_the_plain_gradient(translation: Path, method: str) -> None:
     """Dropout is on: all passes see the same masks, and the generators end in the same place."""
     ends, states = [], []
     for extra in ((), (*FIXED, "--freelb-lr", "0")):
-        trainer = toys.make_trainer(
-            translation, *toys.TRANSLATION, "--sam-method", method, *SGD, *extra
-        )
-        toys.updates(trainer, [toys.batches(trainer)[:2]])
+        flags = (*toys.TRANSLATION, "--sam-method", method, *SGD, *extra)
+        trainer, _ = toys.trained(translation, *flags, freq=2)
         ends.append(toys.parameters(trainer))
         states.append(torch.get_rng_state())
     assert_close(ends[1], ends[0], rtol=1e-5, atol=1e-6)
@@ -275,17 +270,6 @@ def test_noise_reaches_the_logits_and_stays_in_its_ball(
     expected = freelb.norms_of(noises[-1], norm).mean().item()
     assert log["freelb_delta_norm"] == pytest.approx(expected, rel=1e-5)
     assert vars(trainer.task).keys().isdisjoint({"train_step", "reduce_metrics"})
-
-
-def test_the_decoder_is_left_clean(translation: Path) -> None:
-    """Encoder and decoder share one table of embeddings."""
-    trainer = toys.make_trainer(translation, *MODELS["bart"][1], *NONE, *NOISE)
-    model, seen = trainer.get_model(), []
-    assert model.encoder.embed_tokens is model.decoder.embed_tokens
-    model.decoder.layers[0].register_forward_pre_hook(lambda _, args: seen.append(args[0].clone()))
-    trainer.train_step(toys.batches(trainer)[:1])
-    assert len(seen) == STEPS
-    assert all(torch.equal(seen[0], other) for other in seen)
 
 
 def test_the_loss_that_is_logged_is_that_of_the_first_noise(translation: Path) -> None:
@@ -401,21 +385,12 @@ def test_what_a_probe_finds_out_first_is_no_part_of_the_noises_gradient(
 @pytest.mark.parametrize("failing_pass", [1, 2, 3])
 def test_all_is_back_after_an_exception(translation: Path, failing_pass: int) -> None:
     trainer = toys.make_trainer(translation, *toys.TRANSLATION, *NONE, *NOISE)
-    model, calls = trainer.get_model(), []
-    forward = model.forward
-
-    def breaking(*args: Any, **kwargs: Any) -> Any:
-        calls.append(1)
-        if len(calls) == failing_pass:
-            raise KeyError("broken on purpose")
-        return forward(*args, **kwargs)
-
-    model.forward = breaking
+    toys.break_forward(trainer, failing_pass, KeyError("broken on purpose"))
     trainer.save_checkpoint = lambda *a, **k: None
     with pytest.raises(KeyError, match="on purpose"):
         trainer.train_step(toys.batches(trainer)[:1])
     assert "train_step" not in vars(trainer.task)
-    assert "forward_embedding" not in vars(encoder_of(model))
+    assert "forward_embedding" not in vars(encoder_of(trainer.get_model()))
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -442,16 +417,7 @@ def test_an_overflow_in_a_pass_skips_the_update(
     samples = toys.batches(trainer)
     toys.updates(trainer, [samples[:1]])
     before = toys.parameters(trainer)
-    model, calls = trainer.get_model(), []
-    forward = model.forward
-
-    def overflowing(*args: Any, **kwargs: Any) -> Any:
-        calls.append(1)
-        output = forward(*args, **kwargs)
-        wrong = len(calls) == failing_pass
-        return (output[0] * torch.inf, *output[1:]) if wrong else output
-
-    model.forward = overflowing
+    calls = toys.break_forward(trainer, failing_pass, by=torch.inf)
     trainer.train_step(samples[1:2])
     if mode == "amp":
         assert len(calls) == 2 * STEPS
@@ -466,11 +432,7 @@ def test_an_overflow_in_a_pass_skips_the_update(
 
 BAD: dict[str, tuple[list[str], tuple[str, ...], str]] = {
     "no encoder": (
-        (
-            "--task translation --source-lang src --target-lang tgt --arch lstm "
-            "--criterion cross_entropy --encoder-embed-dim 8 --decoder-embed-dim 8 "
-            "--encoder-hidden-size 8 --decoder-hidden-size 8 --decoder-out-embed-dim 8"
-        ).split(),
+        toys.LSTM,
         NONE,
         "LSTMModel has LSTMEncoder; use a model .* or pass --freelb-steps 0",
     ),
@@ -536,7 +498,7 @@ def test_a_batch_without_tokens_is_refused(translation: Path) -> None:
 
 @pytest.mark.parametrize("method", ["none", "delta_sam"])
 def test_a_resumed_run_is_the_undisturbed_one(
-    translation: Path, tmp_path: Path, method: str
+    translation: Path, tmp_path: Path, warm_python: str, method: str
 ) -> None:
     """The undisturbed one is ``fairseq-train`` itself, with ``--user-dir``, where it is alone."""
     straight, resumed = ("--save-dir", str(tmp_path / "straight")), ("--save-dir", str(tmp_path))
@@ -547,7 +509,7 @@ def test_a_resumed_run_is_the_undisturbed_one(
     toys.train(translation, *flags, *resumed, "--max-update", "3", save=True)
     toys.train(translation, *flags, *resumed, save=True)
     if method == "none":
-        run = (sys.executable, "-W", "ignore", "-m", "fairseq_cli.train", str(translation))
+        run = (warm_python, "-m", "fairseq_cli.train", str(translation))
         plugin = ("--user-dir", str(ROOT / "user_dir"))
         command = [*run, *plugin, *toys.flags(flags, save=True), *straight]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -560,4 +522,4 @@ def test_a_resumed_run_is_the_undisturbed_one(
         for _, folder in (resumed, straight)
     ]
     assert ends[0]["optimizer_history"][-1]["num_updates"] == 6
-    assert_same_bits(ends[0]["model"], ends[1]["model"])
+    assert_same_bits(toys.used(ends[0]["model"]), toys.used(ends[1]["model"]))

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from deltasam_fairseq.core.groups import dealt
-from deltasam_fairseq.core.noise import gaussian_direction, seed_for
+from deltasam_fairseq.core.noise import seed_for
 from deltasam_fairseq.fairseq_plugin.config import Sharpness
-from tests.fairseq_plugin.twins import Functional
+from tests.fairseq_plugin.twins import Functional, direction
 from tests.support import fairseq_toys as toys
 from tests.support.workers import run_workers
 
@@ -65,7 +65,7 @@ class Twin:
     def gradient(self, rows: list[int], weights: list[Tensor], shares: Tensor | None = None) -> Any:
         losses = self.losses(weights)[rows]
         value = (losses if shares is None else shares * losses).sum()
-        return torch.autograd.grad(value, weights)
+        return torch.autograd.grad(value, weights, allow_unused=True, materialize_grads=True)
 
     def step(self, rows: list[int], ascent: list[int], shares: Tensor | None = None) -> Any:
         v = self.gradient(ascent, self.weights, shares)
@@ -79,7 +79,8 @@ class Twin:
     def bend(self, rows: list[int], seed: int) -> Tensor:
         """Eq. 5's weights of some sentences."""
         clean = [w.detach() for w in self.weights]
-        r = gaussian_direction(clean, radius=0.3, seed=seed)
+        used = self.gradient(list(range(len(self.sample["id"]))), self.weights)
+        r = direction(clean, used, radius=0.3, seed=seed)
         up, down, here = (
             self.losses([w + s * d for w, d in zip(clean, r, strict=True)])[rows]
             for s in (1, -1, 0)

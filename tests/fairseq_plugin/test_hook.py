@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import subprocess
-import sys
-from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from fairseq import checkpoint_utils
 from fairseq.trainer import Trainer
 
-from deltasam_fairseq.fairseq_plugin import compat, hook
+from deltasam_fairseq.fairseq_plugin import checkpoints, compat, hook, step_errors
 from tests.support import fairseq_toys as toys
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_installing_twice_wraps_once() -> None:
-    before = Trainer.train_step
-    hook.install()
-    assert Trainer.train_step is before
+@pytest.mark.parametrize("module", [hook, step_errors, checkpoints], ids=lambda m: m.__name__)
+def test_installing_twice_wraps_once(module: Any) -> None:
+    def wrapped() -> list[Any]:
+        return [
+            *(Trainer.train_step, Trainer.save_checkpoint, Trainer.load_checkpoint),
+            *(checkpoint_utils.save_checkpoint, Trainer._build_optimizer),
+        ]
+
+    module.install()
+    before = wrapped()
+    module.install()
+    assert wrapped() == before
 
 
 def test_encoder_layers_are_evaluated_without_the_kernel_of_0_12_2(translation: Path) -> None:
@@ -65,7 +73,7 @@ def test_the_start_up_line_names_settings_and_versions(
         assert part in line
 
 
-def test_both_doors_lead_to_one_registration() -> None:
+def test_both_doors_lead_to_one_registration(warm_python: str) -> None:
     """A user directory of the checkout, and the same module imported by name."""
     code = (
         "from argparse import Namespace\n"
@@ -75,9 +83,6 @@ def test_both_doors_lead_to_one_registration() -> None:
         "from fairseq.optim import OPTIMIZER_REGISTRY\n"
         "print('delta_sam' in OPTIMIZER_REGISTRY)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([warm_python, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[-1] == "True"
-    assert Namespace is not None

@@ -27,9 +27,10 @@ def test_the_batched_engine_is_the_loop(
     ends, logs = [], []
     for engine in ("loop", "batched"):
         flags = (*FLAGS, "--sam-per-instance-engine", engine, "--sam-scope", scope)
-        trainer = toys.make_trainer(translation, *toys.PRECISE, *flags, dtype=float64)
-        samples = toys.batches(trainer)
-        logs.append(toys.updates(trainer, [samples[i : i + freq] for i in range(0, 6, freq)]))
+        trainer, logged = toys.trained(
+            translation, *toys.PRECISE, *flags, count=6 // freq, freq=freq, dtype=float64
+        )
+        logs.append(logged)
         ends.append(toys.parameters(trainer))
     assert_close(ends[1], ends[0], rtol=1e-8, atol=1e-10)
     for ours, theirs in zip(logs[1], logs[0], strict=True):
@@ -90,12 +91,7 @@ def test_what_the_engine_does_not_know_falls_back_or_stops(
 
 def test_the_loop_runs_what_the_engine_cannot_with_padded_batches(translation: Path) -> None:
     """A packed sequence has no padding: a sentence of a recurrent model is a batch of its own."""
-    flags = (
-        *"--task translation --source-lang src --target-lang tgt --arch lstm".split(),
-        *"--criterion cross_entropy --encoder-embed-dim 8 --decoder-embed-dim 8".split(),
-        *"--encoder-hidden-size 8 --decoder-hidden-size 8 --decoder-out-embed-dim 8".split(),
-    )
-    trainer = toys.make_trainer(translation, *flags, "--sam-method", "per_instance")
+    trainer = toys.make_trainer(translation, *toys.LSTM, "--sam-method", "per_instance")
     sample = toys.sentences(trainer, range(6))
     assert sample["net_input"]["src_tokens"].eq(trainer.task.source_dictionary.pad()).any()
     (log,) = toys.updates(trainer, [[sample]])

@@ -41,7 +41,8 @@ def mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mirror")
     draw = random.Random(1)
     lines = [" ".join(draw.choices(WORDS, k=draw.randint(3, 9))) for _ in range(30)]
-    (folder / "train.txt").write_text("\n".join(lines) + "\n")
+    for split in ("train", "valid"):  # fairseq 0.12.2 loads the latter unasked
+        (folder / f"{split}.txt").write_text("\n".join(lines) + "\n")
     letters = "abcdefghijklmnopqrstuvwxyz"
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *letters]
     pieces += [f"##{letter}" for letter in letters]

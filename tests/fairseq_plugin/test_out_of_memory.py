@@ -25,29 +25,11 @@ PASSES = {
 }
 # Two workers without a perturbation are fairseq's affair: with legacy_ddp one of
 # them leaves the other alone after an out-of-memory in any but the last micro-batch.
-CASES = [
-    (method, scope, number)
-    for method, passes in PASSES.items()
-    for scope in ("update", "micro")
-    for number in range(1, passes + 1)
-]
+KINDS = [(method, scope) for method in PASSES for scope in ("update", "micro")]
+SHARED = [kind for kind in KINDS if kind[0] != "none"]
 # SAM's third of four passes: the first micro-batch of the descent.
 WATCHED = ("sam", "update", 3)
-SHARED_CASES = [case for case in CASES if case[0] != "none"]
-
-
-def run_out_of_memory(trainer: Trainer, number: int) -> None:
-    """Let one forward pass from now on fail as CUDA does."""
-    model, calls = trainer.get_model(), []
-    forward = model.forward
-
-    def failing(*args: Any, **kwargs: Any) -> Any:
-        calls.append(1)
-        if len(calls) == number:
-            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return forward(*args, **kwargs)
-
-    model.forward = failing
+OUT_OF_MEMORY = RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
 
 def displacements(trainer: Trainer) -> list[float]:
@@ -64,66 +46,59 @@ def displacements(trainer: Trainer) -> list[float]:
     return found
 
 
-def flags_of(method: str, scope: str) -> tuple[str, ...]:
-    if method == "groups":
-        return (
-            "--sam-method",
-            "sam",
-            "--sam-groups",
-            "2",
-            "--sam-scope",
-            scope,
-            "--batch-size",
-            "2",
-        )
-    name = method.removesuffix("_loop")
-    engine = "batched" if method == name else "loop"
-    return (
-        *("--sam-method", name, "--sam-per-instance-engine", engine),
-        *("--sam-scope", scope, "--batch-size", "2"),
-    )
+def trainer_of(data: Path, method: str, scope: str, *more: str) -> Trainer:
+    name = {"groups": "sam", "per_instance_loop": "per_instance"}.get(method, method)
+    engine = "loop" if method == "per_instance_loop" else "auto"
+    flags = ("--sam-method", name, "--sam-scope", scope, "--sam-per-instance-engine", engine)
+    groups = ("--sam-groups", "2") if method == "groups" else ()
+    return toys.make_trainer(data, *toys.TRANSLATION, *flags, *groups, "--batch-size", "2", *more)
 
 
-@pytest.mark.parametrize(("method", "scope", "number"), CASES)
-def test_one_worker_skips_the_update(
-    translation: Path, method: str, scope: str, number: int
-) -> None:
-    trainer = toys.make_trainer(translation, *toys.TRANSLATION, *flags_of(method, scope))
+@pytest.mark.parametrize(("method", "scope"), KINDS)
+def test_one_worker_skips_the_update(translation: Path, method: str, scope: str) -> None:
+    """Whichever pass it is; and training goes on as if that batch had never been there."""
+    trainer, twin = (trainer_of(translation, method, scope) for _ in range(2))
     samples = toys.batches(trainer)
-    trainer.train_step(samples[:2])
-    before = toys.parameters(trainer)
-    run_out_of_memory(trainer, number)
-    assert trainer.train_step(samples[2:4]) is None
-    assert trainer.get_num_updates() == 1
-    assert_same_bits(toys.parameters(trainer), before)
-    assert all(p.grad is None or not p.grad.any() for p in trainer.get_model().parameters())
-    # And goes on as if that batch had never been there.
-    twin = toys.make_trainer(translation, *toys.TRANSLATION, *flags_of(method, scope))
-    twin.train_step(samples[:2])
     for one in (trainer, twin):
-        one.train_step(samples[4:6])
-    assert_same_bits(toys.parameters(trainer), toys.parameters(twin))
+        one.train_step(samples[:2])
+    for number in range(1, PASSES[method] + 1):
+        print(f"pass {number}")
+        for one in (trainer, twin):
+            one.set_num_updates(1)  # which decides on the groups, and so on the passes
+        before = toys.parameters(trainer)
+        toys.break_forward(trainer, number, OUT_OF_MEMORY)
+        assert trainer.train_step(samples[2:4]) is None
+        del trainer.get_model().forward
+        assert trainer.get_num_updates() == 1
+        assert_same_bits(toys.parameters(trainer), before)
+        assert all(p.grad is None or not p.grad.any() for p in trainer.get_model().parameters())
+        for one in (trainer, twin):
+            one.train_step(samples[4:6])
+        assert_same_bits(toys.parameters(trainer), toys.parameters(twin))
 
 
 def train_with_one_failing(rank: int, count: int, port: int, data: Path) -> dict[Any, Any]:
-    """Run three updates per case; the second worker fails once, in the second of them."""
+    """Run an update of each kind, then for each pass one in which the second worker fails in it.
+
+    Each of these has another one after it.
+    """
     init = toys.join_workers(data, toys.TRANSLATION, rank, count, port)
-    found = {}
-    for case in SHARED_CASES:
-        method, scope, number = case
-        trainer = toys.make_trainer(data, *toys.TRANSLATION, *flags_of(method, scope), *init)
-        states = [toys.parameters(trainer)]
-        after_failure: list[float] = []
-        for update in range(3):
-            start = 8 * update + 4 * rank
+    found: dict[Any, Any] = {}
+    for method, scope in SHARED:
+        trainer = trainer_of(data, method, scope, *init)
+        states = found[method, scope] = [toys.parameters(trainer)]
+        for update in range(2 * PASSES[method] + 1):
+            start = 8 * (update % 8) + 4 * rank
             group = [toys.sentences(trainer, range(s, s + 2)) for s in (start, start + 2)]
-            if update == 1 and rank == 1:
-                run_out_of_memory(trainer, number)
-                if case == WATCHED:
-                    after_failure = displacements(trainer)
+            number = (update + 1) // 2 if update % 2 and rank == 1 else 0  # 0: in none
+            trainer.set_num_updates(min(1, update))
+            moved = displacements(trainer) if (method, scope, number) == WATCHED else []
+            toys.break_forward(trainer, number, OUT_OF_MEMORY)
             trainer.train_step(group)
+            del trainer.get_model().forward
             states.append(toys.parameters(trainer))
-        found[case] = {"states": states, "moved": after_failure[: PASSES[method]]}
+            if moved:
+                found["moved"] = list(moved)
     return found
 
 
@@ -134,10 +109,11 @@ def workers(translation: Path, tmp_path_factory: pytest.TempPathFactory) -> list
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("case", SHARED_CASES, ids=str)
-def test_two_workers_go_on_together(workers: list[Any], case: tuple[str, str, int]) -> None:
-    one, two = (w[case]["states"] for w in workers)
-    for update in range(1, 4):
+@pytest.mark.parametrize("kind", SHARED, ids=str)
+def test_two_workers_go_on_together(workers: list[Any], kind: tuple[str, str]) -> None:
+    one, two = (w[kind] for w in workers)
+    assert len(one) == len(two) == 2 * PASSES[kind[0]] + 2
+    for update in range(1, len(one)):
         assert_same_bits(one[update], two[update])
         assert all(torch.isfinite(v).all() for v in one[update].values())
         name = next(iter(one[update]))
@@ -146,5 +122,5 @@ def test_two_workers_go_on_together(workers: list[Any], case: tuple[str, str, in
 
 @pytest.mark.multiprocess
 def test_the_micro_batches_after_a_failed_one_keep_their_perturbation(workers: list[Any]) -> None:
-    moved = workers[1][WATCHED]["moved"]
+    moved = workers[1]["moved"]
     assert moved == pytest.approx([0.0, 0.0, 0.05, 0.05], abs=1e-5)

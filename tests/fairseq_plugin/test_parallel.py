@@ -21,6 +21,7 @@ from deltasam_fairseq.core.workers import add_up
 from deltasam_fairseq.fairseq_plugin.sharpness import parallel
 from tests.fairseq_plugin.matrix import WORKER_BOUNDS
 from tests.support import fairseq_toys as toys
+from tests.support.compare import assert_close, assert_same_bits
 from tests.support.workers import run_workers
 
 SGD = ("--sam-inner", "sgd", "--lr", "0.05", "--dropout", "0")
@@ -195,8 +196,7 @@ def test_two_workers_equal_one_process(
     parts = tuple(tuple(part for share in each for part in share if part) for each in shares)
     expected, logs = in_one_process(translation, method, parts)
     bound = WORKER_BOUNDS[setting]
-    for name, value in expected.items():
-        torch.testing.assert_close(first["parameters"][name], value, rtol=bound, atol=bound * 1e-2)
+    assert_close(first["parameters"], expected, rtol=bound, atol=bound * 1e-2)
     for ours, theirs in zip(first["logs"], logs, strict=True):
         keys = [
             "loss",
@@ -213,8 +213,7 @@ def test_workers_stay_the_same(workers: Any, run: tuple[str, str]) -> None:
     if "zero" in run[0] and not has_fairscale():
         pytest.skip("--zero-sharding needs fairscale, which is not installed")
     one, two = (w[run]["parameters"] for w in workers)
-    for name, value in one.items():
-        assert torch.equal(value, two[name]), name
+    assert_same_bits(one, two)
 
 
 @pytest.mark.multiprocess

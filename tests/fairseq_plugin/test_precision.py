@@ -20,6 +20,7 @@ from deltasam_fairseq.fairseq_plugin.sharpness import run
 from deltasam_fairseq.fairseq_plugin.sharpness.model_weights import ModelWeights, in_float
 from tests.fairseq_plugin.precision import MODES, WITH_MASTERS, displacement
 from tests.support import fairseq_toys as toys
+from tests.support.compare import assert_close, assert_same_bits
 
 PERTURBED = ("sam", "delta_sam", "per_instance")
 
@@ -44,21 +45,6 @@ def weights_of(trainer: Trainer) -> dict[str, torch.Tensor]:
     return {**copies, **{f"master {i}": m.detach().clone() for i, m in enumerate(masters)}}
 
 
-def break_forward(trainer: Trainer, failing: Callable[[int], Any]) -> list[int]:
-    """Let ``failing(number of the pass)`` replace the model's output, if it is not None."""
-    model, calls = trainer.get_model(), []
-    forward = model.forward
-
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        calls.append(1)
-        output = forward(*args, **kwargs)
-        change = failing(len(calls))
-        return output if change is None else (output[0] * change, *output[1:])
-
-    model.forward = counted
-    return calls
-
-
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("method", PERTURBED)
 def test_weights_masters_and_storage_come_back(translation: Path, method: str, mode: str) -> None:
@@ -71,8 +57,7 @@ def test_weights_masters_and_storage_come_back(translation: Path, method: str, m
     toys.updates(trainer, [samples[:2], samples[2:3]])
     assert trainer.get_num_updates() == 2
     after = weights_of(trainer)
-    for name, value in before.items():
-        assert torch.equal(after[name], value), name
+    assert_same_bits(after, before)
     assert [p.data_ptr() for p in trainer.get_model().parameters()] == pointers
     assert {p.dtype for p in trainer.get_model().parameters()} == kinds
 
@@ -137,13 +122,12 @@ def test_an_overflow_in_either_pass_lowers_the_scale_and_skips_the_update(
     toys.updates(trainer, [samples[:1]])
     before = weights_of(trainer)
     state = [dict(s) for s in trainer.optimizer.optimizer.state.values()]
-    calls = break_forward(trainer, lambda call: float("inf") if call == failing_pass else None)
+    calls = toys.break_forward(trainer, failing_pass, by=torch.inf)
     trainer.train_step(samples[1:2])
     assert len(calls) == 2
     assert trainer.get_num_updates() == 1, "the update was not skipped"
     assert trainer.optimizer.scaler.loss_scale == 64
-    for name, value in before.items():
-        assert torch.equal(weights_of(trainer)[name], value), name
+    assert_same_bits(weights_of(trainer), before)
     assert [dict(s) for s in trainer.optimizer.optimizer.state.values()] == state
     trainer.train_step(samples[1:2])
     assert trainer.get_num_updates() == 2
@@ -161,12 +145,7 @@ def test_amp_tries_an_overflowing_batch_again(
             translation, "amp", "--sam-method", "sam", "--adam-eps", "1e-30", inner="adam"
         )
         samples = toys.batches(trainer)
-        number = failing_pass if fails else 0
-
-        def overflow(call: int, number: int = number) -> float | None:
-            return float("inf") if call == number else None
-
-        calls = break_forward(trainer, overflow)
+        calls = toys.break_forward(trainer, failing_pass if fails else 0, by=torch.inf)
         logs += toys.updates(trainer, [samples[:1]])
         assert len(calls) == (4 if fails else 2)
         assert trainer.get_num_updates() == 1
@@ -177,8 +156,7 @@ def test_amp_tries_an_overflowing_batch_again(
         assert logs[1][meter] == pytest.approx(logs[0][meter], rel=1e-5)
     if device.type == "cuda":
         return  # half the scale loses other gradients, whose steps Adam makes as long as any
-    for name, value in ends[0].items():
-        torch.testing.assert_close(ends[1][name], value, rtol=1e-3, atol=1e-4)
+    assert_close(ends[1], ends[0], rtol=1e-3, atol=1e-4)
 
 
 def test_unusable_weights_under_a_loss_scale_are_sam_and_no_overflow(

@@ -13,6 +13,7 @@ from torch import Tensor
 from tests.fairseq_plugin.matrix import METHODS, PRECISION_BOUNDS
 from tests.fairseq_plugin.precision import MODES
 from tests.support import fairseq_toys as toys
+from tests.support.compare import assert_same_bits
 
 Gradient = tuple[list[Tensor], Tensor, float]
 
@@ -44,12 +45,24 @@ def first_gradient(data: Path, *flags: str, start: list[Tensor] | None = None) -
     return begun, gradient / gradient.norm(), log["gnorm"]
 
 
+# A radius at which the perturbation turns the gradient by more than any bound.
+RADIUS = ("--sam-rho", "0.2")
+
+
 @cache
-def gradients(data: Path, device: torch.device, mode: str, method: str, seed: str) -> Any:
-    # A radius at which the perturbation turns the gradient by more than any bound.
-    flags = ("--sam-method", method, "--seed", seed, "--sam-rho", "0.2")
-    rounded = first_gradient(data, *flags, *MODES[mode])
-    return rounded, first_gradient(data, *flags, start=rounded[0])
+def gradient_of(data: Path, device: torch.device, mode: str, method: str, seed: str) -> Gradient:
+    return first_gradient(data, *RADIUS, "--sam-method", method, "--seed", seed, *MODES[mode])
+
+
+@cache
+def single(data: Path, device: torch.device, rounding: str, method: str, seed: str) -> Gradient:
+    """Run in single precision from the weights that a mode with this rounding starts from."""
+    start, _, _ = gradient_of(data, device, rounding, method, seed)
+    return first_gradient(data, *RADIUS, "--sam-method", method, "--seed", seed, start=start)
+
+
+def rounding_of(mode: str) -> str:
+    return next(name for name in ("fp16", "bf16", "amp") if name in mode)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -62,9 +75,11 @@ def test_the_gradient_is_that_of_single_precision(
     if bound is None:
         pytest.skip("the weights of Eq. 5 are those of half precision; see docs/precision.md")
     for seed in ("1", "2", "3"):
-        case = (translation, device, mode)
-        (_, direction, norm), (_, expected, expected_norm) = gradients(*case, method, seed)
-        _, (_, unmoved, _) = gradients(*case, "none", seed)
+        start, direction, norm = gradient_of(translation, device, mode, method, seed)
+        rounded = (translation, device, rounding_of(mode))
+        begun, expected, expected_norm = single(*rounded, method, seed)
+        _, unmoved, _ = single(*rounded, "none", seed)
+        assert_same_bits(start, begun)
         difference = (direction - expected).norm().item()
         turned = (unmoved - expected).norm().item()
         print(

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fairseq
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from deltasam_fairseq.core import reference
-from deltasam_fairseq.core.noise import gaussian_direction, seed_for
+from deltasam_fairseq.core.noise import seed_for
 from deltasam_fairseq.fairseq_plugin import hook
 from deltasam_fairseq.fairseq_plugin.criterions.base import own_losses
 from deltasam_fairseq.fairseq_plugin.criterions.regularized import ModelBatch
@@ -27,7 +28,7 @@ from deltasam_fairseq.fairseq_plugin.embedding_noise import (
     encoder_of,
 )
 from deltasam_fairseq.objectives.regularizers import worst_noise
-from tests.fairseq_plugin.twins import Functional
+from tests.fairseq_plugin.twins import Functional, direction
 from tests.support import fairseq_toys as toys
 from tests.support.workers import run_workers
 
@@ -321,7 +322,8 @@ def test_methods_around_it_equal_the_reference(
         expected = reference.sam_gradient(losses, params, rho=0.2)
     else:
         # k_proj.bias has no gradient but for rounding: it is covered like any other.
-        noise = gaussian_direction(params, radius=0.2, seed=seed_for(3, 0))
+        plain_gradient = reference.plain_gradient(losses, params)
+        noise = direction(params, plain_gradient, radius=0.2, seed=seed_for(3, 0))
         expected = reference.delta_sam_gradient(losses, params, noise, rho=0.2, eta=1e-3)
     toys.updates(case.trainer, [[case.sample]])
     assert not hook._runs[case.trainer].needs_loop
@@ -388,24 +390,27 @@ def test_a_moving_average_begins_with_the_weights_of_a_checkpoint(
 ) -> None:
     path = str(tmp_path / "checkpoint.pt")
 
+    def weights(model: Any) -> dict[str, Tensor]:
+        return copy.deepcopy(toys.used(model.state_dict()))
+
     def save(case: Case) -> dict[str, Tensor]:
         case.trainer.optimizer  # noqa: B018  (asking for it builds it)
         case.trainer.consolidate_optimizer()
         begun = {"train_iterator": {"epoch": 1, "iterations_in_epoch": 1}}
         case.trainer.save_checkpoint(path, begun)
-        return copy.deepcopy(case.model.state_dict())
+        return weights(case.model)
 
     def load(**how: bool) -> tuple[Case, dict[str, Tensor]]:
         flags = ("--regularizer", "smart", "--smart-bregman", "1", "--store-ema", "--ema-fp32")
         case = Case(translation, SEQUENCES, *flags, *STILL, "--seed", "2")
         case.trainer.load_checkpoint(path, **how)
-        return case, copy.deepcopy(case.trainer.ema.get_model().state_dict())
+        return case, weights(case.trainer.ema.get_model())
 
     pretrained = save(Case(translation, SEQUENCES))
     case, average = load(reset_optimizer=True)
     assert all(torch.equal(average[name], pretrained[name]) for name in pretrained)
     toys.updates(case.trainer, [[case.sample]])
-    trained, average = save(case), copy.deepcopy(case.trainer.ema.get_model().state_dict())
+    trained, average = save(case), weights(case.trainer.ema.get_model())
     _, resumed = load()
     assert all(torch.equal(resumed[name], average[name]) for name in average)
     assert any(not torch.equal(trained[name], average[name]) for name in average)
@@ -489,7 +494,10 @@ def share_of(data: Path, name: str, share: range, *more: str, ddp: bool = False)
     )
     if ddp:
         model = DistributedDataParallel(
-            trainer.get_model(), process_group=trainer.data_parallel_process_group
+            trainer.get_model(),
+            process_group=trainer.data_parallel_process_group,
+            # fairseq 0.12.2 has parameters that training never uses, and needs the flag.
+            find_unused_parameters=fairseq.__version__ == "0.12.2",
         )
         trainer._wrapped_model = ModuleProxyWrapper(model)
     before = [p.detach().clone() for p in trainer.get_model().parameters()]

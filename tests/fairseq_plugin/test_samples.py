@@ -11,6 +11,7 @@ from deltasam_fairseq.fairseq_plugin.sharpness.samples import containers_copied,
 from tests.fairseq_plugin import task_data
 from tests.fairseq_plugin.task_runs import TASKS, Trains
 from tests.support import fairseq_toys as toys
+from tests.support.compare import assert_same_bits
 
 
 def test_copies_share_tensors_and_nothing_else() -> None:
@@ -53,8 +54,7 @@ def test_a_piece_is_the_batch_that_fairseq_makes_of_its_sentence(translation: Pa
     for piece in split_by_sentence(sample, padding):
         own = toys.sentences(trainer, [int(piece["id"])])
         assert torch.equal(piece["target"], own["target"])
-        for name, value in own["net_input"].items():
-            assert torch.equal(piece["net_input"][name], value), name
+        assert_same_bits(piece["net_input"], own["net_input"])
 
 
 def test_a_piece_of_speech_has_its_own_frames_alone(tmp_path: Path) -> None:
@@ -71,8 +71,7 @@ def test_a_piece_of_speech_has_its_own_frames_alone(tmp_path: Path) -> None:
     for piece in pieces:
         own = toys.sentences(trainer, [int(piece["id"])])
         assert torch.equal(piece["target"], own["target"])
-        for name, value in own["net_input"].items():
-            assert torch.equal(piece["net_input"][name], value), name
+        assert_same_bits(piece["net_input"], own["net_input"])
     losses = [criterion(model, piece)[0] for piece in pieces]
     # The convolutions see the padding of the batch: fairseq's own loss depends on it.
     torch.testing.assert_close(sum(losses), criterion(model, sample)[0], rtol=5e-3, atol=0)
@@ -129,6 +128,5 @@ def test_the_loop_refuses_such_a_batch_before_the_first_update(translation: Path
     trainer.save_checkpoint = lambda *a, **k: None
     with pytest.raises(ValueError, match="cannot split"):
         trainer.train_step([{**sample, "alignments": torch.zeros(99, 2)}])
-    for name, value in toys.parameters(trainer).items():
-        assert torch.equal(value, before[name])
+    assert_same_bits(toys.parameters(trainer), before)
     assert trainer.get_num_updates() == 0

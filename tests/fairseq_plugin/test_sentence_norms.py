@@ -70,7 +70,7 @@ def test_it_is_the_loop_over_sentences(
     for name, toy in DATA.items():
         data: Path = request.getfixturevalue(name)
         trainer = toys.make_trainer(data, *toy, "--layernorm-embedding", *flags, dtype=float64)
-        first, *others = toys.batches(trainer)
+        first, *others = toys.batches(trainer)[:5]
         toys.updates(trainer, [[sample] for sample in others])  # some have no 8 positions
         samples = [first, others[0]]
         norms = twin(trainer, samples, every_layer=layers == "all")
@@ -93,10 +93,8 @@ def test_measuring_changes_no_bit(translation: Path, method: str, layers: str) -
     """With dropout, whose masks the engine's pass must not use up."""
     ends = []
     for kind in ("none", layers):
-        flags = ("--sam-method", method, "--sam-norms", kind)
-        trainer = toys.make_trainer(translation, *toys.TRANSLATION, *flags)
-        samples = toys.batches(trainer)
-        logs = toys.updates(trainer, [samples[:2], samples[2:4]])
+        flags = (*toys.TRANSLATION, "--sam-method", method, "--sam-norms", kind)
+        trainer, logs = toys.trained(translation, *flags, count=2, freq=2)
         assert ["sam_inorm" in log for log in logs] == [kind != "none"] * 2
         ends.append(toys.parameters(trainer))
     assert_same_bits(ends[1], ends[0])

@@ -28,12 +28,6 @@ def fail(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     toys.updates(trainer, [toys.batches(trainer)[:1]])
 
 
-def test_installing_twice_wraps_once() -> None:
-    before = Trainer.train_step
-    step_errors.install()
-    assert Trainer.train_step is before
-
-
 @pytest.mark.parametrize("text", [GLOO, "NCCL error: unhandled system error", "Broken pipe"])
 def test_the_update_and_the_way_on_are_named(
     translation: Path, monkeypatch: pytest.MonkeyPatch, text: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+import fairseq
 import pytest
 import torch
 from fairseq import options
@@ -18,7 +19,7 @@ from tests.fairseq_plugin import task_data
 from tests.fairseq_plugin.task_runs import TASKS, Broken, Needs, Trains
 from tests.support import fairseq_data
 from tests.support import fairseq_toys as toys
-from tests.support.compare import assert_same_bits
+from tests.support.compare import assert_close, assert_same_bits
 
 DIRECTIONS = (
     "--task multilingual_translation --lang-pairs src-tgt,tgt-src --share-decoders "
@@ -44,8 +45,7 @@ def two_directions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_several_directions_cannot_be_grouped_by_loss(two_directions: Path) -> None:
     groups = ("--sam-groups", "3", "--sam-group-by")
-    trainer = toys.make_trainer(two_directions, *MULTILINGUAL, *groups, "random")
-    toys.updates(trainer, [toys.batches(trainer)[:2]])
+    toys.trained(two_directions, *MULTILINGUAL, *groups, "random", freq=2)
     with pytest.raises(ValueError, match=r"trains by .*train_step; use --sam-group-by random"):
         toys.make_trainer(two_directions, *MULTILINGUAL, *groups, "loss").optimizer  # noqa: B018
 
@@ -59,8 +59,7 @@ def test_multilingual_translation(two_directions: Path, method: str, scope: str)
     before = toys.parameters(trainer)
     samples = toys.batches(trainer)[:4]
     logs = toys.updates(trainer, [samples[:2], samples[2:]])
-    for name, value in toys.parameters(trainer).items():
-        assert torch.equal(value, before[name]), name
+    assert_same_bits(toys.parameters(trainer), before)
     for log in logs:
         assert log["sharpness"] > 0
         assert log["sam_fallback"] == 0
@@ -68,14 +67,11 @@ def test_multilingual_translation(two_directions: Path, method: str, scope: str)
 
 
 def test_multilingual_uniform_weights_are_sam(two_directions: Path) -> None:
-    ends = []
-    for flags in (("--sam-method", "sam"), ("--sam-estimator", "uniform")):
-        trainer = toys.make_trainer(two_directions, *MULTILINGUAL, *flags)
-        samples = toys.batches(trainer)[:4]
-        toys.updates(trainer, [samples[:2], samples[2:]])
-        ends.append(toys.parameters(trainer))
-    for name, value in ends[0].items():
-        torch.testing.assert_close(ends[1][name], value, rtol=2e-4, atol=2e-5)
+    sam, uniform = (
+        toys.trained(two_directions, *MULTILINGUAL, *flags, count=2, freq=2)[0]
+        for flags in (("--sam-method", "sam"), ("--sam-estimator", "uniform"))
+    )
+    assert_close(toys.parameters(uniform), toys.parameters(sam), rtol=2e-4, atol=2e-5)
 
 
 def test_per_instance_takes_the_sentences_of_every_language_pair(
@@ -83,7 +79,7 @@ def test_per_instance_takes_the_sentences_of_every_language_pair(
 ) -> None:
     """Each with its own perturbation: the gradient is that of one update per sentence."""
     flags = [*DIRECTIONS, "--criterion", "precise_cross_entropy", "--dropout", "0", "--lr", "0.05"]
-    flags += ["--sam-method", "per_instance", "--sam-inner", "sgd"]
+    flags += ["--sam-method", "per_instance", "--sam-inner", "sgd", "--batch-size", "3"]
     trainer = toys.make_trainer(two_directions, *flags, dtype=float64)
     (sample,) = toys.batches(trainer)[:1]
     before = toys.parameters(trainer)
@@ -102,8 +98,7 @@ def test_per_instance_takes_the_sentences_of_every_language_pair(
             share = one["ntokens"] / tokens
             for name, value in toys.parameters(alone).items():
                 single[name] = single.get(name, 0) + share * (value - before[name])
-    for name, value in together.items():
-        torch.testing.assert_close(value, single[name], rtol=1e-6, atol=1e-9)
+    assert_close(together, single, rtol=1e-6, atol=1e-9)
 
 
 def test_noise_that_a_task_draws_inside_its_step_is_replayed(translation: Path) -> None:
@@ -117,6 +112,12 @@ def test_noise_that_a_task_draws_inside_its_step_is_replayed(translation: Path) 
 
 
 METHODS = ("sam", "delta_sam", "per_instance")
+OLD = fairseq.__version__ == "0.12.2"
+# fairseq 0.12.2 has not got these, or they fail or train otherwise: the table is of 0.12.3.1.
+CHANGED = {
+    *("cross_lingual_lm", "denoising", "legacy_masked_lm", "multilingual_denoising"),
+    *("span_masked_lm", "speech_dlm_task", "speech_to_speech", "translation_from_pretrained_xlm"),
+}
 
 
 @pytest.fixture(scope="session")
@@ -137,6 +138,8 @@ def trainer_of(name: str, run: Trains | Broken, root: Path, *flags: str) -> Trai
 @pytest.mark.parametrize("name", sorted(TASKS))
 def test_every_task_trains_or_is_refused(name: str, task_root: Path) -> None:
     run = TASKS[name]
+    if OLD and name in CHANGED:
+        pytest.skip("the table is that of fairseq 0.12.3.1")
     if isinstance(run, Needs):
         if importlib.util.find_spec(run.package) is not None:
             pytest.skip(f"{run.package} is installed: say what {name} does with it")
@@ -167,7 +170,7 @@ def test_every_task_trains_or_is_refused(name: str, task_root: Path) -> None:
 
 def test_every_task_of_fairseq_is_classified() -> None:
     shipped = {n for n, task in TASK_REGISTRY.items() if task.__module__.startswith("fairseq.")}
-    assert shipped == set(TASKS)
+    assert shipped < set(TASKS) if OLD else shipped == set(TASKS)
 
 
 def test_reasons_of_refusal_are_of_tasks() -> None:

@@ -9,6 +9,7 @@ import torch
 from fairseq.trainer import Trainer
 
 from deltasam_fairseq.core import reference
+from deltasam_fairseq.core.noise import gaussian_direction
 from deltasam_fairseq.fairseq_plugin.criterions.readers import token_losses
 
 
@@ -50,6 +51,15 @@ class Functional:
     def __getattr__(self, name: str) -> Any:
         """Ask the model itself for anything else."""
         return getattr(self.model, name)
+
+
+def direction(
+    at: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor], *, radius: float, seed: int
+) -> list[torch.Tensor]:
+    """Draw r over the parameters that have a gradient; fairseq 0.12.2 has others."""
+    used = [p for p, g in zip(at, gradients, strict=True) if g.any()]
+    drawn = iter(gaussian_direction(used, radius=radius, seed=seed))
+    return [next(drawn) if g.any() else torch.zeros_like(g) for g in gradients]
 
 
 def losses_at(trainer: Trainer, samples: Sequence[Any]) -> reference.LossesAt:

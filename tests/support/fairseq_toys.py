@@ -10,7 +10,8 @@ import contextlib
 import io
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -47,6 +48,12 @@ TRANSLATION = (
     "--task translation --source-lang src --target-lang tgt --arch transformer "
     "--criterion label_smoothed_cross_entropy --label-smoothing 0.1 --share-all-embeddings"
 ).split() + TINY
+
+LSTM = (
+    "--task translation --source-lang src --target-lang tgt --arch lstm --criterion cross_entropy "
+    "--encoder-embed-dim 8 --decoder-embed-dim 8 --encoder-hidden-size 8 --decoder-hidden-size 8 "
+    "--decoder-out-embed-dim 8"
+).split()
 
 ENCODER = (
     "--encoder-layers 2 --encoder-embed-dim 16 --encoder-ffn-embed-dim 24 "
@@ -151,6 +158,53 @@ def updates(trainer: Trainer, groups: Sequence[Sequence[Any]]) -> list[dict[str,
             {k: float(m.avg) for k, m in seen.items() if getattr(m, "avg", None) is not None}
         )
     return logged
+
+
+def used(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Leave out what fairseq 0.12.2 has beside the weights that train.
+
+    Copies of each encoder layer's weights, which loading a model fills, and a buffer that
+    nobody fills.
+    """
+    blank = r"\.((in_proj|out_proj|fc[12])_(weight|bias)|_float_tensor)$"
+    return {name: value for name, value in state.items() if not re.search(blank, name)}
+
+
+def trained(
+    data: Path, *flags: str, count: int = 1, freq: int = 1, dtype: torch.dtype | None = None
+) -> tuple[Trainer, list[dict[str, float]]]:
+    """Run the first updates of an epoch, of some micro-batches each; return what was logged."""
+    trainer = make_trainer(data, *flags, dtype=dtype)
+    samples = batches(trainer)
+    groups = [samples[i : i + freq] for i in range(0, count * freq, freq)]
+    return trainer, updates(trainer, groups)
+
+
+def break_forward(trainer: Trainer, number: int, by: Exception | float) -> list[int]:
+    """Let one forward pass from now on raise, or have its output multiplied.
+
+    Args:
+        trainer: Whose model; ``del model.forward`` mends it.
+        number: Of the pass, from 1; 0 for none.
+        by: What is raised, or the factor.
+
+    Returns:
+        A list with an entry for each pass that was run.
+    """
+    model, calls = trainer.get_model(), []
+    forward = model.forward
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) != number:
+            return forward(*args, **kwargs)
+        if isinstance(by, Exception):
+            raise by
+        output = forward(*args, **kwargs)
+        return (output[0] * by, *output[1:])
+
+    model.forward = counted
+    return calls
 
 
 def parameters(trainer: Trainer) -> dict[str, torch.Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -57,8 +56,8 @@ def test_hydra(data: Path, tmp_path: Path, warm_python: str, method: str) -> Non
     )
     (tmp_path / "toy.yaml").write_text("# @package _group_\n" + text)
     log = output(
-        warm_python if method == "none" else sys.executable,
-        *("-m", "fairseq_cli.hydra_train", "--config-dir", str(tmp_path), "--config-name", "toy"),
+        *(warm_python, "-m", "fairseq_cli.hydra_train", "--config-dir", str(tmp_path)),
+        *("--config-name", "toy"),
         *("hydra.run.dir=" + str(tmp_path / "hydra"), "optimizer.sam_eta=2e-4"),
         "+optimizer.sam_interval=2",  # a key that the file does not have
         cwd=tmp_path,

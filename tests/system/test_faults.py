@@ -24,6 +24,7 @@ from deltasam_fairseq.fairseq_plugin.checkpoints import damage  # noqa: E402
 from tests.support import fairseq_data  # noqa: E402
 from tests.support import fairseq_toys as toys  # noqa: E402
 from tests.support import fault_runs as runs  # noqa: E402
+from tests.support.compare import assert_same_bits  # noqa: E402
 from tests.system.test_resume import assert_same_run, checkpoint  # noqa: E402
 
 checkpoints.install()
@@ -223,8 +224,7 @@ def test_a_nan_batch(
         assert part in str(caught.value)
     weights = crashed(save, updates)
     (before,) = found
-    for name, value in before.items():
-        assert torch.equal(value, weights[name]), name
+    assert_same_bits(before, {name: weights[name] for name in before})
     assert_whole(save)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -34,9 +35,14 @@ def test_the_page_is_up_to_date() -> None:
     )
 
 
+@cache
+def functions_of(file: str) -> set[str]:
+    tree = ast.parse((ROOT / "tests" / "fairseq_plugin" / file).read_text(encoding="utf-8"))
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.setting)
 def test_every_cell_has_its_test(row: matrix.Row) -> None:
     file, name = row.test.split("::")
-    tree = ast.parse((ROOT / "tests" / "fairseq_plugin" / file).read_text(encoding="utf-8"))
-    assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    assert name in functions_of(file)
     assert len(row.cells) == len(matrix.METHODS)
