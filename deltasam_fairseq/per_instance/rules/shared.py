@@ -212,7 +212,10 @@ class Spread(LayerRule):
             move = {"weight": moved[role]} if role in moved else {}
             first = Strided(0, layout.count)
             own[number] = wide(source.rule.perturbed(every, {"weight": params[role]}, move, first))
-        values = torch.func.vmap(shared.compute)(own)
+        # Not vmap: older torches have none where a caller's hooks pack saved tensors.
+        values = torch.stack(
+            [shared.compute({n: one[i] for n, one in own.items()}) for i in range(layout.count)]
+        )
         shape = layout.split(self.forward(call, params)).shape
         ones = [1] * (len(shape) - values.dim())
         spread = values.reshape(len(values), *ones, *values.shape[1:]).expand(shape)
