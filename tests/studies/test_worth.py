@@ -123,10 +123,11 @@ def record() -> dict[str, Any]:
         kept += [
             one_run("sam", "0.02", seed, (60.0 + seed, 40.0)),
             one_run("sam", "0.03", seed, (55.0, 70.0)),
-            one_run("sam", "0.05", seed, (10.0, 10.0)),
-            one_run("sam", "0.02", seed, (99.0, 99.0), **{"sam-groups": "4"}),
             one_run("sam", "0.9", seed, (99.0, 99.0)),
+            one_run("sam", "0.02", seed, (99.0, 99.0), **{"sam-groups": "4"}),
+            one_run("sam", "0.05", seed, (10.0, 10.0)),
         ]
+    kept[-1]["seconds"] = None  # it was broken off
     return {
         "study": "worth",
         "settings": {"condition": "sst-2-40"},
@@ -183,6 +184,8 @@ def test_runs_are_collected_from_their_records(
     folder = tmp_path / "sst-2-0" / "draw2" / "records"
     folder.mkdir(parents=True)
     (folder / "none-seed2.json").write_text(json.dumps(kept))
+    unfinished = {name: value for name, value in kept.items() if name != "adversarial_risk"}
+    (folder / "sam-seed2.json").write_text(json.dumps(unfinished))
     worth.main(["--condition", "sst-2-0", "--out", str(tmp_path), "--collect", "--json"])
     (found,) = json.loads(capsys.readouterr().out)["runs"]
     assert found["halves"] == [50.0, 100.0]  # sentences 1 and 3, and 2 and 4

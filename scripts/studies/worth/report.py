@@ -45,7 +45,8 @@ class Result:
         best: The metric on all validation sentences after the epoch that is best on them.
         train: The metric on the training labels, flipped ones included, in the last epoch.
         risk: Adversarial risk (Eq. 2) of the last epoch's model.
-        seconds: Processor seconds of training.
+        seconds: Processor seconds of training, the mean over all radii and draws; those of a run
+            that was broken off are not known.
     """
 
     radii: tuple[str, str]
@@ -53,7 +54,7 @@ class Result:
     best: Sequence[float]
     train: Sequence[float]
     risk: Sequence[float]
-    seconds: Sequence[float]
+    seconds: float
 
 
 def runs_of(record: Record, name: str) -> Runs:
@@ -95,7 +96,9 @@ def result(runs: Runs) -> Result:
         best=mean(lambda run, _: max(run["valid"])),
         train=mean(lambda run, _: run["train"]),
         risk=mean(lambda run, _: run["risk"]),
-        seconds=mean(lambda run, _: run["seconds"]),
+        seconds=statistics.fmean(
+            run["seconds"] for each in runs.values() for run in each if run["seconds"] is not None
+        ),
     )
 
 
@@ -138,7 +141,7 @@ def _table(record: Record) -> str:
                 *(against if name != "none" else ["", ""]),
                 *(f"{statistics.fmean(values):.1f}" for values in (ours.best, ours.train)),
                 f"{statistics.fmean(ours.risk):.3f}",
-                f"{statistics.fmean(ours.seconds) / statistics.fmean(plain.seconds):.2f}",
+                f"{ours.seconds / plain.seconds:.2f}",
                 str(len(ours.scores)),
             ]
         )

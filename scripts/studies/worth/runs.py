@@ -67,7 +67,7 @@ def collect(out: Path) -> list[dict[str, Any]]:
 def _records(folder: SweepFolder) -> Iterator[dict[str, Any]]:
     for name in folder.recorded():
         record = folder.record(name)
-        if record is not None:
+        if record is not None and "adversarial_risk" in record:
             yield record
 
 
@@ -77,7 +77,7 @@ def _summary(record: Mapping[str, Any]) -> dict[str, Any]:
     found, gold = (record["examples"][what].split() for what in ("predictions", "labels"))
     halves = [glue_scores(task, found[half::2], gold[half::2]).scores[metric] for half in (0, 1)]
     epochs = record["epochs"]
-    risk = record.get("adversarial_risk")
+    risk = record["adversarial_risk"]
     return {
         "method": record["method"],
         "grid": record["grid"],
@@ -87,7 +87,7 @@ def _summary(record: Mapping[str, Any]) -> dict[str, Any]:
         "halves": [round(score, 3) for score in halves],
         "valid": [epoch[metric] for epoch in epochs["valid"]],
         "train": epochs["train"][-1][metric],
-        "risk": risk and round(risk["risk"], 5),
-        "loss": risk and round(risk["loss"], 5),
+        "risk": round(risk["risk"], 5),
+        "loss": round(risk["loss"], 5),
         "seconds": record["seconds"].get("train_processor"),
     }
