@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.fairseq
 @pytest.mark.parametrize(
-    "page", ["per_instance", "precision", "estimators", "axis", "hugging_face"]
+    "page", ["per_instance", "precision", "estimators", "axis", "hugging_face", "worth"]
 )
 def test_the_tables_of_the_pages_are_those_of_the_records(page: str) -> None:
     text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")

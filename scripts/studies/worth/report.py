@@ -208,8 +208,12 @@ def draw(records: Sequence[Record], out: Path) -> None:
         panel.grid(color="#e5e5e5", linewidth=0.8)
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("score after the last epoch")
-    handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside right upper", frameon=False, fontsize=9)
+    shown: dict[str, Any] = {}
+    for panel in panels:
+        shown.update(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
+    figure.legend(
+        shown.values(), shown.keys(), loc="outside right upper", frameon=False, fontsize=9
+    )
     figure.savefig(out, dpi=120)
 
 
