@@ -37,7 +37,7 @@ from deltasam_fairseq.core.weight_space import WeightSpace
 from deltasam_fairseq.core.weights import instance_weights, slope, usable
 from deltasam_fairseq.markdown import markdown_lines
 from deltasam_fairseq.per_instance import Engine, Unsupported, batched_per_instance_step
-from scripts.studies.shared import Record, number, run, say
+from scripts.studies.shared import Record, number, run, say, study_parser
 from scripts.studies.subject import (
     Subject,
     add_arguments,
@@ -414,11 +414,7 @@ def _text(found: Mapping[str, Any], batches: int) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the study."""
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.studies.estimator_quality",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = study_parser("estimator_quality", __doc__)
     add_arguments(parser, batches=8)
     parser.add_argument(
         "--precision",

@@ -36,7 +36,7 @@ from deltasam_fairseq.data.encoder import PreparedEncoder
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.fairseq_plugin.models.bert import segments
 from deltasam_fairseq.markdown import markdown_lines
-from scripts.studies.shared import Record, add_counts, number, run, say
+from scripts.studies.shared import Record, add_counts, number, run, say, study_parser
 
 CPU = torch.device("cpu")
 METHODS = {
@@ -215,11 +215,7 @@ def _table(record: Record) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the study."""
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.studies.hf_parity",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = study_parser("hf_parity", __doc__)
     parser.add_argument("--data", type=Path, metavar="DIR", help="prepared for the model")
     parser.add_argument("--model", type=Path, metavar="ENCODER", help="a prepared BERT")
     counts = (

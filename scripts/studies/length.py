@@ -33,7 +33,7 @@ from deltasam_fairseq.figures import check_figure, new_figure
 from deltasam_fairseq.markdown import markdown_lines
 from deltasam_fairseq.per_instance import Engine, Plan, batched_per_instance_step
 from deltasam_fairseq.per_instance.factors import Form, Outer
-from scripts.studies.shared import Record, number, numbers, run, say
+from scripts.studies.shared import Record, number, numbers, run, say, study_parser
 
 RHO = 0.05
 
@@ -250,11 +250,7 @@ def draw(record: Record, out: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the study."""
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.studies.length",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = study_parser("length", __doc__)
     lengths = numbers(number(int, 1))
     for name, default, meaning in (
         ("width", 384, "of the layers; inner layers have four times as much"),

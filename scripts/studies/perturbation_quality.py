@@ -42,7 +42,7 @@ from deltasam_fairseq.figures import check_figure, new_figure
 from deltasam_fairseq.markdown import markdown_lines
 from deltasam_fairseq.per_instance import Engine, Unsupported
 from scripts.studies.estimator_quality import Vector, cosine, difference
-from scripts.studies.shared import Record, run
+from scripts.studies.shared import Record, run, study_parser
 from scripts.studies.subject import (
     Subject,
     add_arguments,
@@ -385,11 +385,7 @@ def draw(records: Sequence[Record], out: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the study."""
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.studies.perturbation_quality",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = study_parser("perturbation_quality", __doc__)
     add_arguments(parser, batches=16)
     parser.set_defaults(rho="0.05", threads=1)
     parser.add_argument("--title", default="", help="what the table's columns are called")

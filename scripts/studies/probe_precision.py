@@ -33,7 +33,7 @@ from deltasam_fairseq.core.weight_space import WeightSpace
 from deltasam_fairseq.core.weights import instance_weights, slope, usable
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.markdown import markdown_lines
-from scripts.studies.shared import Record, run
+from scripts.studies.shared import Record, run, study_parser
 from scripts.studies.subject import (
     Subject,
     add_arguments,
@@ -351,11 +351,7 @@ def _rank(cell: Mapping[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the study."""
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.studies.probe_precision",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = study_parser("probe_precision", __doc__)
     add_arguments(parser, batches=20)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(%(default)s)")
     parser.add_argument("--no-dropout", action="store_true", help="no rows with dropout on")

@@ -16,6 +16,15 @@ Record = Mapping[str, Any]
 Number = TypeVar("Number", int, float)
 
 
+def study_parser(study: str, text: str | None) -> argparse.ArgumentParser:
+    """Make the parser of a study, whose help is its module's docstring."""
+    return argparse.ArgumentParser(
+        prog=f"python -m scripts.studies.{study}",
+        description=text,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
 def run(
     study: str,
     parser: argparse.ArgumentParser,

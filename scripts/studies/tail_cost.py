@@ -28,7 +28,7 @@ from deltasam_fairseq.benchmarks.variants import CLOCKS, VARIANTS
 from deltasam_fairseq.benchmarks.workloads import WORKLOADS
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.markdown import markdown_lines
-from scripts.studies.shared import Record, add_counts, number, run, say
+from scripts.studies.shared import Record, add_counts, number, run, say, study_parser
 
 CPU = torch.device("cpu")
 
@@ -141,11 +141,7 @@ def _table(record: Record) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the study."""
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.studies.tail_cost",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = study_parser("tail_cost", __doc__)
     parser.add_argument("--data", type=Path, metavar="DIR", help="prepared for MiniLM")
     parser.add_argument(
         "--size", choices=("default", "tiny"), default="default", help="of MiniLM (%(default)s)"

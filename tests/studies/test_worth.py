@@ -46,7 +46,7 @@ def drawn(condition: Condition, seed: int, glue: Path) -> list[str]:
 def test_a_draw_flips_its_share_of_labels_and_nothing_else(
     glue: Path, task: str, head: int, column: int
 ) -> None:
-    clean = Condition(f"glue/{task}", 20, words=(4, 12))
+    clean = Condition(f"glue/{task}", 20, words=(5, 10))
     right = drawn(clean, 1, glue)
     wrong = drawn(replace(clean, flipped=0.3), 1, glue)
     changed = [(a.split("\t"), b.split("\t")) for a, b in zip(right, wrong, strict=True) if a != b]
@@ -61,7 +61,7 @@ def test_a_draw_flips_its_share_of_labels_and_nothing_else(
 
 
 def test_validation_sentences_are_all_there_sorted_by_length(glue: Path) -> None:
-    drawn(Condition("glue/sst-2", 20, flipped=0.5, words=(4, 12)), 1, glue)
+    drawn(Condition("glue/sst-2", 20, flipped=0.5, words=(5, 10)), 1, glue)
     before, after = ((glue / folder / "dev.tsv").read_text() for folder in ("SST-2", "out"))
     assert sorted(before.splitlines()) == sorted(after.splitlines())
     lengths = [len(line.split()) for line in after.splitlines()[1:]]
@@ -69,8 +69,8 @@ def test_validation_sentences_are_all_there_sorted_by_length(glue: Path) -> None
 
 
 def test_what_cannot_be_drawn_is_said(glue: Path) -> None:
-    with pytest.raises(UserError, match="30 training sentences of 4 to 12 words, 31 are"):
-        drawn(Condition("glue/sst-2", 31, words=(4, 12)), 1, glue)
+    with pytest.raises(UserError, match="30 training sentences of 5 to 10 words, 31 are"):
+        drawn(Condition("glue/sst-2", 31, words=(5, 10)), 1, glue)
     with pytest.raises(UserError, match="STS-B has no two classes"):
         drawn(Condition("glue/sts-b", 3, flipped=0.5), 1, glue)
 

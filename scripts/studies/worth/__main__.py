@@ -21,7 +21,7 @@ from typing import Any
 
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.recipes.sweep_plan import read_seeds
-from scripts.studies.shared import run
+from scripts.studies.shared import run, study_parser
 from scripts.studies.worth.plan import CONDITIONS, SYSTEMS
 from scripts.studies.worth.report import draw, tables
 from scripts.studies.worth.runs import collect, run_draw
@@ -53,11 +53,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the study."""
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.studies.worth",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = study_parser("worth", __doc__)
     parser.add_argument("--condition", choices=CONDITIONS, help="data and epochs, of plan.py")
     parser.add_argument(
         "--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS), help="default: all"
