@@ -33,6 +33,7 @@ from deltasam_fairseq.benchmarks.variants import CLOCKS, Times
 from deltasam_fairseq.benchmarks.workloads import WORKLOADS
 from deltasam_fairseq.conversion.export import ExportRequest, export
 from deltasam_fairseq.data.encoder import PreparedEncoder
+from deltasam_fairseq.data.labelled_sentences import PreparedSentences
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.fairseq_plugin.models.bert import segments
 from deltasam_fairseq.markdown import markdown_lines
@@ -52,6 +53,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     if args.data is None or args.model is None:
         raise UserError("give the data and the model: --data DIR --model ENCODER")
     torch.set_num_threads(args.threads)
+    task = PreparedSentences.load(args.data).holds
     sizes = PreparedEncoder.load(args.model).facts["sizes"]
     calm = "--dropout 0 --attention-dropout 0 --pooler-dropout 0 --clip-norm 0 --sam-inner adam"
     flags = " ".join([calm, *(f"--{name} {size}" for name, size in sizes.items())])
@@ -60,7 +62,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             found[method] = _both(args, f"{own} --sam-rho {args.rho} {flags}", method, Path(folder))
         say(method)
-    return {"flags": flags, **{key: {m: f[key] for m, f in found.items()} for key in found["sam"]}}
+    each = {key: {method: one[key] for method, one in found.items()} for key in found["sam"]}
+    return {"task": task, "flags": flags, **each}
 
 
 def _both(args: argparse.Namespace, own: str, method: str, folder: Path) -> dict[str, Any]:
@@ -204,8 +207,8 @@ def _table(record: Record) -> str:
             )
         )
     caption = (
-        f"MRPC, {settings['updates']} updates on batches of {settings['batch_size']}, lr "
-        f"{settings['lr']:g}, rho {settings['rho']:g}, seed {settings['seed']}; medians of "
+        f"{record['task']}, {settings['updates']} updates on batches of {settings['batch_size']}, "
+        f"lr {settings['lr']:g}, rho {settings['rho']:g}, seed {settings['seed']}; medians of "
         f"{settings['clock']} time, {settings['threads']} thread. "
         f"{record['hardware']['processor']}, torch {record['versions']['torch']}."
     )

@@ -51,6 +51,12 @@ def test_random_weights_have_the_shape_asked_for_and_a_seed(tmp_path: Path) -> N
     again = converted(tmp_path, None, random="small", seed=2, force=True)
     other = converted(tmp_path, None, random="small", seed=3, force=True)
     assert first.facts["sha256"] == again.facts["sha256"] != other.facts["sha256"]
+    state = torch.load(first.checkpoint, weights_only=False)["model"]
+    vectors = {name: value for name, value in state.items() if value.dim() == 1}
+    norms = {name for name in vectors if "norm" in name and name.endswith("weight")}
+    assert norms
+    for name, value in vectors.items():
+        assert (value == float(name in norms)).all() or not name.endswith(("weight", "bias")), name
 
 
 def test_a_finished_folder_is_used_again_and_not_replaced_unasked(tmp_path: Path) -> None:
