@@ -10,7 +10,7 @@ RoBERTa ignores it, and ``transformer`` does not know it.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -21,8 +21,8 @@ from torch import Tensor
 
 from deltasam_fairseq.fairseq_plugin.passes import standing_in
 
-# Which rows of the noise belong to the batch that is encoded.
-_rows: ContextVar[slice] = ContextVar("rows", default=slice(None))
+# Takes the part of the noise that belongs to what is encoded.
+_part: ContextVar[Callable[[Tensor], Tensor]] = ContextVar("part", default=lambda noise: noise)
 
 
 def unwrapped(model: Any) -> Any:
@@ -105,7 +105,7 @@ def embedding_noise(
         src_tokens: Tensor, token_embedding: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         plain = encoder.embed_tokens(src_tokens) if token_embedding is None else token_embedding
-        part = noise[_rows.get()]
+        part = _part.get()(noise)
         if not len(part):
             return embed(src_tokens, plain)  # type: ignore[no-any-return]
         views = len(plain) // len(part) if every_view else 1
@@ -126,17 +126,24 @@ def embedding_noise(
 
 
 @contextmanager
-def noise_rows(rows: slice) -> Generator[None, None, None]:
-    """Encode a part of a batch in a block, with the noise of its rows.
+def noise_rows(rows: slice | Tensor, width: int | None = None) -> Generator[None, None, None]:
+    """Encode a part of a batch in a block, with the noise of its rows; blocks may be nested.
 
     Args:
         rows: Which of the noise's first dimension; ``slice(0)`` where the part has none.
+        width: Positions of the part, if it is cut to fewer than the batch has.
 
     Yields:
         Nothing.
     """
-    token = _rows.set(rows)
+    outer = _part.get()
+
+    def part(noise: Tensor) -> Tensor:
+        noise = outer(noise)
+        return noise[rows, :width] if len(noise) else noise
+
+    token = _part.set(part)
     try:
         yield
     finally:
-        _rows.reset(token)
+        _part.reset(token)

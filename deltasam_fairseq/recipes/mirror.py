@@ -97,6 +97,7 @@ MIRROR = Recipe(
             {
                 "arch": "deltasam_bert_minilm_l6",
                 "pooling": "mean",
+                "view-chunks": 8,
                 "cpu": True,
                 "num-workers": 0,
             },

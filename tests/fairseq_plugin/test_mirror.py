@@ -131,6 +131,8 @@ def test_the_last_batch_of_an_epoch_is_dropped(mirror: Path) -> None:
         (("--mask-span", "-1"), "--mask-span must be at least 0"),
         (("--temperature", "0"), "--temperature must be greater than 0"),
         (("--noise", "-0.1"), "--noise must be at least 0"),
+        (("--view-chunks", "0"), "--view-chunks must be at least 1"),
+        (("--view-chunks", "2", "--pooling", "mean_with_pads"), "depend on the padding"),
         (
             ("--sam-method", "per_instance"),
             "negatives, and of a sentence by itself the loss is zero",
@@ -252,6 +254,33 @@ def test_the_second_view_alone_is_perturbed(mirror: Path, method: str) -> None:
         torch.testing.assert_close(got, wanted, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("side", ["second", "both"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "none --noise 0.5",
+        "sam --noise 0.5",
+        "delta_sam --sam-eta 1e-3",
+        "none --freelb-steps 2 --freelb-init 0.5 --freelb-lr 0.5",
+    ],
+)
+def test_views_in_chunks_are_those_of_one_pass(mirror: Path, method: str, side: str) -> None:
+    still = ("--dropout", "0", "--attention-dropout", "0", "--perturb-side", side)
+    flags = (*MIRROR, *SGD, *still, "--sam-method", *method.split())
+    changes, widths = [], []
+    for chunks in ("1", "3", "50"):
+        trainer = toys.make_trainer(mirror, *flags, "--view-chunks", chunks, dtype=torch.float64)
+        trainer.get_model().encoder.register_forward_hook(
+            lambda module, inputs, output: widths.append(output[0].shape[1])
+        )
+        changes.append(change(trainer, toys.batches(trainer)[0]))
+    assert len(set(widths)) > 2
+    for got in changes[1:]:
+        for one, wanted in zip(got, changes[0], strict=True):
+            torch.testing.assert_close(one, wanted, rtol=1e-7, atol=1e-9)
+
+
 def test_unperturbed_weights_are_put_back_and_get_the_gradient() -> None:
     shared = torch.nn.Linear(3, 3, bias=False)
     model = torch.nn.Sequential(shared, torch.nn.Tanh(), shared)
@@ -283,7 +312,11 @@ RUNS = [
 
 def worker_flags(method: str, side: str) -> tuple[str, ...]:
     still = ("--dropout", "0", "--attention-dropout", "0", "--sam-eta", "0.01")
-    return (*MIRROR, *SGD, *still, "--sam-method", method, "--perturb-side", side)
+    chunks = "2" if method == "sam" else "1"
+    return (
+        *(*MIRROR, *SGD, *still, "--sam-method", method),
+        *("--perturb-side", side, "--view-chunks", chunks),
+    )
 
 
 def in_workers(rank: int, count: int, port: int, data: Path) -> dict[Any, Any]:

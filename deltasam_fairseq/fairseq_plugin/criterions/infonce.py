@@ -61,6 +61,13 @@ class InfoNCEConfig(FairseqDataclass):
             "of --perturb-side"
         },
     )
+    view_chunks: int = field(
+        default=1,
+        metadata={
+            "help": "encode the views in so many parts, those of like lengths together: less "
+            "padding for more passes, which pays on a CPU and with views of very different lengths"
+        },
+    )
 
 
 @register_criterion("deltasam_infonce", dataclass=InfoNCEConfig)
@@ -79,6 +86,14 @@ class InfoNCECriterion(SentenceCriterion):
         self.noise = not_negative(cfg.noise, "--noise")
         self.pooling = cfg.pooling
         self.second_alone = cfg.perturb_side == "second"
+        self.chunks = cfg.view_chunks
+        if self.chunks < 1:
+            raise ValueError(f"--view-chunks must be at least 1, got {self.chunks}")
+        if self.chunks > 1 and self.pooling == "mean_with_pads":
+            raise ValueError(
+                "--view-chunks pads each part to its own longest view, and the embeddings of "
+                "--pooling mean_with_pads depend on the padding; take another pooling, or 1"
+            )
 
     def joins(self, trainer: Any) -> None:
         """Refuse a model whose first views would be recomputed at perturbed weights.
@@ -140,8 +155,19 @@ class InfoNCECriterion(SentenceCriterion):
 
     def _embed(self, model: Any, tokens: Tensor) -> Tensor:
         """Return one embedding per row of tokens, shape ``(rows, D)``."""
-        features, _ = model(src_tokens=tokens, features_only=True)
-        return pooled(features, tokens.ne(encoder_of(model).padding_idx), self.pooling)
+        words = tokens.ne(encoder_of(model).padding_idx)
+        if self.chunks == 1:
+            features, _ = model(src_tokens=tokens, features_only=True)
+            return pooled(features, words, self.pooling)
+        lengths = words.sum(1)
+        order = lengths.argsort()
+        parts = []
+        for rows in order.chunk(self.chunks):
+            width = int(lengths[rows[-1]])
+            with noise_rows(rows, width):
+                features, _ = model(src_tokens=tokens[rows, :width], features_only=True)
+            parts.append(pooled(features, words[rows, :width], self.pooling))
+        return torch.cat(parts)[order.argsort()]
 
     def _noise(self, model: Any, tokens: Tensor) -> Tensor:
         """Draw uniform noise for the perturbed views, shape ``(2N, T, D)``."""
