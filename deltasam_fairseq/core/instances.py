@@ -1,16 +1,18 @@
-"""Which engine gives each sentence its own perturbation: the batched one, or the loop."""
+"""Which engine perturbs sentences, or groups of them, one by one: the batched one, or a loop."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from deltasam_fairseq.core.checks import one_of
-from deltasam_fairseq.core.finer_steps import per_instance_step, rows_alone
+from deltasam_fairseq.core.finer_steps import grouped_step, per_instance_step, rows_alone
+from deltasam_fairseq.core.groups import dealt, numbered
 from deltasam_fairseq.core.steps import StepReport
 from deltasam_fairseq.core.weight_space import WeightSpace
 
@@ -23,10 +25,11 @@ ENGINES = ("auto", "batched", "loop")
 
 
 class Instances:
-    """Takes the steps of ``per_instance``, with the batched engine where that is exact.
+    """Takes the steps of ``per_instance`` and of groups, with the batched engine where it is exact.
 
     What the engine refuses for the model goes by the loop for the rest of the run, and a batch
-    that does not tell whose rows are whose goes by the loop alone. The log says so once.
+    that does not tell whose rows are whose goes by the loop alone. The log says so once. Groups
+    of several batches or workers go by the loop too.
 
     Args:
         model: The model, possibly wrapped; the loop needs none.
@@ -60,24 +63,34 @@ class Instances:
         rho: float,
         reduction: str,
         loss_scale: float | None,
+        groups: int = 0,
+        seed: int = 0,
     ) -> StepReport:
         """Take one step; see :func:`~deltasam_fairseq.core.per_instance_step`.
 
         Args:
             space: The parameters that are perturbed.
-            closures: One forward pass of each batch; with ``index`` of one sentence.
+            closures: One forward pass of each batch; with ``index`` of one sentence, with
+                ``rows`` of some.
             rho: L2 norm of each perturbation.
             reduction: ``mean`` or ``sum`` over sentences.
             loss_scale: Factor on the gradients, for half precision.
+            groups: To how many groups with a perturbation the sentences are dealt out, as
+                :func:`~deltasam_fairseq.core.grouped_step` does; 0 gives each its own.
+            seed: Of the groups.
 
         Returns:
             The report.
         """
         given: dict[str, Any] = {"rho": rho, "reduction": reduction, "loss_scale": loss_scale}
-        if not self._needs_loop:
-            report = self._batched(space, closures, given)
+        dealing = {"groups": partial(_dealt, groups, seed)} if groups else {}
+        if not (self._needs_loop or groups and (len(closures) > 1 or _has_others())):
+            report = self._batched(space, closures, {**given, **dealing})
             if report is not None:
                 return report
+        if groups:
+            rows = rows_alone(closures, "rows")
+            return grouped_step(space, closures, groups, seed=seed, losses_of=rows, **given)
         return per_instance_step(space, closures, loss_of=rows_alone(closures, "index"), **given)
 
     def _batched(
@@ -104,15 +117,15 @@ class Instances:
             if not isinstance(reason, AmbiguousBatch):
                 self._needs_loop = True
                 logger.warning(
-                    "the batched engine cannot perturb this model exactly, so per_instance goes "
-                    "sentence by sentence: %s",
+                    "the batched engine cannot perturb this model exactly, so sentences, or groups "
+                    "of them, go one after the other: %s",
                     reason,
                 )
             elif not self._said_of_a_batch:
                 self._said_of_a_batch = True
                 logger.warning(
-                    "a step goes sentence by sentence, and so will others like it, of which "
-                    "nothing more is said: %s",
+                    "in a step they go one after the other, and so they will in others like it, of "
+                    "which nothing more is said: %s",
                     reason,
                 )
             return None
@@ -120,6 +133,18 @@ class Instances:
     def __getstate__(self) -> dict[str, Any]:
         """Leave out of a copy what the engine knows; it finds that out again."""
         return {**self.__dict__, "_engine": None}
+
+
+def _dealt(groups: int, seed: int, losses: Tensor) -> list[list[int]]:
+    return [rows for (rows,) in dealt(numbered([len(losses)]), groups, seed)]
+
+
+def _has_others() -> bool:
+    return (
+        distributed.is_available()
+        and distributed.is_initialized()
+        and distributed.get_world_size() > 1
+    )
 
 
 def _unwrapped(model: Any) -> nn.Module:

@@ -63,10 +63,12 @@ class DeltaSAM(Optimizer):
             SAM); take a rho about ten times larger.
         groups: With ``sam`` and ``delta_sam``, among how many perturbations the sentences
             of a step are dealt out at random; 1 is the usual.
-        model: The model, wrapped or not; ``per_instance`` needs it for its batched engine.
-        engine: Of ``per_instance``: ``batched`` takes two passes over a batch and raises
+        model: The model, wrapped or not; ``per_instance`` needs it for its batched engine,
+            which ``groups`` of ``sam`` use too where it is given and a step has one batch
+            and one worker.
+        engine: Of both: ``batched`` takes two passes over a batch and raises
             ``Unsupported`` where that would not be exact; ``auto`` takes the loop over
-            sentences there, and says so once in the log; ``loop`` needs no model.
+            sentences or groups there, and says so once in the log; ``loop`` needs no model.
         max_grad_norm: Largest norm of the descent's gradient, which is clipped before
             the inner optimizer uses it. The ascent is not clipped.
         scaler: A GradScaler, for float16. The step does all that it is for: call
@@ -179,7 +181,10 @@ class DeltaSAM(Optimizer):
         self.steps = 0
         self.report: StepReport | None = None
         one_of(engine, "engine", ENGINES)
-        self._instances = Instances(model, engine) if method == "per_instance" else None
+        by_engine = method == "sam" and groups > 1 and model is not None
+        self._instances = (
+            Instances(model, engine) if by_engine or method == "per_instance" else None
+        )
         self.covered: set[int] = set()
         self._warned = False
         self._space()  # refuses what it cannot perturb
@@ -280,9 +285,10 @@ class DeltaSAM(Optimizer):
         if self.method == "none" or self.rho == 0:
             return plain_step(space, closures, **given)
         given["rho"] = self.rho
-        if self._instances is not None:
-            return self._instances.step(space, closures, **given)
         seed = seed_for(self.seed, self.steps)
+        if self._instances is not None:
+            groups = 0 if self.method == "per_instance" else self.groups
+            return self._instances.step(space, closures, groups=groups, seed=seed, **given)
         if self.method == "delta_sam":
             self._warn_of_coarse_weights(space)
             given.update(

@@ -140,25 +140,31 @@ def weighted_gradient(
 
 
 def per_instance_gradient(
-    losses_at: LossesAt, at: Sequence[Tensor], *, rho: float, stretch: Stretch | None = None
+    losses_at: LossesAt,
+    at: Sequence[Tensor],
+    *,
+    rho: float,
+    stretch: Stretch | None = None,
+    groups: Sequence[Sequence[int]] | None = None,
 ) -> list[Tensor]:
-    """Return the descent gradient with one perturbation per sentence (Eq. 2).
+    """Return the descent gradient with one perturbation per sentence (Eq. 2), or group of them.
 
     Args:
         losses_at: Per-sentence losses as a function of weights.
         at: The weights ``w``.
         rho: L2 norm of each perturbation.
         stretch: The diagonal of T.
+        groups: Sentences that share a perturbation, which is that of their sum.
 
     Returns:
         ``(1/N) sum_i grad l_i(w + eps_i)``.
     """
     count = losses_at(at).numel()
     total = [torch.zeros_like(w) for w in at]
-    for index in range(count):
+    for rows in groups or [[index] for index in range(count)]:
 
-        def loss_at(weights: Sequence[Tensor], index: int = index) -> Tensor:
-            return losses_at(weights)[index]
+        def loss_at(weights: Sequence[Tensor], rows: Sequence[int] = rows) -> Tensor:
+            return losses_at(weights)[rows].sum()
 
         there = gradient(loss_at, _moved(at, gradient(loss_at, at), rho, stretch))
         total = [t + g / count for t, g in zip(total, there, strict=True)]

@@ -128,8 +128,9 @@ class SharpnessConfig(FairseqDataclass):
     sam_per_instance_engine: ChoiceEnum(list(ENGINES)) = field(  # type: ignore[valid-type]
         default="auto",
         metadata={
-            "help": "how per_instance perturbs: all sentences of a batch at once, exactly, or "
-            "sentence by sentence; auto takes the loop where the batch cannot be exact, and says so"
+            "help": "how per_instance, and sam with --sam-groups, perturb: all sentences of a "
+            "batch at once, exactly, or one sentence or group after the other; auto takes the loop "
+            "where the batch cannot be exact, and says so"
         },
     )
     sam_norms: ChoiceEnum(list(NORMS)) = field(  # type: ignore[valid-type]

@@ -48,14 +48,6 @@ logger = logging.getLogger(__name__)
 # the inner one's, and a run with another optimizer passes over them.
 _COVERED = "deltasam_covered"
 
-# By scope, and whether several groups of sentences have a perturbation each.
-_SCOPES: dict[tuple[str, bool], type[SharpStep]] = {
-    ("update", False): UpdateScope,
-    ("update", True): GroupedUpdate,
-    ("micro", False): MicroScope,
-    ("micro", True): GroupedMicro,
-}
-
 _norms: weakref.WeakKeyDictionary[Trainer, SentenceNorms] = weakref.WeakKeyDictionary()
 _runs: weakref.WeakKeyDictionary[Trainer, Run] = weakref.WeakKeyDictionary()
 
@@ -142,8 +134,11 @@ def sharpness_maker(
     if settings.method == "per_instance":
         by_loop = settings.per_instance_engine == "loop"
         kind = SentenceBySentence if by_loop else BatchedInstances
+    elif settings.groups > 1:
+        together = settings.scope == "update" and len(samples) > 1
+        kind = GroupedUpdate if together else GroupedMicro
     else:
-        kind = _SCOPES[settings.scope, settings.groups > 1]
+        kind = UpdateScope if settings.scope == "update" else MicroScope
     return functools.partial(kind, trainer=trainer, samples=samples, run=run)
 
 

@@ -98,7 +98,8 @@ def check_run(trainer: Any, settings: Sharpness) -> None:
             )
     _say_what_to_expect(trainer, settings)
     _check_criterion(trainer, settings)
-    if (settings.method, settings.per_instance_engine) == ("per_instance", "batched"):
+    grouped = settings.method == "sam" and settings.groups > 1
+    if settings.per_instance_engine == "batched" and (settings.method == "per_instance" or grouped):
         _check_batched(trainer, settings)
 
 
@@ -210,8 +211,8 @@ def _check_batched(trainer: Any, settings: Sharpness) -> None:
     """Refuse what the batched engine is known not to do before it has seen a batch."""
     if settings.freelb is not None:
         raise ValueError(
-            "--sam-per-instance-engine batched: with FreeLB a sentence's perturbation comes from "
-            "its gradients of all passes together, and the engine knows those of one; or pass auto"
+            "--sam-per-instance-engine batched: with FreeLB a perturbation comes from the "
+            "gradients of all passes together, and the engine knows those of one; or pass auto"
         )
     if settings.adaptive:
         raise ValueError(

@@ -1,6 +1,6 @@
 """The exact per-instance perturbation in one batched pass (``docs/per_instance.md``)."""
 
-from deltasam_fairseq.per_instance.engine import Ascent, Engine
+from deltasam_fairseq.per_instance.engine import Ascent, Dealing, Engine
 from deltasam_fairseq.per_instance.errors import AmbiguousBatch, Unsupported
 from deltasam_fairseq.per_instance.memory_plan import Plan
 from deltasam_fairseq.per_instance.rules import LAYER_RULES, LayerRule, layer_rule
@@ -13,6 +13,7 @@ __all__ = [
     "LAYER_RULES",
     "AmbiguousBatch",
     "Ascent",
+    "Dealing",
     "Engine",
     "LayerRule",
     "Plan",

@@ -19,7 +19,7 @@ from deltasam_fairseq.per_instance.errors import Unsupported
 from deltasam_fairseq.per_instance.factors import Dense, Form, Summed, add_weighted
 from deltasam_fairseq.per_instance.first_pass import Attributed, Recording, attributed
 from deltasam_fairseq.per_instance.graph_check import refuse_unseen_uses
-from deltasam_fairseq.per_instance.layout import Layout
+from deltasam_fairseq.per_instance.layout import Grouped, Groups, Layout
 from deltasam_fairseq.per_instance.layout_memory import Recorded, Sites
 from deltasam_fairseq.per_instance.memory_plan import Plan
 from deltasam_fairseq.per_instance.norms import gathered, total_squares
@@ -27,20 +27,26 @@ from deltasam_fairseq.per_instance.perturbation import Perturbation, Scale
 from deltasam_fairseq.per_instance.perturbed_pass import Perturbing
 from deltasam_fairseq.per_instance.row_selection import Tables
 
+#: From losses ``(N,)`` to the rows of each group's sentences; every row is in one group.
+Dealing = Callable[[Tensor], Sequence[Sequence[int]]]
+
 
 class Ascent:
     """Every sentence's perturbation, not formed: what the first pass found.
 
+    With groups, K of them take the place of the N sentences in all but the losses.
+
     Args:
         losses: ``l_i(w)``, shape ``(N,)``, detached.
         norms: ``|T grad l_i(w)|``, shape ``(N,)``, float64; T is the identity
-            unless a parameter group has a factor.
+            unless a parameter group has a factor. Of a group, that of its sentences' sum.
         rho: Norm of each perturbation.
         records: The calls of the first pass.
         layouts: Where the sentences are in each.
         forms: Gradients of each parameter, by ``id``.
         engine: The engine.
         loss_scale: Factor that the gradients carry.
+        groups: Who shares a perturbation; nobody when left out.
 
     The second pass covers the parameters that the first one did.
 
@@ -60,6 +66,7 @@ class Ascent:
         forms: Mapping[int, list[Form | Summed]],
         engine: Engine,
         loss_scale: float,
+        groups: Groups | None = None,
     ) -> None:
         self.losses = losses
         self.norms = norms
@@ -70,6 +77,7 @@ class Ascent:
         self._engine = engine
         self._space, self._names = engine.space, engine.names
         self._loss_scale = loss_scale
+        self._groups = groups
         self._forms = dict(forms)
         if not self.usable.all():
             # Zero times a gradient that is not finite would not be zero.
@@ -77,13 +85,32 @@ class Ascent:
                 key: [f.without(~self.usable) for f in own] for key, own in forms.items()
             }
 
+    @property
+    def overflows(self) -> Tensor:
+        """Whether a gradient is not finite though the losses are, as a boolean scalar."""
+        fine = ~self._of_perturbations(~torch.isfinite(self.losses))
+        found: Tensor = (fine & ~torch.isfinite(self.norms)).any()
+        return found
+
+    @property
+    def mean_norms(self) -> Tensor:
+        """Norms of the gradients of each perturbation's mean loss, shape ``(N,)``, float64."""
+        return self.norms if self._groups is None else self.norms / self._groups.sizes
+
     def exclude(self, sentences: Tensor) -> None:
-        """Perturb some sentences no longer.
+        """Perturb some sentences no longer, nor those that share their perturbation.
 
         Args:
             sentences: Boolean, shape ``(N,)``.
         """
-        self.usable = self.usable & ~sentences
+        self.usable = self.usable & ~self._of_perturbations(sentences)
+
+    def _of_perturbations(self, sentences: Tensor) -> Tensor:
+        """Tell of each perturbation whether one of its sentences is meant."""
+        if self._groups is None:
+            return sentences
+        counts = torch.zeros_like(self.usable, dtype=torch.int64)
+        return counts.index_add(0, self._groups.of, sentences.long()) > 0
 
     @torch.no_grad()
     def weighted_gradient(self, shares: Tensor) -> list[Tensor | None]:
@@ -214,7 +241,12 @@ class Engine:
 
     @torch.enable_grad()
     def ascend(
-        self, losses_function: Callable[[], Tensor], *, rho: float, loss_scale: float = 1.0
+        self,
+        losses_function: Callable[[], Tensor],
+        *,
+        rho: float,
+        loss_scale: float = 1.0,
+        groups: Dealing | None = None,
     ) -> Ascent:
         """Run the first pass: losses, norms and perturbations of all sentences.
 
@@ -223,6 +255,8 @@ class Engine:
             rho: L2 norm of each sentence's perturbation, at least 0.
             loss_scale: Factor on the losses in the backward pass, for gradients of
                 half precision.
+            groups: Says, from the losses, which sentences share a perturbation, that of
+                the sum of their losses; every sentence has its own when left out.
 
         Returns:
             The ascent; no ``.grad`` was touched.
@@ -252,12 +286,17 @@ class Engine:
         watch.stand_ins.clear()
         forms: dict[int, list[Form | Summed]] = {}
         found = attributed(losses, watch, self.sites, loss_scale=loss_scale) if len(losses) else []
+        shared = None
+        if groups is not None and len(losses):
+            shared = Groups(groups(losses.detach()), losses.device)
+            found = found and [_of_groups(one, shared) for one in found]
         layouts = [layout for _, layout in found or ()]
+        like = losses.detach() if shared is None else losses.new_zeros(shared.count)
         if found is None:
-            squares = torch.full_like(losses, torch.nan, dtype=torch.float64)
+            squares = torch.full_like(like, torch.nan, dtype=torch.float64)
         else:
             forms = self._collected(watch.records, found)
-            squares = self._measured(forms, losses)
+            squares = self._measured(forms, like)
         return Ascent(
             losses.detach(),
             squares.sqrt() / loss_scale,
@@ -267,6 +306,7 @@ class Engine:
             forms=forms,
             engine=self,
             loss_scale=loss_scale,
+            groups=shared,
         )
 
     @torch.no_grad()
@@ -289,7 +329,7 @@ class Engine:
         return forms
 
     @torch.no_grad()
-    def _measured(self, forms: dict[int, list[Form | Summed]], losses: Tensor) -> Tensor:
+    def _measured(self, forms: dict[int, list[Form | Summed]], like: Tensor) -> Tensor:
         """Add the squared norms of all parameters' gradients up; forms some of them."""
         own = {id(param): self.space.factor(param) for param in self.space}
         with full_precision(self.space):
@@ -298,7 +338,13 @@ class Engine:
                     forms[id(param)] = gathered(param.shape, forms[id(param)], self.plan)
             _sum_up(forms, own)
             kept = [(forms[key], factor**2) for key, factor in own.items() if key in forms]
-            return total_squares(kept, self.plan, losses)
+            return total_squares(kept, self.plan, like)
+
+
+def _of_groups(found: Attributed, groups: Groups) -> Attributed:
+    """Let groups take the place of the sentences."""
+    delta, layout = found
+    return Attributed(delta, None if layout is None else Grouped(layout, groups))
 
 
 def _append(uses: list[Form | Summed], form: Form | Summed) -> None:

@@ -1,5 +1,7 @@
 """Where the sentences are in a tensor: a dimension, a share of one, or a list of owners.
 
+Where groups of them share a perturbation, the groups take the sentences' place.
+
 ``split`` brings a tensor of a layer's rows to ``(N, ...)``, with the other
 dimensions in their order; ``join`` is its inverse. A tensor ``(T, N, C)`` with
 the sentences in dimension 1 becomes ``(N, T, 1, C)``: the place that the
@@ -8,6 +10,7 @@ sentences had keeps what else was in it, so that shapes still broadcast.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -79,17 +82,33 @@ class Strided:
         each = (*rows[: self.dim], rows[self.dim] // self.count, *rows[self.dim + 1 :])
         return self.join(values.reshape(self.count, *ones, *own).expand(self.count, *each, *own))
 
-    def join(self, parts: Tensor) -> Tensor:
+    def unlisted(self, listed: Tensor, like: Tensor) -> Tensor:
+        """Undo :meth:`listed`.
+
+        Args:
+            listed: Shape ``(N, T, own...)``.
+            like: A tensor of the layer's own shape.
+
+        Returns:
+            A tensor of that shape.
+        """
+        return self.join(listed.view(self.split(like).shape))
+
+    def join(self, parts: Tensor, chosen: Tensor | None = None) -> Tensor:
         """Undo :meth:`split`.
 
         Args:
             parts: Shape ``(N, ...)``.
+            chosen: Where each sentence is among the parts, if these are in another order, or more.
 
         Returns:
             A tensor of the layer's own shape.
         """
         where = self.dim + (not self.major)
-        return parts.movedim(0, where).flatten(self.dim, self.dim + 1)
+        parts = parts.movedim(0, where)
+        if chosen is not None:
+            parts = parts.index_select(where, chosen)  # in the memory order of the result
+        return parts.flatten(self.dim, self.dim + 1)
 
 
 class Packed:
@@ -132,25 +151,109 @@ class Packed:
         del last
         return self.split(rows)
 
+    def unlisted(self, listed: Tensor, like: Tensor) -> Tensor:
+        """Undo :meth:`listed`."""
+        del like
+        return self.join(listed)
+
     def spread(self, values: Tensor, shape: torch.Size) -> Tensor:
         """Bring every sentence's own values, shape ``(N, own...)``, to its rows."""
         del shape
         return self.join(values[:, None])
 
-    def join(self, parts: Tensor) -> Tensor:
+    def join(self, parts: Tensor, chosen: Tensor | None = None) -> Tensor:
         """Undo :meth:`split`; what was padding is dropped.
 
         Args:
             parts: Shape ``(N, width, ...)``, or with 1 for the width.
+            chosen: Where each sentence is among the parts.
 
         Returns:
             Shape ``(M, ...)``.
         """
+        parts = parts if chosen is None else parts[chosen]
         whole = parts.expand(self.count, self.width, *parts.shape[2:])
         return whole.flatten(0, 1)[self._slots]
 
 
-Layout = Strided | Packed
+class Groups:
+    """Which sentences share a perturbation.
+
+    Args:
+        rows: Numbers of each group's sentences; every sentence is in one group.
+        device: Of the tensors whose rows are the sentences'.
+
+    Attributes:
+        count: K, how many groups.
+        width: Number of sentences of the largest.
+        sizes: Numbers of their sentences, shape ``(K,)``.
+        of: Group of each sentence, shape ``(N,)``.
+        slots: Place of each sentence among ``K width`` ones, shape ``(N,)``.
+        order: The sentences in the order of their places, shape ``(N,)``.
+    """
+
+    def __init__(self, rows: Sequence[Sequence[int]], device: torch.device) -> None:
+        self.count, self.width = len(rows), max(map(len, rows))
+        places = {
+            row: (group, place) for group, own in enumerate(rows) for place, row in enumerate(own)
+        }
+        of, place = torch.tensor([places[row] for row in range(len(places))], device=device).T
+        self.of = of
+        self.sizes = torch.tensor([len(own) for own in rows], device=device)
+        self.slots = of * self.width + place
+        self.order = self.slots.argsort()
+
+
+class Grouped:
+    """The groups are where the sentences are, each with the rows of its sentences.
+
+    Args:
+        sentences: Where these are.
+        groups: Who is in which group.
+    """
+
+    def __init__(self, sentences: Layout, groups: Groups) -> None:
+        self._sentences, self._groups = sentences, groups
+        self.count = groups.count
+
+    def split(self, rows: Tensor) -> Tensor:
+        """Bring the groups to the front; smaller ones are filled with zeros.
+
+        Args:
+            rows: As for the layout of the sentences.
+
+        Returns:
+            Shape ``(K, width, ...)``.
+        """
+        parts = self._sentences.split(rows)
+        places = self._groups.count * self._groups.width
+        if places == len(parts):
+            room = parts.index_select(0, self._groups.order)
+        else:
+            room = parts.new_zeros(places, *parts.shape[1:])
+            room.index_copy_(0, self._groups.slots, parts)
+        return room.view(self.count, self._groups.width, *parts.shape[1:])
+
+    def listed(self, rows: Tensor, last: int) -> Tensor:
+        """Split and flatten, as :func:`as_list` does."""
+        return as_list(self.split(rows), last)
+
+    def unlisted(self, listed: Tensor, like: Tensor) -> Tensor:
+        """Undo :meth:`listed`."""
+        shape = self._sentences.split(like).shape[1:]
+        return self.join(listed.reshape(self.count, self._groups.width, *shape))
+
+    def spread(self, values: Tensor, shape: torch.Size) -> Tensor:
+        """Bring every group's own values, shape ``(K, own...)``, to its sentences' rows."""
+        return self._sentences.spread(values[self._groups.of], shape)
+
+    def join(self, parts: Tensor, chosen: Tensor | None = None) -> Tensor:
+        """Undo :meth:`split`; what was filled in is dropped."""
+        parts = parts if chosen is None else parts[chosen]
+        return self._sentences.join(parts.flatten(0, 1), self._groups.slots)
+
+
+Layout = Strided | Packed | Grouped
 
 
 def as_list(parts: Tensor, last: int) -> Tensor:

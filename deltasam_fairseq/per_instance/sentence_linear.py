@@ -112,4 +112,4 @@ def _by_sentence(  # noqa: PLR0917
         rows += shift[:, None]
     if rows.data_ptr() == y.data_ptr():
         return y
-    return layout.join(rows.view(layout.split(y).shape))
+    return layout.unlisted(rows, y)

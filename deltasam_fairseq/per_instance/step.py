@@ -11,7 +11,7 @@ from deltasam_fairseq.core.batches import Batches, LossesFunctions, add_gradient
 from deltasam_fairseq.core.checks import one_of
 from deltasam_fairseq.core.passes import Passes
 from deltasam_fairseq.core.steps import StepReport
-from deltasam_fairseq.per_instance.engine import Engine
+from deltasam_fairseq.per_instance.engine import Dealing, Engine
 from deltasam_fairseq.per_instance.errors import AmbiguousBatch, Unsupported
 
 
@@ -22,6 +22,7 @@ def batched_per_instance_step(
     rho: float,
     reduction: str = "mean",
     loss_scale: float | None = None,
+    groups: Dealing | None = None,
 ) -> StepReport:
     """Give every sentence its own perturbation, all sentences of a batch at once (Eq. 2).
 
@@ -36,9 +37,12 @@ def batched_per_instance_step(
         rho: L2 norm of each sentence's perturbation, at least 0.
         reduction: ``mean`` or ``sum`` over sentences, of the descent.
         loss_scale: Factor on the gradients, for half precision.
+        groups: Which sentences of a batch share a perturbation; see
+            :meth:`~deltasam_fairseq.per_instance.Engine.ascend`. The result is then that of
+            :func:`~deltasam_fairseq.core.grouped_step` on each batch.
 
     Returns:
-        The report; ``gradient_norm`` is the mean over sentences.
+        The report; ``gradient_norm`` is the mean over perturbations.
 
     Refusals:
         ``Unsupported`` if the model has a use of a parameter that no layer rule
@@ -60,7 +64,7 @@ def batched_per_instance_step(
     """
     one_of(reduction, "reduction", ("mean", "sum"))
     batches = Batches(engine.space, losses_function)
-    update = _Update(engine, batches, rho, loss_scale)
+    update = _Update(engine, batches, rho, loss_scale, groups)
     try:
         with batches.restored():
             perturbed_losses, _ = add_gradients(
@@ -93,9 +97,14 @@ class _Update:
     """Both passes of each batch of an update."""
 
     def __init__(
-        self, engine: Engine, batches: Batches, rho: float, loss_scale: float | None
+        self,
+        engine: Engine,
+        batches: Batches,
+        rho: float,
+        loss_scale: float | None,
+        groups: Dealing | None,
     ) -> None:
-        self.engine, self.batches, self.rho = engine, batches, rho
+        self.engine, self.batches, self.rho, self.groups = engine, batches, rho, groups
         self.factor = 1.0 if loss_scale is None else loss_scale
         self.overflow = self.agreed = self.is_refused = False
         self.losses: list[Tensor] = []
@@ -106,13 +115,15 @@ class _Update:
     def score(self, passes: Passes) -> Tensor:
         """Return a batch's losses, of each sentence at its perturbed weights."""
         with passes.local():
-            ascent = self.engine.ascend(passes, rho=self.rho, loss_scale=self.factor)
+            ascent = self.engine.ascend(
+                passes, rho=self.rho, loss_scale=self.factor, groups=self.groups
+            )
         passes.leave()
         fine = torch.isfinite(ascent.losses)
         if self._may_overflow:
-            self.overflow |= bool((fine & ~torch.isfinite(ascent.norms)).any())
+            self.overflow |= bool(ascent.overflows)
         self.losses.append(ascent.losses)
-        self.norms.append(ascent.norms)
+        self.norms.append(ascent.mean_norms)
         is_last = len(self.losses) == len(self.batches)
         if is_last:
             self.agree()

@@ -52,6 +52,27 @@ def test_it_equals_the_slow_twin_and_takes_two_passes() -> None:
     assert_close([p.grad for p in problem.params if p.grad is not None], expected, rtol=1e-9)
 
 
+@pytest.mark.parametrize("make", [mlp, transformer])
+def test_groups_use_the_engine_where_the_model_is_given(make: Callable[..., Problem]) -> None:
+    loop, batched = make(dropout=0.3), make(dropout=0.3)
+    settings: dict[str, Any] = {"method": "sam", "groups": 2, "rho": RHO}
+    torch.manual_seed(5)
+    train(loop, DeltaSAM(sgd(loop.params, lr=0.1), **settings), 2)
+    torch.manual_seed(5)
+    optimizer = DeltaSAM(
+        sgd(batched.params, lr=0.1), **settings, model=batched.model, engine="batched"
+    )
+    train(batched, optimizer, 2)
+    assert_close(batched.named, loop.named, rtol=1e-9, atol=1e-12)
+    closure = Calls(batched.losses())
+    optimizer.step(closure)
+    assert closure.count == 2
+    # Groups of several batches are no group of one of them.
+    one = Calls(batched.losses())
+    optimizer.step([one, one])
+    assert one.count > 4
+
+
 def test_layers_may_be_frozen_added_and_scaled_between_steps() -> None:
     loop, batched = mlp(), mlp()
     for problem, engine in ((loop, "loop"), (batched, "batched")):
@@ -67,7 +88,7 @@ def test_layers_may_be_frozen_added_and_scaled_between_steps() -> None:
 
 
 def says(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [r.message for r in caplog.records if "sentence by sentence" in r.message]
+    return [r.message for r in caplog.records if "go one after the other" in r.message]
 
 
 @pytest.mark.parametrize("why", ["a layer without a rule", "adaptive"])

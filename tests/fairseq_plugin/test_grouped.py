@@ -97,9 +97,13 @@ def rows_of(groups: list[list[list[int]]]) -> list[list[int]]:
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("method", ["sam", "delta_sam"])
 @pytest.mark.parametrize("by", ["random", "loss"])
-def test_each_group_has_its_own_perturbation(translation: Path, method: str, by: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "engine"), [("sam", "batched"), ("sam", "loop"), ("delta_sam", "auto")]
+)
+def test_each_group_has_its_own_perturbation(
+    translation: Path, method: str, engine: str, by: str
+) -> None:
     twin, seed = Twin(translation, range(8)), seed_for(SEED, 0)
     losses = twin.losses(twin.weights).detach() if by == "loss" else None
     groups = rows_of(dealt([twin.sample["id"].tolist()], 3, seed, losses))
@@ -107,7 +111,51 @@ def test_each_group_has_its_own_perturbation(translation: Path, method: str, by:
     shares = [twin.bend(g, seed) if method == "delta_sam" else None for g in groups]
     wanted = summed([twin.step(g, g, s) for g, s in zip(groups, shares, strict=True)])
     flags = ("--sam-method", method, "--sam-groups", "3", "--sam-group-by", by)
-    close(change(translation, [range(8)], *flags), wanted)
+    close(change(translation, [range(8)], *flags, "--sam-per-instance-engine", engine), wanted)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("parts", [[range(5)], [range(5), range(5, 8)]])
+def test_groups_at_once_log_what_the_loop_logs(prediction: Path, parts: list[range]) -> None:
+    """In the passes that SAM takes, also where they are dealt out by loss."""
+    logs, passes = {}, {}
+    for engine, by in (("loop", "random"), ("batched", "random"), ("batched", "loss")):
+        trainer = toys.make_trainer(
+            prediction,
+            *(*toys.PREDICTION, *SGD, "--sam-method", "sam", "--sam-groups", "2"),
+            *("--dropout", "0", "--attention-dropout", "0", "--update-freq", str(len(parts))),
+            *("--sam-scope", "micro", "--sam-per-instance-engine", engine, "--sam-group-by", by),
+            dtype=torch.float64,
+        )
+        seen: list[int] = []
+        trainer.get_model().encoder.register_forward_hook(
+            lambda module, inputs, output, seen=seen: seen.append(1)
+        )
+        group = [toys.sentences(trainer, part) for part in parts]
+        toys.updates(trainer, [group])  # the first update checks that sentences add up
+        seen.clear()
+        (log,) = toys.updates(trainer, [group])
+        logs[engine, by], passes[engine, by] = log, len(seen)
+    loop, batched = logs["loop", "random"], logs["batched", "random"]
+    for name in ("loss", "sam_loss", "sharpness", "gnorm", "bsz", "accuracy", "sam_fallback"):
+        assert batched[name] == pytest.approx(loop[name], rel=1e-3, abs=1e-9), name
+    # Per unit of sample size, of which groups at once have the same each.
+    assert batched["sam_gnorm"] == pytest.approx(loop["sam_gnorm"], rel=0.3)
+    assert batched["sam_inorm"] > 0
+    assert passes["batched", "random"] == passes["batched", "loss"] == 2 * len(parts)
+    assert passes["loop", "random"] == 4 * len(parts)
+
+
+def test_what_the_engine_refuses_goes_group_by_group(
+    translation: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    flags = ("--sam-method", "sam", "--sam-groups", "2", "--sam-adaptive")
+    with caplog.at_level(logging.WARNING):
+        by_itself = change(translation, [range(8)], *flags, updates=2)
+    (said,) = [r.message for r in caplog.records if "group by group" in r.message]
+    assert "sam goes group by group: adaptive neighbourhoods" in said
+    loop = change(translation, [range(8)], *flags, "--sam-per-instance-engine", "loop", updates=2)
+    close(by_itself, loop)
 
 
 @pytest.mark.usefixtures("float64")
@@ -232,6 +280,10 @@ def test_the_shortest_tail_is_one_update(translation: Path) -> None:
         (("--sam-tail", "0.5"), "nothing says how many there are; give --max-update"),
         (("--sam-tail", "0.5", "--max-update", "4", "--sam-start-update", "2"), "give one"),
         (("--sam-groups", "2", "--sam-method", "per_instance"), "a perturbation of its own"),
+        (
+            ("--sam-groups", "2", "--sam-adaptive", "--sam-per-instance-engine", "batched"),
+            "adaptive neighbourhoods have no batched",
+        ),
         (("--sam-ascent-fraction", "0.5", "--sam-method", "per_instance"), "of its own"),
     ],
 )

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deltasam_fairseq.core import per_instance_step, reference
+from deltasam_fairseq.core import grouped_step, per_instance_step, reference
+from deltasam_fairseq.core.groups import dealt
 from deltasam_fairseq.core.weight_space import WeightSpace
 from deltasam_fairseq.per_instance import (
     Engine,
@@ -32,15 +33,25 @@ def compared(
     losses: Callable[[Problem], Callable[[], Tensor]] = lambda toy: toy.losses(),
     *,
     space: Callable[[Problem], WeightSpace] = lambda toy: WeightSpace(toy.params),
+    groups: int = 0,
 ) -> None:
     """Run both steps on equal problems and compare all that they leave behind."""
     loop, batched = make(), make()
     torch.manual_seed(5)
-    expected = per_instance_step(space(loop), losses(loop), rho=RHO)
+    if groups:
+        expected = grouped_step(space(loop), losses(loop), groups, rho=RHO, seed=7)
+    else:
+        expected = per_instance_step(space(loop), losses(loop), rho=RHO)
     after = torch.get_rng_state()
     torch.manual_seed(5)
     engine = Engine(batched.model, space(batched))
-    report = batched_per_instance_step(engine, losses(batched), rho=RHO)
+
+    def dealing(found: Tensor) -> list[list[int]]:
+        return [rows for (rows,) in dealt([range(len(found))], groups, seed=7)]
+
+    report = batched_per_instance_step(
+        engine, losses(batched), rho=RHO, groups=dealing if groups else None
+    )
     assert torch.equal(after, torch.get_rng_state())
     assert_close(gradients(batched), gradients(loop), rtol=1e-10, atol=1e-10)
     assert_close([report.losses], [expected.losses], rtol=1e-12)
@@ -60,6 +71,12 @@ def test_the_same_dropout_in_both_passes_and_in_the_loop(make: Callable[..., Pro
     compared(lambda: make(dropout=0.4))
 
 
+@pytest.mark.parametrize("make", [mlp, transformer])
+@pytest.mark.parametrize("groups", [1, 2, 99])
+def test_groups_are_those_of_the_loop(make: Callable[..., Problem], groups: int) -> None:
+    compared(lambda: make(dropout=0.4), groups=groups)
+
+
 def test_time_first_dropout_is_drawn_in_the_same_order() -> None:
     def make() -> Problem:
         middle = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.4), nn.LayerNorm(4), nn.Dropout(0.4))
@@ -70,7 +87,8 @@ def test_time_first_dropout_is_drawn_in_the_same_order() -> None:
 
 def test_a_sentence_without_gradient_is_left_alone() -> None:
     mask = torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64)
-    compared(transformer, lambda toy: lambda: toy.losses()() * mask)
+    for groups in (0, 2):
+        compared(transformer, lambda toy: lambda: toy.losses()() * mask, groups=groups)
 
 
 def test_a_sentence_whose_gradient_is_not_finite() -> None:
@@ -97,6 +115,7 @@ def test_losses_that_are_infinite_at_the_perturbed_weights_only() -> None:
         return capped
 
     compared(mlp, losses)
+    compared(mlp, losses, groups=2)
 
 
 def test_factors_of_parameters() -> None:
@@ -108,7 +127,8 @@ def test_factors_of_parameters() -> None:
             toy.params, factors={id(named[n]): f for n, f in tied.items() if n in named}
         )
 
-    compared(transformer, space=space)
+    for groups in (0, 2):
+        compared(transformer, space=space, groups=groups)
 
 
 def test_gradients_are_added_and_weights_untouched() -> None:

@@ -114,6 +114,21 @@ def assert_equals_loop(
             atol=atol,
         )
     assert_weighs_gradients(engine, toy, rtol=rtol, atol=atol)
+    assert_shares_perturbations(engine, toy, rho=rho, rtol=rtol, atol=atol)
+
+
+def assert_shares_perturbations(
+    engine: Engine, toy: Problem, *, rho: float, rtol: float, atol: float
+) -> None:
+    """Compare groups of sentences, one of them smaller, with the reference twin."""
+    count = len(toy.batches[0][0])
+    groups = [own for own in (list(range(count))[::-2], list(range(count))[-2::-2]) if own]
+    toy.model.zero_grad()
+    batched_per_instance_step(engine, toy.losses(), rho=rho, groups=lambda losses: groups)
+    expected = reference.per_instance_gradient(toy.losses_at(), toy.params, rho=rho, groups=groups)
+    found = [torch.zeros_like(p) if p.grad is None else p.grad for p in toy.params]
+    for got, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(got, wanted.to(got), rtol=rtol, atol=atol)
 
 
 def assert_weighs_gradients(engine: Engine, toy: Problem, *, rtol: float, atol: float) -> None:

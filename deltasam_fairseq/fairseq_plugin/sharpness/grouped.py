@@ -1,8 +1,9 @@
 """Several perturbations in one update, each shared by a group of its sentences.
 
-With one group this is SAM or delta-SAM, with as many as there are sentences it is Eq. 2. Each
-group's sentences are a smaller batch, on which the ascent and the descent run, so an update costs
-what it costs with one group, but for the smaller batches.
+With one group this is SAM or delta-SAM, with as many as there are sentences it is Eq. 2. SAM's
+groups within a micro-batch are the batched engine's, at the cost of one. Where it is not exact, for
+delta-SAM, and over several micro-batches each group's sentences are a smaller batch, on which
+the ascent and the descent run.
 
 The sentences are those of the update on this worker: with several workers each has its own
 groups, and no ascent is added up over them.
@@ -31,17 +32,40 @@ from deltasam_fairseq.fairseq_plugin.sharpness.meters import (
     combined,
 )
 from deltasam_fairseq.fairseq_plugin.sharpness.parallel import without_sync
+from deltasam_fairseq.fairseq_plugin.sharpness.per_instance import AllAtOnce
 from deltasam_fairseq.fairseq_plugin.sharpness.samples import (
     Sample,
     containers_copied,
     ids,
     split,
 )
-from deltasam_fairseq.fairseq_plugin.sharpness.step import MicroScope, SharpStep
+from deltasam_fairseq.fairseq_plugin.sharpness.step import SharpStep
+from deltasam_fairseq.per_instance import Dealing
 
 
-class GroupedMicro(MicroScope):
+class GroupedMicro(AllAtOnce):
     """Groups of the sentences of each micro-batch of each worker."""
+
+    def at_once(self, sample: Sample, given: Mapping[str, Any]) -> Result | None:  # noqa: D102
+        settings = self.settings
+        by_loop = settings.method != "sam" or settings.ascent_fraction < 1
+        if by_loop or settings.per_instance_engine == "loop":
+            return None
+        return super().at_once(sample, given)
+
+    def dealing(self, sample: Sample) -> Dealing:  # noqa: D102
+        def rows(losses: Tensor) -> list[list[int]]:
+            by = losses if self.settings.group_by == "loss" else None
+            return [rows for (rows,) in dealt([ids(sample)], self.settings.groups, self.seed, by)]
+
+        return rows
+
+    @property
+    def seed(self) -> int:
+        """Seed of the micro-batch's groups, or of those of an update that has no other."""
+        if self.settings.scope == "update":
+            return seed_for(self.trainer.cfg.common.seed, self.update)
+        return super().seed
 
     def pieces(self, sample: Sample, given: Mapping[str, Any]) -> list[Sample]:  # noqa: D102
         criterion = self.trainer.get_criterion()

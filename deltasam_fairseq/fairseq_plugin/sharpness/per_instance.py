@@ -1,7 +1,7 @@
 """Per-instance perturbation (Eq. 2) as a step that is made of a step.
 
-Sentence by sentence, as a SAM step of each, or all sentences of a micro-batch at once.
-The passes of the latter are the engine's
+Sentence by sentence, as a SAM step of each, or all sentences of a micro-batch at once, which
+groups of them can be as well. The passes of the latter are the engine's
 (:mod:`~deltasam_fairseq.fairseq_plugin.sharpness.engine_passes`).
 """
 
@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -35,7 +36,7 @@ from deltasam_fairseq.fairseq_plugin.sharpness.samples import (
     split_by_sentence,
 )
 from deltasam_fairseq.fairseq_plugin.sharpness.step import MicroScope
-from deltasam_fairseq.per_instance import AmbiguousBatch, Engine, Unsupported
+from deltasam_fairseq.per_instance import AmbiguousBatch, Dealing, Engine, Unsupported
 
 logger = logging.getLogger(__name__)
 
@@ -64,13 +65,25 @@ class SentenceBySentence(MicroScope):
         return pieces
 
 
-class BatchedInstances(SentenceBySentence):
-    """Every sentence's own perturbation in two passes over the batch, where that is exact.
+class AllAtOnce(MicroScope):
+    """All perturbations of a micro-batch in two passes over it, where that is exact.
 
     Where it is not for the model or task, ``--sam-per-instance-engine auto`` takes
-    the loop for the rest of the run and says so once, and ``batched`` stops. A
+    the loop over pieces for the rest of the run and says so once, and ``batched`` stops. A
     batch that does not tell whose rows are whose goes by the loop alone.
     """
+
+    def dealing(self, sample: Sample) -> Dealing | None:
+        """Say which sentences of a micro-batch share a perturbation; here none.
+
+        Args:
+            sample: The micro-batch.
+
+        Returns:
+            What the engine asks; ``None`` where every sentence has its own.
+        """
+        del sample
+        return None
 
     def at_once(self, sample: Sample, given: Mapping[str, Any]) -> Result | None:
         """Run a micro-batch with the batched engine.
@@ -92,8 +105,9 @@ class BatchedInstances(SentenceBySentence):
         except AmbiguousBatch as reason:
             if not self.run.ambiguous_batches:
                 logger.warning(
-                    "a batch goes sentence by sentence, and so will others like it, of which "
-                    "nothing more is said: %s",
+                    "a batch goes %s, and so will others like it, of which nothing more is said: "
+                    "%s",
+                    self._one_by_one,
                     reason,
                 )
             self.run.ambiguous_batches += 1
@@ -103,14 +117,18 @@ class BatchedInstances(SentenceBySentence):
                 raise
             self.run.needs_loop = True
             logger.warning(
-                "the batched engine cannot run this model or task exactly, so per_instance goes "
-                "sentence by sentence: %s",
+                "the batched engine cannot run this model or task exactly, so %s goes %s: %s",
+                self.settings.method,
+                self._one_by_one,
                 reason,
             )
             return None
-        self.run.norms.note(result.norms)
         output = combined(result.at_weights, result.moved, self.with_norms(_sums(result)))
         return result.loss, result.sample_size, output
+
+    @property
+    def _one_by_one(self) -> str:
+        return "group by group" if self.settings.groups > 1 else "sentence by sentence"
 
     def _batched(
         self, sample: Sample, model: Any, optimizer: Any, update_num: int, **_: Any
@@ -119,6 +137,8 @@ class BatchedInstances(SentenceBySentence):
         reader = reader_if_batched(self.step, criterion)
         plain = self.trainer.get_model()
         within = within_of(optimizer, cuda=self.trainer.cuda)
+        groups = self.dealing(sample)
+        given = {"optimizer": optimizer, "update_num": update_num}
         model.train()
         model.set_num_updates(update_num)
         result = batched_per_instance(
@@ -132,21 +152,33 @@ class BatchedInstances(SentenceBySentence):
             loss_scale=self.run.weights.loss_scale,
             backward=optimizer.backward,
             within=within,
+            groups=groups,
+            watching=partial(
+                self.run.norms.measuring, self.step, {} if groups is None else sample, given
+            ),
         )
+        if groups is None:
+            self.run.norms.note(result.norms)
         with within():
             self.run.adding_up.check_reader(reader, criterion, plain, sample)
         return result
 
 
+class BatchedInstances(AllAtOnce, SentenceBySentence):
+    """Every sentence's own perturbation in two passes over the batch, where that is exact."""
+
+
 class BatchedResult(NamedTuple):
-    """What one micro-batch saw.
+    """What one micro-batch saw. With groups, they take the sentences' place below.
 
     Attributes:
         loss: ``sum_i l_i(w + eps_i)``, detached.
         sample_size: The criterion's own.
         at_weights: The criterion's logging output at ``w``.
         moved: The same at ``w + eps_i``.
-        norms: ``|grad l_i(w)|``, shape ``(N,)``, float64, without the loss scale.
+        norms: ``|grad l_i(w)|``, shape ``(N,)``, float64, without the loss scale; of a group
+            that of the mean.
+        sentences: N.
         fallbacks: How many sentences were not perturbed: those whose gradient is
             zero or not finite, or whose perturbed loss is not finite.
         overflow: Whether the loss scale was too large; the gradient is then not
@@ -158,6 +190,7 @@ class BatchedResult(NamedTuple):
     at_weights: dict[str, Any]
     moved: dict[str, Any]
     norms: Tensor
+    sentences: int
     fallbacks: int
     overflow: bool
 
@@ -174,6 +207,8 @@ def batched_per_instance(
     loss_scale: float = 1.0,
     backward: Callable[[Tensor], Any] = torch.autograd.backward,
     within: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    groups: Dealing | None = None,
+    watching: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> BatchedResult:
     """Add ``sum_i grad l_i(w + eps_i)`` of a micro-batch to ``.grad``.
 
@@ -190,6 +225,8 @@ def batched_per_instance(
         loss_scale: What ``backward`` multiplies the loss with.
         backward: fairseq's ``optimizer.backward``, or autograd's.
         within: Makes the context of a forward pass, such as autocast.
+        groups: Which sentences share a perturbation; every one has its own when left out.
+        watching: Makes the context of the second pass, forward and backward.
 
     Returns:
         Losses, logging outputs and norms.
@@ -219,35 +256,39 @@ def batched_per_instance(
             seen.append(reader(criterion, used, containers_copied(sample)))
         return seen[-1].losses
 
-    try:
-        with own_projections(root), own_norms(root):
-            ascent = engine.ascend(lambda: losses_of(root), rho=rho, loss_scale=loss_scale)
-            fine = torch.isfinite(ascent.losses)
-            overflow = loss_scale != 1 and bool((~torch.isfinite(ascent.norms) & fine).any())
-            at_weights = seen[-1].logging_output
-            left = start.buffers.now()
-            seen.clear()
-            with ascent.perturbed():
-                perturbed_losses = losses_of(model)
-            lost = ~torch.isfinite(perturbed_losses.detach()) & fine
-            if lost.any() and not overflow:
-                ascent.exclude(lost)
-                del perturbed_losses
+    with ExitStack() as stack:
+        try:
+            with own_projections(root), own_norms(root):
+                ascent = engine.ascend(
+                    lambda: losses_of(root), rho=rho, loss_scale=loss_scale, groups=groups
+                )
+                overflow = loss_scale != 1 and bool(ascent.overflows)
+                at_weights = seen[-1].logging_output
+                left = start.buffers.now()
                 seen.clear()
+                stack.enter_context(watching())
                 with ascent.perturbed():
                     perturbed_losses = losses_of(model)
-    except BaseException:
-        start.replay()
-        raise
-    loss = perturbed_losses.sum()
-    backward(loss * math.inf if overflow else loss)
+                lost = ~torch.isfinite(perturbed_losses.detach()) & torch.isfinite(ascent.losses)
+                if lost.any() and not overflow:
+                    ascent.exclude(lost)
+                    del perturbed_losses
+                    seen.clear()
+                    with ascent.perturbed():
+                        perturbed_losses = losses_of(model)
+        except BaseException:
+            start.replay()
+            raise
+        loss = perturbed_losses.sum()
+        backward(loss * math.inf if overflow else loss)
     left.replay()
     return BatchedResult(
         loss=loss.detach(),
         sample_size=seen[-1].sample_size,
         at_weights=at_weights,
         moved=seen[-1].logging_output,
-        norms=ascent.norms,
+        norms=ascent.mean_norms,
+        sentences=len(ascent.losses),
         fallbacks=int((~ascent.usable).sum()),
         overflow=overflow,
     )
@@ -257,7 +298,7 @@ def _sums(result: BatchedResult) -> AscentSums:
     """Turn a micro-batch's result into what is logged."""
     count = float(result.norms.numel())
     total = float(result.norms.nan_to_num(0.0, 0.0, 0.0).sum())
-    size = float(result.sample_size) / count
+    size = float(result.sample_size) / result.sentences
     return AscentSums(
         perturbations=count,
         sam_gnorm=total / size if size else 0.0,
