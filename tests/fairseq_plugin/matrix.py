@@ -306,6 +306,12 @@ INTERPLAY += [
         _MIRROR + "test_two_workers_equal_one_process",
     ),
     Row(
+        "`--sam-groups`",
+        ("–", "equal", "equal", "refused"),
+        _GROUPED + "test_each_group_has_its_own_perturbation",
+        "with the slow twin in float64, sam's at once and one by one",
+    ),
+    Row(
         "`--sam-groups`, `--update-freq`",
         ("–", "equal", "equal", "refused"),
         _GROUPED + "test_how_an_update_is_split_is_no_matter",

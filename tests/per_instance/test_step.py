@@ -13,6 +13,7 @@ from deltasam_fairseq.core import grouped_step, per_instance_step, reference
 from deltasam_fairseq.core.groups import dealt
 from deltasam_fairseq.core.weight_space import WeightSpace
 from deltasam_fairseq.per_instance import (
+    Ascent,
     Engine,
     batched_per_instance_step,
     per_sentence_gradient_norms,
@@ -101,6 +102,26 @@ def test_a_sentence_whose_gradient_is_not_finite() -> None:
     with_others = torch.tensor([True, False, True])
     norms = per_sentence_gradient_norms(others.model, others.losses())
     assert torch.isfinite(norms[with_others]).all()
+
+
+def test_a_group_with_a_sentence_that_is_lost_is_no_overflow() -> None:
+    mask = torch.tensor([1.0, torch.inf, 1.0], dtype=torch.float64)
+    toy = transformer()
+    engine, groups = Engine(toy.model), [[1, 0], [2]]
+
+    def ascend(mask: Tensor | float, **given: float) -> Ascent:
+        return engine.ascend(
+            lambda: toy.losses()() * mask, rho=RHO, groups=lambda losses: groups, **given
+        )
+
+    lost = ascend(mask)
+    assert lost.usable.tolist() == [False, True]
+    assert not lost.overflows
+    assert ascend(1.0, loss_scale=1e308).overflows
+    fine = ascend(1.0)
+    assert not fine.overflows and fine.usable.all()
+    fine.exclude(torch.tensor([True, False, False]))
+    assert fine.usable.tolist() == [False, True]
 
 
 def test_losses_that_are_infinite_at_the_perturbed_weights_only() -> None:
