@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from fairseq.modules import MultiheadAttention
 from deltasam_fairseq.benchmarks.instruments import peak_bytes
 from deltasam_fairseq.benchmarks.trainers import batch_of, build_trainer, flags_of, write
 from deltasam_fairseq.benchmarks.workloads import WORKLOADS
-from deltasam_fairseq.core import per_instance_step, sam_step
+from deltasam_fairseq.core import grouped_step, per_instance_step, sam_step
+from deltasam_fairseq.core.groups import dealt
 from deltasam_fairseq.fairseq_plugin.criterions.readers import reader_for
 from deltasam_fairseq.fairseq_plugin.sharpness.engine_passes import own_projections
 from deltasam_fairseq.fairseq_plugin.sharpness.per_instance import (
@@ -77,10 +79,13 @@ def gradients(model: Any) -> dict[str, torch.Tensor]:
     return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
-def by_loop(found: Problem, sample: Any, rho: float = RHO) -> tuple[Any, dict[str, torch.Tensor]]:
+def by_loop(
+    found: Problem, sample: Any, rho: float = RHO, groups: int = 0
+) -> tuple[Any, dict[str, torch.Tensor]]:
     reader = reader_for(found.criterion)
     found.model.zero_grad()
-    report = per_instance_step(
+    take = partial(grouped_step, groups=groups, seed=5) if groups else per_instance_step
+    report: Any = take(
         list(found.model.parameters()),
         lambda: reader(found.criterion, found.model, copy.copy(sample)).losses,
         rho=rho,
@@ -181,6 +186,15 @@ def test_equals_the_loop(
         assert result.at_weights.keys() == result.moved.keys() == read.logging_output.keys()
         assert float(result.sample_size) == float(read.sample_size)
         assert not result.overflow and result.fallbacks == 0
+    report, expected = by_loop(found, found.batch, groups=2)
+    result = run(found, found.batch, engine, groups=two_groups)
+    assert_close(gradients(found.model), expected, rtol=tolerance, atol=tolerance)
+    assert len(result.norms) == 2
+    assert result.norms.mean().item() == pytest.approx(report.gradient_norm, rel=tolerance)
+
+
+def two_groups(losses: torch.Tensor) -> list[list[int]]:
+    return [rows for (rows,) in dealt([range(len(losses))], 2, seed=5)]
 
 
 # Of each kind of model one: largest distance of the gradient from the loop's in float32,
@@ -192,9 +206,10 @@ FAMILIES = (
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.bfloat16, 0.1)])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "groups"), [*((name, 0) for name in FAMILIES), (FAMILIES[0], 2)])
 def test_on_a_device_it_is_as_close_to_the_loop_as_the_precision_allows(
     name: str,
+    groups: int,
     dtype: torch.dtype,
     bound: float,
     device: torch.device,
@@ -204,11 +219,11 @@ def test_on_a_device_it_is_as_close_to_the_loop_as_the_precision_allows(
     exact, found = (prepared(build(request.getfixturevalue(data)), d) for d in (FLOAT, dtype))
     exact.model.load_state_dict(found.model.state_dict())
     sample = toys.on_device(found.batch, device)
-    _, expected = by_loop(exact, sample)
+    _, expected = by_loop(exact, sample, groups=groups)
     _, unmoved = by_loop(exact, sample, rho=0.0)
     engine = Engine(found.model)
     for _ in range(3):  # the first batches tell where the sentences are
-        result = run(found, sample, engine)
+        result = run(found, sample, engine, groups=two_groups if groups else None)
     assert result.norms.device.type == device.type
     assert not result.overflow and result.fallbacks == 0
     whole = norm_of(expected)
