@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from deltasam_fairseq.core import reference
+from deltasam_fairseq.core.groups import dealt
 from deltasam_fairseq.core.noise import seed_for
 from deltasam_fairseq.fairseq_plugin import hook
 from deltasam_fairseq.fairseq_plugin.criterions.base import own_losses
@@ -298,15 +299,15 @@ def test_smarts_noise_stays_in_its_ball_and_finds_more_than_chance(
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("method", ["sam", "delta_sam", "per_instance"])
+@pytest.mark.parametrize("method", ["sam", "delta_sam", "per_instance", "sam --sam-groups 2"])
 def test_methods_around_it_equal_the_reference(
     translation: Path, regularizer: tuple[str, ...], method: str
 ) -> None:
     """With its noise and dropout replayed in every pass."""
     sgd = ("--sam-inner", "sgd", "--lr", "0.05", "--sam-rho", "0.2", "--sam-eta", "1e-3")
-    flags = (*regularizer, *sgd, "--sam-method", method, "--dropout", "0.1")
-    if method == "per_instance" and "smart" in flags:
-        pytest.skip("goes sentence by sentence, with noise of its own for each")
+    flags = (*regularizer, *sgd, "--sam-method", *method.split(), "--dropout", "0.1")
+    if method not in {"sam", "delta_sam"} and "smart" in flags:
+        pytest.skip("goes sentence by sentence, or group by group, with noise of its own for each")
     case = Case(translation, SEQUENCES, *flags)
     at = Functional(case.model)
     params = [p.detach().clone() for p in case.model.parameters()]
@@ -316,7 +317,11 @@ def test_methods_around_it_equal_the_reference(
         at.at(list(weights))
         return own_losses(case.criterion, at, case.sample).losses
 
-    if method == "per_instance":
+    if method == "sam --sam-groups 2":
+        numbers = [case.sample["id"].tolist()]
+        groups = [rows for (rows,) in dealt(numbers, 2, seed_for(3, 0))]
+        expected = reference.per_instance_gradient(losses, params, rho=0.2, groups=groups)
+    elif method == "per_instance":
         expected = reference.per_instance_gradient(losses, params, rho=0.2)
     elif method == "sam":
         expected = reference.sam_gradient(losses, params, rho=0.2)
