@@ -21,11 +21,13 @@ PASSES = {
     "delta_sam": 8,
     "per_instance": 4,
     "per_instance_loop": 8,
-    "groups": 8,
+    "groups_loop": 8,
+    "groups": 4,
 }
 # Two workers without a perturbation are fairseq's affair: with legacy_ddp one of
 # them leaves the other alone after an out-of-memory in any but the last micro-batch.
 KINDS = [(method, scope) for method in PASSES for scope in ("update", "micro")]
+KINDS.remove(("groups", "update"))  # over both micro-batches, which is the loop's
 SHARED = [kind for kind in KINDS if kind[0] != "none"]
 # SAM's third of four passes: the first micro-batch of the descent.
 WATCHED = ("sam", "update", 3)
@@ -47,10 +49,11 @@ def displacements(trainer: Trainer) -> list[float]:
 
 
 def trainer_of(data: Path, method: str, scope: str, *more: str) -> Trainer:
-    name = {"groups": "sam", "per_instance_loop": "per_instance"}.get(method, method)
-    engine = "loop" if method == "per_instance_loop" else "auto"
+    name = method.removesuffix("_loop")
+    engine = "loop" if method.endswith("_loop") else "auto"
+    groups = ("--sam-groups", "2") if name == "groups" else ()
+    name = "sam" if groups else name
     flags = ("--sam-method", name, "--sam-scope", scope, "--sam-per-instance-engine", engine)
-    groups = ("--sam-groups", "2") if method == "groups" else ()
     return toys.make_trainer(data, *toys.TRANSLATION, *flags, *groups, "--batch-size", "2", *more)
 
 
