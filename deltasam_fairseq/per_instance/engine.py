@@ -288,7 +288,7 @@ class Engine:
         found = attributed(losses, watch, self.sites, loss_scale=loss_scale) if len(losses) else []
         shared = None
         if groups is not None and len(losses):
-            shared = Groups(groups(losses.detach()), losses.device)
+            shared = Groups(groups(losses.detach()), len(losses), losses.device)
             found = found and [_of_groups(one, shared) for one in found]
         layouts = [layout for _, layout in found or ()]
         like = losses.detach() if shared is None else losses.new_zeros(shared.count)

@@ -180,8 +180,12 @@ class Groups:
     """Which sentences share a perturbation.
 
     Args:
-        rows: Numbers of each group's sentences; every sentence is in one group.
+        rows: Numbers of each group's sentences.
+        count: N.
         device: Of the tensors whose rows are the sentences'.
+
+    Raises:
+        ValueError: If a sentence is in no group, or in two.
 
     Attributes:
         count: K, how many groups.
@@ -192,7 +196,9 @@ class Groups:
         order: The sentences in the order of their places, shape ``(N,)``.
     """
 
-    def __init__(self, rows: Sequence[Sequence[int]], device: torch.device) -> None:
+    def __init__(self, rows: Sequence[Sequence[int]], count: int, device: torch.device) -> None:
+        if sorted(row for own in rows for row in own) != list(range(count)):
+            raise ValueError(f"groups must name each of {count} sentences once, got {list(rows)}")
         self.count, self.width = len(rows), max(map(len, rows))
         places = {
             row: (group, place) for group, own in enumerate(rows) for place, row in enumerate(own)

@@ -124,6 +124,13 @@ def test_a_group_with_a_sentence_that_is_lost_is_no_overflow() -> None:
     assert fine.usable.tolist() == [False, True]
 
 
+@pytest.mark.parametrize("groups", [[[0, 1]], [[0, 1], [1, 2]], [[0, 1, 2, 3]]])
+def test_groups_have_each_sentence_once(groups: list[list[int]]) -> None:
+    toy = transformer()
+    with pytest.raises(ValueError, match="each of 3 sentences once"):
+        Engine(toy.model).ascend(toy.losses(), rho=RHO, groups=lambda losses: groups)
+
+
 def test_losses_that_are_infinite_at_the_perturbed_weights_only() -> None:
     bound = mlp().losses()().detach()
 
