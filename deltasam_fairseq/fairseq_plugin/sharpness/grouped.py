@@ -101,15 +101,26 @@ class GroupedUpdate(SharpStep):
     _borrowed: Borrowed | None = None
     _passes: Generator[None, None, None]
 
-    def take(  # noqa: D102
-        self, sample: Sample, criterion: Any, given: Mapping[str, Any], *, ignore_grad: bool
+    def __call__(  # noqa: D102, PLR0917
+        self,
+        sample: Sample,
+        model: Any,
+        criterion: Any,
+        optimizer: Any,
+        update_num: int,
+        ignore_grad: bool = False,
+        **extra: Any,
     ) -> Result:
-        try:
-            return self._grouped(sample, criterion, given, ignore_grad)
-        except BaseException:
-            self.restore()
-            self._dealt_at = None
-            raise
+        given = {"model": model, "optimizer": optimizer, "update_num": update_num, **extra}
+        if self.is_over:
+            return self.step(sample=sample, criterion=criterion, ignore_grad=ignore_grad, **given)
+        with self.turn(model, criterion):
+            try:
+                return self._grouped(sample, criterion, given, ignore_grad)
+            except BaseException:
+                self.restore()
+                self._dealt_at = None
+                raise
 
     def _grouped(
         self, sample: Sample, criterion: Any, given: Mapping[str, Any], ignore_grad: bool

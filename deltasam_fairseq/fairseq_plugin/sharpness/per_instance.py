@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -226,7 +226,7 @@ def batched_per_instance(
         backward: fairseq's ``optimizer.backward``, or autograd's.
         within: Makes the context of a forward pass, such as autocast.
         groups: Which sentences share a perturbation; every one has its own when left out.
-        watching: Makes the context of the second pass, forward and backward.
+        watching: Makes the context of the first pass, forward and backward.
 
     Returns:
         Losses, logging outputs and norms.
@@ -256,31 +256,30 @@ def batched_per_instance(
             seen.append(reader(criterion, used, containers_copied(sample)))
         return seen[-1].losses
 
-    with ExitStack() as stack:
-        try:
-            with own_projections(root), own_norms(root):
+    try:
+        with own_projections(root), own_norms(root):
+            with watching():
                 ascent = engine.ascend(
                     lambda: losses_of(root), rho=rho, loss_scale=loss_scale, groups=groups
                 )
-                overflow = loss_scale != 1 and bool(ascent.overflows)
-                at_weights = seen[-1].logging_output
-                left = start.buffers.now()
+            overflow = loss_scale != 1 and bool(ascent.overflows)
+            at_weights = seen[-1].logging_output
+            left = start.buffers.now()
+            seen.clear()
+            with ascent.perturbed():
+                perturbed_losses = losses_of(model)
+            lost = ~torch.isfinite(perturbed_losses.detach()) & torch.isfinite(ascent.losses)
+            if lost.any() and not overflow:
+                ascent.exclude(lost)
+                del perturbed_losses
                 seen.clear()
-                stack.enter_context(watching())
                 with ascent.perturbed():
                     perturbed_losses = losses_of(model)
-                lost = ~torch.isfinite(perturbed_losses.detach()) & torch.isfinite(ascent.losses)
-                if lost.any() and not overflow:
-                    ascent.exclude(lost)
-                    del perturbed_losses
-                    seen.clear()
-                    with ascent.perturbed():
-                        perturbed_losses = losses_of(model)
-        except BaseException:
-            start.replay()
-            raise
-        loss = perturbed_losses.sum()
-        backward(loss * math.inf if overflow else loss)
+    except BaseException:
+        start.replay()
+        raise
+    loss = perturbed_losses.sum()
+    backward(loss * math.inf if overflow else loss)
     left.replay()
     return BatchedResult(
         loss=loss.detach(),

@@ -230,6 +230,8 @@ class Watch:
         self._layers = layers
         self._sentences = sentences
         self._gradients: dict[nn.Parameter, Tensor] = {}
+        self._watched = 0
+        self._arrived: set[int] = set()
         self._refusal: Unsupported | None = None
 
     def see(self, layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -246,8 +248,9 @@ class Watch:
             self._refusal = refusal  # the pass itself goes on
         else:
             output.register_hook(  # type: ignore[no-untyped-call]
-                partial(self._add, layer, inputs[0].detach(), place)
+                partial(self._add, self._watched, layer, inputs[0].detach(), place)
             )
+            self._watched += 1
 
     def norms(self) -> Tensor:
         """Return the norms over all norm layers, shape ``(N,)``, float64.
@@ -264,7 +267,10 @@ class Watch:
         return norms
 
     @torch.no_grad()
-    def _add(self, layer: Any, entered: Tensor, place: int, gradient: Tensor) -> None:
+    def _add(self, number: int, layer: Any, entered: Tensor, place: int, gradient: Tensor) -> None:
+        if number in self._arrived:  # the engine may ask once more, with other factors
+            return
+        self._arrived.add(number)
         # y_t = s z_t + b: dl_i/db = sum_t delta_it and dl_i/ds = sum_t delta_it z_it.
         rows = [n for n in range(gradient.dim() - 1) if n != place]
         delta = wide(gradient)

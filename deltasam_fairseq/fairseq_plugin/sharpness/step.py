@@ -82,6 +82,7 @@ class SharpStep(ABC):
         self._left: Buffers | None = None
         self._task_reduce: Callable[..., None] = trainer.task.reduce_metrics
 
+    @abstractmethod
     def __call__(  # noqa: PLR0917  (as the trainer calls it)
         self,
         sample: Sample,
@@ -102,27 +103,6 @@ class SharpStep(ABC):
             update_num: Number of updates before this one.
             ignore_grad: Whether it only keeps this worker in step.
             **extra: What else the trainer gives.
-
-        Returns:
-            Loss, sample size and combined logging output.
-        """
-        given = {"model": model, "optimizer": optimizer, "update_num": update_num, **extra}
-        if self.is_over:
-            return self.step(sample=sample, criterion=criterion, ignore_grad=ignore_grad, **given)
-        with self.turn(model, criterion):
-            return self.take(sample, criterion, given, ignore_grad=ignore_grad)
-
-    @abstractmethod
-    def take(
-        self, sample: Sample, criterion: Any, given: Mapping[str, Any], *, ignore_grad: bool
-    ) -> Result:
-        """Run one micro-batch whose turn it is.
-
-        Args:
-            sample: The micro-batch.
-            criterion: The criterion.
-            given: What else the step is called with.
-            ignore_grad: Whether it only keeps this worker in step.
 
         Returns:
             Loss, sample size and combined logging output.
@@ -339,37 +319,48 @@ class UpdateScope(SharpStep):
     _realised: Realised | None = None
     _ascent: Ascent
 
-    def take(  # noqa: D102
-        self, sample: Sample, criterion: Any, given: Mapping[str, Any], *, ignore_grad: bool
+    def __call__(  # noqa: D102, PLR0917
+        self,
+        sample: Sample,
+        model: Any,
+        criterion: Any,
+        optimizer: Any,
+        update_num: int,
+        ignore_grad: bool = False,
+        **extra: Any,
     ) -> Result:
-        first, last = self.position == 0, self.position == len(self.samples) - 1
-        if first:
-            others = [self.trainer._prepare_sample(s) for s in self.samples[1:]]
-            self._ascent = ascend(
-                self.step,
-                [
-                    (batch if ignored else self.climbing(batch, self.seed + place), ignored)
-                    for place, (batch, ignored) in enumerate([(sample, ignore_grad), *others])
-                ],
-                self.run,
-                criterion,
-                self.weighing(seed=self.seed, sole=last and self.workers is None),
-                workers=self.workers,
-                given=given,
-                stepping=self.stepping,
+        given = {"model": model, "optimizer": optimizer, "update_num": update_num, **extra}
+        if self.is_over:
+            return self.step(sample=sample, criterion=criterion, ignore_grad=ignore_grad, **given)
+        with self.turn(model, criterion):
+            first, last = self.position == 0, self.position == len(self.samples) - 1
+            if first:
+                others = [self.trainer._prepare_sample(s) for s in self.samples[1:]]
+                self._ascent = ascend(
+                    self.step,
+                    [
+                        (batch if ignored else self.climbing(batch, self.seed + place), ignored)
+                        for place, (batch, ignored) in enumerate([(sample, ignore_grad), *others])
+                    ],
+                    self.run,
+                    criterion,
+                    self.weighing(seed=self.seed, sole=last and self.workers is None),
+                    workers=self.workers,
+                    given=given,
+                    stepping=self.stepping,
+                )
+                self._borrowed = self.move(self._ascent, measure=True)
+                self._realised = self._borrowed.realised
+            state, at_weights = self._ascent.passes[self.position]
+            state.replay()
+            loss, sample_size, moved = self.descend(
+                self._ascent, sample, criterion, given, ignore_grad=ignore_grad
             )
-            self._borrowed = self.move(self._ascent, measure=True)
-            self._realised = self._borrowed.realised
-        state, at_weights = self._ascent.passes[self.position]
-        state.replay()
-        loss, sample_size, moved = self.descend(
-            self._ascent, sample, criterion, given, ignore_grad=ignore_grad
-        )
-        if last:
-            self.restore()
-        sums = self._ascent.sums.with_realised(self._realised) if first else AscentSums()
-        output = combined(at_weights or moved, moved, self.with_norms(sums))
-        return loss, sample_size, output
+            if last:
+                self.restore()
+            sums = self._ascent.sums.with_realised(self._realised) if first else AscentSums()
+            output = combined(at_weights or moved, moved, self.with_norms(sums))
+            return loss, sample_size, output
 
     def restore(self) -> None:  # noqa: D102
         if self._borrowed is not None:
@@ -391,57 +382,68 @@ class UpdateScope(SharpStep):
 class MicroScope(SharpStep):
     """One perturbation for each micro-batch of each worker, or for each piece of it."""
 
-    def take(  # noqa: D102
-        self, sample: Sample, criterion: Any, given: Mapping[str, Any], *, ignore_grad: bool
+    def __call__(  # noqa: D102, PLR0917
+        self,
+        sample: Sample,
+        model: Any,
+        criterion: Any,
+        optimizer: Any,
+        update_num: int,
+        ignore_grad: bool = False,
+        **extra: Any,
     ) -> Result:
-        if ignore_grad:
-            loss, size, output = self.step(
-                sample=containers_copied(sample),
-                criterion=criterion,
-                ignore_grad=True,
-                **given,
-            )
-            return loss, size, combined(output, output, self.with_norms(AscentSums()))
-        done = self.at_once(sample, given)
-        if done is not None:
-            return done
-        pieces = self.pieces(sample, given)
-        start = self.run.weights.state()
-        outputs, moved_outputs, sums, losses, sizes = [], [], AscentSums(), [], []
-        for number, piece in enumerate(pieces):
-            start.buffers.replay()
-            ascent = ascend(
-                self.step,
-                [(self.climbing(piece, self.seed + number), False)],
-                self.run,
-                criterion,
-                self.weighing(seed=self.seed, sole=True),
-                workers=None,
-                given=given,
-                stepping=self.stepping,
-            )
-            state, at_weights = ascent.passes[0]
-            with ExitStack() as stack:
-                borrowed = self.move(ascent, measure=self.position == 0 and number == 0)
-                stack.callback(borrowed.restore)
-                if number < len(pieces) - 1:
-                    stack.enter_context(without_sync(given["model"], criterion))
-                state.replay()
-                loss, size, moved = self.descend(ascent, piece, criterion, given)
-            self.restore()
-            outputs.append(at_weights or moved)
-            moved_outputs.append(moved)
-            sums = sums.plus(ascent.sums.with_realised(borrowed.realised))
-            losses.append(loss)
-            sizes.append(size)
-        if len(pieces) > 1 and start.buffers.changed():
-            self.leave_buffers([sample], start, criterion, given)
-        if self.trainer.data_parallel_world_size > 1:
-            sums = sums._replace(unshared=float(self.run.covered.unshared))
-        sums = self.with_norms(sums)
-        if len(pieces) == 1:
-            return losses[0], sizes[0], combined(outputs[0], moved_outputs[0], sums)
-        return sum(losses), sum(sizes), combined(added(outputs), added(moved_outputs), sums)
+        given = {"model": model, "optimizer": optimizer, "update_num": update_num, **extra}
+        if self.is_over:
+            return self.step(sample=sample, criterion=criterion, ignore_grad=ignore_grad, **given)
+        with self.turn(model, criterion):
+            if ignore_grad:
+                loss, size, output = self.step(
+                    sample=containers_copied(sample),
+                    criterion=criterion,
+                    ignore_grad=True,
+                    **given,
+                )
+                return loss, size, combined(output, output, self.with_norms(AscentSums()))
+            done = self.at_once(sample, given)
+            if done is not None:
+                return done
+            pieces = self.pieces(sample, given)
+            start = self.run.weights.state()
+            outputs, moved_outputs, sums, losses, sizes = [], [], AscentSums(), [], []
+            for number, piece in enumerate(pieces):
+                start.buffers.replay()
+                ascent = ascend(
+                    self.step,
+                    [(self.climbing(piece, self.seed + number), False)],
+                    self.run,
+                    criterion,
+                    self.weighing(seed=self.seed, sole=True),
+                    workers=None,
+                    given=given,
+                    stepping=self.stepping,
+                )
+                state, at_weights = ascent.passes[0]
+                with ExitStack() as stack:
+                    borrowed = self.move(ascent, measure=self.position == 0 and number == 0)
+                    stack.callback(borrowed.restore)
+                    if number < len(pieces) - 1:
+                        stack.enter_context(without_sync(model, criterion))
+                    state.replay()
+                    loss, size, moved = self.descend(ascent, piece, criterion, given)
+                self.restore()
+                outputs.append(at_weights or moved)
+                moved_outputs.append(moved)
+                sums = sums.plus(ascent.sums.with_realised(borrowed.realised))
+                losses.append(loss)
+                sizes.append(size)
+            if len(pieces) > 1 and start.buffers.changed():
+                self.leave_buffers([sample], start, criterion, given)
+            if self.trainer.data_parallel_world_size > 1:
+                sums = sums._replace(unshared=float(self.run.covered.unshared))
+            sums = self.with_norms(sums)
+            if len(pieces) == 1:
+                return losses[0], sizes[0], combined(outputs[0], moved_outputs[0], sums)
+            return sum(losses), sum(sizes), combined(added(outputs), added(moved_outputs), sums)
 
     def at_once(self, sample: Sample, given: Mapping[str, Any]) -> Result | None:
         """Run a micro-batch in another way than piece by piece.
