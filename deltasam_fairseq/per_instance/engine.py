@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -286,16 +287,18 @@ class Engine:
         watch.stand_ins.clear()
         forms: dict[int, list[Form | Summed]] = {}
         found = attributed(losses, watch, self.sites, loss_scale=loss_scale) if len(losses) else []
+        layouts: list[Layout | None] = [one.layout for one in found or ()]
         shared = None
         if groups is not None and len(losses):
             shared = Groups(groups(losses.detach()), len(losses), losses.device)
-            found = found and [_of_groups(one, shared) for one in found]
-        layouts = [layout for _, layout in found or ()]
+            layouts = [
+                None if one.layout is None else Grouped(one.layout, shared) for one in found or ()
+            ]
         like = losses.detach() if shared is None else losses.new_zeros(shared.count)
         if found is None:
             squares = torch.full_like(like, torch.nan, dtype=torch.float64)
         else:
-            forms = self._collected(watch.records, found)
+            forms = self._collected(watch.records, found, layouts)
             squares = self._measured(forms, like)
         return Ascent(
             losses.detach(),
@@ -311,13 +314,16 @@ class Engine:
 
     @torch.no_grad()
     def _collected(
-        self, records: Sequence[Recorded], found: list[Attributed]
+        self,
+        records: Sequence[Recorded],
+        found: list[Attributed],
+        layouts: Sequence[Layout | None],
     ) -> dict[int, list[Form | Summed]]:
         """Turn what the passes left into each parameter's gradients, and let go of the rest."""
         forms: dict[int, list[Form | Summed]] = {}
         found.reverse()
-        for record in records:
-            delta, layout = found.pop() if found else (None, None)
+        for record, layout in zip_longest(records, layouts):
+            delta = found.pop().delta if found else None
             if delta is not None and layout is not None:
                 with full_precision(self.space):
                     gradients = record.call.rule.gradients(record.call, delta, layout)
@@ -339,12 +345,6 @@ class Engine:
             _sum_up(forms, own)
             kept = [(forms[key], factor**2) for key, factor in own.items() if key in forms]
             return total_squares(kept, self.plan, like)
-
-
-def _of_groups(found: Attributed, groups: Groups) -> Attributed:
-    """Let groups take the place of the sentences."""
-    delta, layout = found
-    return Attributed(delta, None if layout is None else Grouped(layout, groups))
 
 
 def _append(uses: list[Form | Summed], form: Form | Summed) -> None:

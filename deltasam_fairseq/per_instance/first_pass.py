@@ -18,7 +18,7 @@ from torch.autograd.graph import get_gradient_edge
 from deltasam_fairseq.core.precision import wide
 from deltasam_fairseq.core.vectors import grouped, norms
 from deltasam_fairseq.per_instance.errors import AmbiguousBatch, Unsupported
-from deltasam_fairseq.per_instance.layout import Layout, Strided
+from deltasam_fairseq.per_instance.layout import OfSentences, Strided
 from deltasam_fairseq.per_instance.layout_memory import Recorded, Site, Sites
 from deltasam_fairseq.per_instance.record_uses import Watch, owned
 from deltasam_fairseq.per_instance.row_owners import COARSE, FINE, Probe, answer, factors
@@ -101,7 +101,7 @@ class Attributed(NamedTuple):
     """
 
     delta: Tensor | None
-    layout: Layout | None
+    layout: OfSentences | None
 
 
 def attributed(
@@ -240,7 +240,7 @@ def _is_replaced(
 def _where_spread(
     records: Sequence[Recorded],
     number: int,
-    layouts: Sequence[Layout | None] | Mapping[int, Layout | None],
+    layouts: Sequence[OfSentences | None] | Mapping[int, OfSentences | None],
 ) -> set[bool | None]:
     """Say of each place where a result is spread whether that is over the sentences.
 
@@ -269,13 +269,13 @@ def _gradients(
     )
 
 
-def _is_lost(probe: Probe, layouts: Sequence[Layout], loss_scale: float) -> bool:
+def _is_lost(probe: Probe, layouts: Sequence[OfSentences], loss_scale: float) -> bool:
     return loss_scale != 1 and len(layouts) != 1 and not probe.finite
 
 
 def _chosen(
-    watch: Recording, number: int, layouts: Sequence[Layout], sites: Sites, probe: Probe
-) -> Layout | None:
+    watch: Recording, number: int, layouts: Sequence[OfSentences], sites: Sites, probe: Probe
+) -> OfSentences | None:
     record = watch.records[number]
     where = f"rows of {watch.describe(record)}'s output, of shape {tuple(record.shape)}"
     if not layouts:
@@ -288,7 +288,7 @@ def _chosen(
     return layout
 
 
-def _only_fitting(record: Recorded, count: int) -> Layout | None:
+def _only_fitting(record: Recorded, count: int) -> OfSentences | None:
     """Find the sentences in an output that no loss depends on, as after LayerDrop."""
     dims = [dim for dim, size in enumerate(record.shape[: record.rows]) if size == count]
     return Strided(dims[0], count) if len(dims) == 1 else None

@@ -218,7 +218,7 @@ class Grouped:
         groups: Who is in which group.
     """
 
-    def __init__(self, sentences: Layout, groups: Groups) -> None:
+    def __init__(self, sentences: OfSentences, groups: Groups) -> None:
         self._sentences, self._groups = sentences, groups
         self.count = groups.count
 
@@ -253,13 +253,13 @@ class Grouped:
         """Bring every group's own values, shape ``(K, own...)``, to its sentences' rows."""
         return self._sentences.spread(values[self._groups.of], shape)
 
-    def join(self, parts: Tensor, chosen: Tensor | None = None) -> Tensor:
+    def join(self, parts: Tensor) -> Tensor:
         """Undo :meth:`split`; what was filled in is dropped."""
-        parts = parts if chosen is None else parts[chosen]
         return self._sentences.join(parts.flatten(0, 1), self._groups.slots)
 
 
-Layout = Strided | Packed | Grouped
+OfSentences = Strided | Packed
+Layout = OfSentences | Grouped
 
 
 def as_list(parts: Tensor, last: int) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from deltasam_fairseq.per_instance.layout import Layout, Strided
+from deltasam_fairseq.per_instance.layout import OfSentences, Strided
 from deltasam_fairseq.per_instance.rules.base import Call
 
 # A place is probed until this many batches have agreed.
@@ -85,7 +85,7 @@ class Sites:
         """Count a batch."""
         self._batches += 1
 
-    def settled(self, record: Recorded, count: int) -> Layout | None:
+    def settled(self, record: Recorded, count: int) -> OfSentences | None:
         """Return the layout of a call, if it is settled and the shape agrees.
 
         Args:
@@ -107,8 +107,8 @@ class Sites:
         return layout if alone or not self._alone[record.site] else None
 
     def choose(
-        self, record: Recorded, layouts: Sequence[Layout], *, decisive: bool
-    ) -> Layout | None:
+        self, record: Recorded, layouts: Sequence[OfSentences], *, decisive: bool
+    ) -> OfSentences | None:
         """Settle on one of the layouts that a probe left, and remember it.
 
         Args:
@@ -137,7 +137,7 @@ class Sites:
         return layout
 
 
-def _alike(layout: Layout, known: Strided | None) -> bool:
+def _alike(layout: OfSentences, known: Strided | None) -> bool:
     if known is None or not isinstance(layout, Strided):
         return False
     return (layout.dim, layout.major) == (known.dim, known.major)

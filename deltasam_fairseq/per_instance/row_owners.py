@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from deltasam_fairseq.core.precision import wide
-from deltasam_fairseq.per_instance.layout import Layout, Packed, Strided
+from deltasam_fairseq.per_instance.layout import OfSentences, Packed, Strided
 
 # Relative difference that rounding may make, and the share of the largest
 # gradient below which a row is nothing but rounding: where everything is
@@ -81,7 +81,7 @@ class Probe:
             for major in (True, False)
             if size % count == 0 and (major or size > count)
         ]
-        self._agreeing: list[Layout] | None = None
+        self._agreeing: list[OfSentences] | None = None
         self.decisive = self.finite = self.empty = False
 
     def questions(self) -> list[Tensor]:
@@ -98,7 +98,7 @@ class Probe:
         self.decisive, self.finite, self.empty, *agrees = answers
         self._agreeing = [x for x, yes in zip(self._strided, agrees, strict=True) if yes]
 
-    def layouts(self) -> list[Layout]:
+    def layouts(self) -> list[OfSentences]:
         """List the layouts that agree with the gradients.
 
         Returns:
@@ -112,7 +112,7 @@ class Probe:
         packed = self._packed()
         return [packed] if packed is not None and bool(self._agrees(packed)) else []
 
-    def _agrees(self, layout: Layout) -> Tensor:
+    def _agrees(self, layout: OfSentences) -> Tensor:
         delta, again = (layout.split(t).flatten(1) for t in (self.delta, self.again))
         residual = (again - self.factors[:, None] * delta).norm(dim=1)
         size = again.norm(dim=1)

@@ -69,9 +69,9 @@ class GroupedMicro(AllAtOnce):
 
     def pieces(self, sample: Sample, given: Mapping[str, Any]) -> list[Sample]:  # noqa: D102
         criterion = self.trainer.get_criterion()
-        losses = _losses(self, [sample], given) if self.settings.group_by == "loss" else None
-        groups = dealt([ids(sample)], self.settings.groups, self.seed, losses)
-        return split(sample, [group[0] for group in groups], criterion.padding_idx)
+        by_loss = self.settings.group_by == "loss"
+        losses = _losses(self, [sample], given) if by_loss else torch.zeros(0)
+        return split(sample, self.dealing(sample)(losses), criterion.padding_idx)
 
 
 @dataclass
