@@ -138,16 +138,20 @@ def record() -> dict[str, Any]:
 
 
 def test_each_half_is_scored_at_the_radius_that_the_other_chose(record: dict[str, Any]) -> None:
-    found = report.compare(record)
     # A draw without all radii, a system without them and a radius of no plan do not count.
-    assert set(found) == {"none", "sam"}
-    ours, plain = found["sam"]
+    assert report.pair(record, "groups", "none") is None
+    found = report.pair(record, "sam", "none")
+    assert found is not None
+    ours, plain = found
     # The first half chooses 0.02 and the second 0.03: scored are 40 and 55.
     assert ours.radii == ("0.02", "0.03")
     assert ours.scores == [47.5, 47.5]
     assert plain.scores == [51.0, 51.0]
     assert (ours.best, ours.train, ours.risk) == ([90.0] * 2, [60.0] * 2, [0.5] * 2)
-    assert len(found["none"][0].scores) == 3
+    assert (
+        report.pair(record, "none", "none") == (report.result(report.runs_of(record, "none")),) * 2
+    )
+    assert len(report.runs_of(record, "none")[""]) == 3
 
 
 def test_the_table_shows_difference_and_chance(
@@ -162,7 +166,24 @@ def test_the_table_shows_difference_and_chance(
     cells = shown.splitlines()[-1].split(" | ")
     assert cells[1:5] == ["0.02, 0.03", "47.5 ± 0.0", "-3.5", "0.500"]
     assert cells[-2:] == ["2.00", "2 |"]
-    assert "wrong labels" in figure.read_text()
+    assert shown.splitlines()[:3] == [
+        "| score | SST-2, 1,000, 40% wrong |",
+        "| --- | --: |",
+        "| `sam` − `none` | -3.5 (p 0.5, n 2) |",
+    ]
+    assert "40% wrong" in figure.read_text()
+
+
+def test_records_stand_side_by_side(record: dict[str, Any], tmp_path: Path) -> None:
+    # The numbers of a regression have no accuracy.
+    runs = [run | {"train": None} for run in record["runs"][:3]]
+    other = record | {"settings": {"condition": "sts-b"}, "runs": runs}
+    shown = report.tables([record, other]).splitlines()
+    assert shown[0] == "| score | SST-2, 1,000, 40% wrong | STS-B, 1,000 |"
+    assert shown[2] == "| `sam` − `none` | -3.5 (p 0.5, n 2) |  |"
+    assert shown[-1].split(" | ")[4:8] == ["", "90.0", "", "0.500"]
+    report.draw([record, other, record, other], tmp_path / "figure.svg")
+    assert (tmp_path / "figure.svg").read_text().count("STS-B, 1,000") == 2
 
 
 def test_runs_are_collected_from_their_records(

@@ -69,6 +69,8 @@ CONDITIONS = {
     "sst-2-20": Condition("glue/sst-2", 1000, flipped=0.2),
     "sst-2-0": Condition("glue/sst-2", 1000),
     "sst-2-few": Condition("glue/sst-2", 200, epochs=10),
+    "qqp-40": Condition("glue/qqp", 1000, flipped=0.4, words=(4, 20)),
+    "sts-b": Condition("glue/sts-b", 1000),
 }
 SYSTEMS = {
     "none": System("none"),
@@ -79,3 +81,15 @@ SYSTEMS = {
     "random": System("random", _WIDE),
     "groups": System("sam", _NARROW, grid=("sam-groups=4",)),
 }
+#: Whose scores on the same draws answer the questions: is anything gained, does Eq. 2 itself gain
+#: more, is the tail enough, do groups lie between, do Eq. 5's weights do more than equal ones or
+#: random ones.
+PAIRS = (
+    ("sam", "none"),
+    ("per_instance", "none"),
+    ("per_instance", "sam"),
+    ("tail", "per_instance"),
+    ("groups", "sam"),
+    ("delta_sam", "sam"),
+    ("delta_sam", "random"),
+)

@@ -14,7 +14,7 @@ from deltasam_fairseq.evaluation.resampling import sign_flip_test
 from deltasam_fairseq.figures import check_figure, new_figure
 from deltasam_fairseq.markdown import markdown_lines
 from scripts.studies.shared import Record
-from scripts.studies.worth.plan import CONDITIONS, RISK_RADIUS, SYSTEMS, System
+from scripts.studies.worth.plan import CONDITIONS, PAIRS, RISK_RADIUS, SYSTEMS, Condition, System
 
 Run = Mapping[str, Any]
 #: By radius, the runs of one system, those of one draw at the same place.
@@ -43,7 +43,8 @@ class Result:
         radii: The two that were chosen, the first by the first half; none have none.
         scores: The metric after the last epoch, by draw, in percent.
         best: The metric on all validation sentences after the epoch that is best on them.
-        train: The metric on the training labels, flipped ones included, in the last epoch.
+        train: The accuracy on the training labels, flipped ones included, in the last epoch; none
+            of a regression.
         risk: Adversarial risk (Eq. 2) of the last epoch's model.
         seconds: Processor seconds of training, the mean over all radii and draws; those of a run
             that was broken off are not known.
@@ -94,7 +95,7 @@ def result(runs: Runs) -> Result:
         radii,
         scores=mean(lambda run, half: run["halves"][half]),
         best=mean(lambda run, _: max(run["valid"])),
-        train=mean(lambda run, _: run["train"]),
+        train=mean(lambda run, _: run["train"]) if runs[radii[0]][0]["train"] is not None else (),
         risk=mean(lambda run, _: run["risk"]),
         seconds=statistics.fmean(
             run["seconds"] for each in runs.values() for run in each if run["seconds"] is not None
@@ -102,26 +103,46 @@ def result(runs: Runs) -> Result:
     )
 
 
-def compare(record: Record) -> dict[str, tuple[Result, Result]]:
-    """Return the result of every system that was run, and that of ``none`` on the same draws."""
-    found: dict[str, tuple[Result, Result]] = {}
-    plain = runs_of(record, "none")
-    for name in SYSTEMS:
-        runs = runs_of(record, name)
-        draws = {run["seed"] for run in next(iter(runs.values()), ())}
-        shared = [run for run in plain.get("", ()) if run["seed"] in draws]
-        if shared:
-            seeds = {run["seed"] for run in shared}
-            ours = {
-                radius: [r for r in all_ if r["seed"] in seeds] for radius, all_ in runs.items()
-            }
-            found[name] = result(ours), result({"": shared})
-    return found
+def pair(record: Record, name: str, other: str) -> tuple[Result, Result] | None:
+    """Return the results of two systems on the draws that both have run, if there are any."""
+    both = runs_of(record, name), runs_of(record, other)
+    seeds = set.intersection(
+        *({run["seed"] for run in next(iter(runs.values()), ())} for runs in both)
+    )
+    if not seeds:
+        return None
+    ours, theirs = (
+        result({radius: [r for r in found if r["seed"] in seeds] for radius, found in runs.items()})
+        for runs in both
+    )
+    return ours, theirs
 
 
 def tables(records: Sequence[Record]) -> str:
-    """Lay records out, one table each."""
-    return "\n\n".join(_table(record) for record in records)
+    """Lay records out: the differences that answer the questions, then a table for each."""
+    return "\n\n".join([_differences(records), *map(_table, records)])
+
+
+def _differences(records: Sequence[Record]) -> str:
+    head = ("score", *(title(record) for record in records))
+    found = {names: [pair(record, *names) for record in records] for names in PAIRS}
+    rows = [
+        [" − ".join(map(label, names)), *("" if one is None else _difference(*one) for one in both)]
+        for names, both in found.items()
+        if any(both)
+    ]
+    rule = ("---", *("--:" for _ in records))
+    return "\n".join(markdown_lines(head, rule, rows))
+
+
+def _difference(ours: Result, theirs: Result) -> str:
+    differences = _paired(ours, theirs)
+    p = sign_flip_test(differences)
+    return f"{statistics.fmean(differences):+.1f} (p {p:.2g}, n {len(differences)})"
+
+
+def _paired(ours: Result, theirs: Result) -> list[float]:
+    return [a - b for a, b in zip(ours.scores, theirs.scores, strict=True)]
 
 
 def _table(record: Record) -> str:
@@ -130,8 +151,12 @@ def _table(record: Record) -> str:
         *("adversarial risk", "time × none", "n"),
     )
     rows = []
-    for name, (ours, plain) in compare(record).items():
-        differences = [a - b for a, b in zip(ours.scores, plain.scores, strict=True)]
+    for name in SYSTEMS:
+        both = pair(record, name, "none")
+        if both is None:
+            continue
+        ours, plain = both
+        differences = _paired(ours, plain)
         against = [f"{statistics.fmean(differences):+.1f}", f"{sign_flip_test(differences):.3f}"]
         rows.append(
             [
@@ -139,7 +164,8 @@ def _table(record: Record) -> str:
                 ", ".join(sorted(set(ours.radii), key=float)) if ours.radii[0] else "",
                 spread(ours.scores),
                 *(against if name != "none" else ["", ""]),
-                *(f"{statistics.fmean(values):.1f}" for values in (ours.best, ours.train)),
+                f"{statistics.fmean(ours.best):.1f}",
+                f"{statistics.fmean(ours.train):.1f}" if ours.train else "",
                 f"{statistics.fmean(ours.risk):.3f}",
                 f"{ours.seconds / plain.seconds:.2f}",
                 str(len(ours.scores)),
@@ -149,16 +175,31 @@ def _table(record: Record) -> str:
     return "\n".join([caption(record), "", *markdown_lines(head, rule, rows)])
 
 
+def title(record: Record) -> str:
+    """Name a record's data in a few words."""
+    condition = _condition(record)
+    flipped = f", {condition.flipped:.0%} wrong" if condition.flipped else ""
+    return f"{_task(condition)}, {condition.sentences:,}{flipped}"
+
+
+def _condition(record: Record) -> Condition:
+    return CONDITIONS[record["settings"]["condition"]]
+
+
+def _task(condition: Condition) -> str:
+    return GLUE[condition.recipe.removeprefix("glue/")].name
+
+
 def caption(record: Record) -> str:
     """Say on what the runs of a record were made."""
-    condition = CONDITIONS[record["settings"]["condition"]]
-    task = GLUE[condition.recipe.removeprefix("glue/")].name
+    condition = _condition(record)
     flipped = f", {condition.flipped:.0%} of them with the wrong label" if condition.flipped else ""
     least, most = condition.words
     return (
-        f"**{condition.sentences:,} training sentences of {task}{flipped}**: {least} to {most} "
-        f"words, {condition.epochs} epochs, MiniLM-L6; {record['runs'][0]['metric']}, risk at "
-        f"{RISK_RADIUS}. {record['hardware']['processor']}, torch {record['versions']['torch']}."
+        f"**{condition.sentences:,} training sentences of {_task(condition)}{flipped}**: "
+        f"{least} to {most} words, {condition.epochs} epochs, MiniLM-L6; "
+        f"{record['runs'][0]['metric']}, risk at {RISK_RADIUS}. "
+        f"{record['hardware']['processor']}, torch {record['versions']['torch']}."
     )
 
 
@@ -189,27 +230,27 @@ def draw(records: Sequence[Record], out: Path) -> None:
     """Draw the score at each radius, a panel for each record."""
     check_figure(out)
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # fairseq lets all messages through
-    figure = new_figure(3.6 * len(records) + 2.4, 3.6)
-    panels = figure.subplots(1, len(records), squeeze=False)[0]
-    for panel, record in zip(panels, records, strict=True):
+    columns = min(len(records), 3)
+    lines = -(-len(records) // columns)
+    figure = new_figure(3.6 * columns + 2.4, 3.6 * lines)
+    panels = figure.subplots(lines, columns, squeeze=False)
+    for panel in panels.flat[len(records) :]:
+        panel.set_axis_off()
+    for panel, record in zip(panels.flat, records, strict=False):
         for name, colour in COLOURS.items():
             _line(panel, runs_of(record, name), name, colour)
         panel.set_xscale("log")
-        condition = CONDITIONS[record["settings"]["condition"]]
-        panel.set_title(
-            f"{condition.sentences:,} sentences, {condition.flipped:.0%} wrong labels",
-            loc="left",
-            fontsize=10,
-        )
+        panel.set_title(title(record), loc="left", fontsize=10)
         panel.set_xlabel("ρ")
         ticks = [0.005, 0.01, 0.02, 0.03, 0.05]
         panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         panel.minorticks_off()
         panel.grid(color="#e5e5e5", linewidth=0.8)
         panel.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("score after the last epoch")
+    for panel in panels[:, 0]:
+        panel.set_ylabel("score after the last epoch")
     shown: dict[str, Any] = {}
-    for panel in panels:
+    for panel in panels.flat:
         shown.update(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
     figure.legend(
         shown.values(), shown.keys(), loc="outside right upper", frameon=False, fontsize=9

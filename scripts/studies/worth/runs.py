@@ -57,8 +57,8 @@ def collect(out: Path) -> list[dict[str, Any]]:
     Returns:
         Of each its method, grid, seed and updates; its metric after the last epoch on either
         half of the validation sentences, ``halves``, and after each epoch on all of them,
-        ``valid``; the accuracy on its own training labels in the last epoch, ``train``; its
-        adversarial risk; seconds of the processor.
+        ``valid``; the accuracy on its own training labels in the last epoch, ``train``, none of a
+        regression; its adversarial risk; seconds of the processor.
     """
     folders = (SweepFolder(path) for path in sorted(out.iterdir()) if path.is_dir())
     return [_summary(record) for folder in folders for record in _records(folder)]
@@ -86,7 +86,7 @@ def _summary(record: Mapping[str, Any]) -> dict[str, Any]:
         "metric": metric,
         "halves": [round(score, 3) for score in halves],
         "valid": [epoch[metric] for epoch in epochs["valid"]],
-        "train": epochs["train"][-1][metric],
+        "train": epochs["train"][-1].get("accuracy"),
         "risk": round(risk["risk"], 5),
         "loss": round(risk["loss"], 5),
         "seconds": record["seconds"].get("train_processor"),
