@@ -165,15 +165,18 @@ class SharpnessAware:
         )
         factor = self._workers if counted and self.args.average_tokens_across_devices else 1
         plain = self.accelerator.unwrap_model(model)
-        self._unit = self._unit or self._find_unit(plain, inputs, num_items, factor)
         counts = {"labels": label_count(plain, inputs), "sentences": sentence_count(inputs)}
+        self._unit = self._unit or self._find_unit(plain, inputs, counts, num_items, factor)
         scaled = getattr(self, "loss_is_scaled_for_ga", None)
         if scaled is None:
             scaled = counted or self.compute_loss_func is not None
-        divisor = float({**counts, "update": num_items}[self._unit]) / factor
+        # Where all labels are ignored the losses are zero, and may be divided by anything else.
+        divisor = float({**counts, "update": num_items}.get(self._unit) or 1) / factor
         return divisor if scaled else divisor * len(self._batches)
 
-    def _find_unit(self, plain: Any, inputs: Inputs, num_items: Any, factor: int) -> str:
+    def _find_unit(
+        self, plain: Any, inputs: Inputs, counts: dict[str, int], num_items: Any, factor: int
+    ) -> str:
         """Compare the sentences' losses with the Trainer's own loss, without dropout."""
         state = RandomState.capture(plain.parameters())
         plain.eval()
@@ -186,8 +189,9 @@ class SharpnessAware:
         plain.train()
         state.replay()
         torch.clear_autocast_cache()  # its casts were made without a graph
-        labels, sentences = label_count(plain, inputs), sentence_count(inputs)
-        for unit, count in {"labels": labels, "sentences": sentences, "update": twice}.items():
+        if losses == 0 and not own > 0:  # 0 or 0 / 0: all labels are ignored
+            return ""
+        for unit, count in {**counts, "update": twice}.items():
             if count and math.isclose(losses / count, own / factor, rel_tol=1e-3, abs_tol=1e-6):
                 return unit
         raise ValueError(

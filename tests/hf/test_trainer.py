@@ -230,6 +230,20 @@ def test_equal_weights_are_sam(tmp_path: Path, make: Any, kind: str, given: Any)
     torch.testing.assert_close(equal, other, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("make", [causal, summarizer])
+@pytest.mark.parametrize("method", ["delta_sam", "per_instance"])
+def test_micro_batches_whose_labels_are_all_ignored(tmp_path: Path, make: Any, method: str) -> None:
+    parts = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "max_steps": 1}
+    for place in range(4):  # one of them comes first
+        data = rows(4, kind="tokens")
+        data[place]["labels"] = torch.full((6,), -100)
+        trainer = trainer_of(tmp_path, make().double(), data, method, rho=1e-9, **parts)
+        trainer.train()
+        plain = trained(tmp_path, make().double(), data, "none", **parts)
+        torch.testing.assert_close(vector(trainer.model), plain, rtol=0, atol=1e-8)
+        assert math.isfinite(trainer.state.log_history[0]["loss"])
+
+
 def test_losses_that_do_not_add_up_are_refused(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, classifier(), rows(), "delta_sam")
     trainer.compute_sentence_losses = lambda model, inputs: 3 * losses_of(model, rows())
