@@ -74,9 +74,13 @@ def sentence_losses(model: Any, plain: Any, inputs: Inputs, smoothing: float) ->
 
 
 def label_count(plain: Any, inputs: Inputs) -> int:
-    """Count the labels of a batch that are not ignored; 0 without labels."""
+    """Count the labels of a batch, numbers all and classes unless ignored; 0 without labels."""
     labels = inputs.get("labels")
-    return int((_targets(plain, labels) != IGNORED).sum()) if torch.is_tensor(labels) else 0
+    if not torch.is_tensor(labels):
+        return 0
+    if labels.is_floating_point():
+        return labels.numel()
+    return int((_targets(plain, labels) != IGNORED).sum())
 
 
 def sentence_count(inputs: Inputs) -> int:

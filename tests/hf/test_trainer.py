@@ -244,6 +244,19 @@ def test_micro_batches_whose_labels_are_all_ignored(tmp_path: Path, make: Any, m
         assert math.isfinite(trainer.state.log_history[0]["loss"])
 
 
+def test_a_number_is_not_ignored(tmp_path: Path) -> None:
+    parts = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 1}
+    for place in range(4):  # not in the first micro-batch for some of them
+        data = rows(4, kind="number")
+        data[place]["labels"] = -100.0
+        models = [classifier(num_labels=1) for _ in range(2)]
+        found = [
+            trained(tmp_path, model, data, method, rho=1e-9, **parts)
+            for model, method in zip(models, ("none", "delta_sam"), strict=True)
+        ]
+        torch.testing.assert_close(*found, rtol=0, atol=1e-5)
+
+
 def test_losses_that_do_not_add_up_are_refused(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, classifier(), rows(), "delta_sam")
     trainer.compute_sentence_losses = lambda model, inputs: 3 * losses_of(model, rows())
