@@ -47,7 +47,9 @@ def sentence_losses(model: Any, plain: Any, inputs: Inputs, smoothing: float) ->
             "compute_sentence_losses(model, inputs), which returns one loss per sentence"
         )
     # As the model does where it is given labels, which a Trainer that smooths them keeps.
-    shifted = plain.config.is_encoder_decoder and labels.dim() > 1 and not smoothing
+    config = getattr(plain, "config", None)  # a model of one's own may have none
+    has_decoder = getattr(config, "is_encoder_decoder", False)
+    shifted = has_decoder and labels.dim() > 1 and not smoothing
     if shifted and "decoder_input_ids" not in rest:
         rest["decoder_input_ids"] = plain.prepare_decoder_input_ids_from_labels(labels=labels)
     if "use_cache" in inspect.signature(plain.forward).parameters:
@@ -55,7 +57,7 @@ def sentence_losses(model: Any, plain: Any, inputs: Inputs, smoothing: float) ->
     outputs = model(**rest)
     logits = wide(outputs["logits"] if isinstance(outputs, Mapping) else outputs[0])
     if labels.is_floating_point() or logits.shape[-1] == 1:
-        kind = getattr(plain.config, "problem_type", None)
+        kind = getattr(config, "problem_type", None)
         several = kind == "multi_label_classification" or (kind is None and logits.shape[-1] > 1)
         fit = functional.binary_cross_entropy_with_logits if several else functional.mse_loss
         found = fit(logits, labels.view_as(logits).to(logits), reduction="none")

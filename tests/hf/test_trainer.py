@@ -257,6 +257,22 @@ def test_a_number_is_not_ignored(tmp_path: Path) -> None:
         torch.testing.assert_close(*found, rtol=0, atol=1e-5)
 
 
+class Bare(nn.Module):
+    """A classifier without a configuration."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = classifier()
+
+    def forward(self, input_ids: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        found = self.inner(input_ids=input_ids, labels=labels)
+        return {"logits": found.logits} | ({} if labels is None else {"loss": found.loss})
+
+
+def test_a_model_without_a_configuration(tmp_path: Path) -> None:
+    trained(tmp_path, Bare(), rows(), "delta_sam", max_steps=1)
+
+
 def test_losses_that_do_not_add_up_are_refused(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, classifier(), rows(), "delta_sam")
     trainer.compute_sentence_losses = lambda model, inputs: 3 * losses_of(model, rows())
