@@ -9,6 +9,7 @@ gradient needs anyway: two extra forward passes rather than three.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
@@ -173,8 +174,14 @@ def from_norms(name: str, norms: Tensor, *, temperature: float = 1.0) -> Tensor:
     return torch.softmax(temperature * norms / mean, 0) * len(norms)
 
 
-def _weighs_norms(name: str, description: str) -> None:
-    def estimator(
+@dataclass(frozen=True)
+class _OfNorms:
+    """Weighs by the norms of the sentences' gradients; a class, so that it can be pickled."""
+
+    name: str
+
+    def __call__(
+        self,
         losses_function: LossesFunction,
         params: Sequence[Tensor],
         *,
@@ -190,16 +197,17 @@ def _weighs_norms(name: str, description: str) -> None:
             norms = torch.stack(
                 [space.steepest_unread(differentiate(one, space))[1] for one in losses]
             )
-        values = from_norms(name, norms, temperature=temperature)
+        values = from_norms(self.name, norms, temperature=temperature)
         weights = Weights(values=values, floored=torch.zeros((), device=values.device))
         return lambda _: weights
 
-    estimator.__doc__ = description
-    ESTIMATORS.register(name)(estimator)
 
-
-_weighs_norms("gibbs", "RW-SAM: more weight, the longer a sentence's gradient is.")
-_weighs_norms("inverse_norm", "The gradients of all sentences count with the same length.")
+ESTIMATORS.register(
+    "gibbs", description="RW-SAM: more weight, the longer a sentence's gradient is."
+)(_OfNorms("gibbs"))
+ESTIMATORS.register(
+    "inverse_norm", description="The gradients of all sentences count with the same length."
+)(_OfNorms("inverse_norm"))
 
 #: Estimators that need nothing but the norms of the sentences' gradients: the batched engine has
 #: them after one pass, and their weighted sum without a backward pass.

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from deltasam_fairseq.choices import METHODS
-from deltasam_fairseq.core import DeltaSAM
+from deltasam_fairseq.core import ESTIMATORS, DeltaSAM
 from tests.core.stepping import every_inner, sgd, train, train_plainly
 from tests.support.compare import assert_close, assert_same_bits, copies
 from tests.support.problems import Problem, mlp
@@ -131,6 +131,12 @@ def test_copies_and_pickles_go_on_by_themselves(duplicate: Callable[[Any], Any])
     train(problem, optimizer, 2, start=2)
     assert_same_bits(other.named, problem.named)
     assert twin.steps == optimizer.steps == 4
+
+
+@pytest.mark.parametrize("name", ESTIMATORS.names())
+def test_an_estimator_is_pickled_by_name(name: str) -> None:
+    optimizer = DeltaSAM(sgd(mlp().params), estimator=name)
+    assert pickle.loads(pickle.dumps(optimizer)).estimator == optimizer.estimator
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
