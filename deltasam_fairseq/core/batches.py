@@ -256,11 +256,28 @@ def factor_of(loss_scale: float | None) -> float:
     return 1.0 if loss_scale is None else loss_scale
 
 
-def _checked(losses_function: LossesFunction) -> Tensor:
-    losses = losses_function()
-    if losses.dim() != 1 or not losses.numel():
+def checked_losses(losses: Any, *, least: int = 1) -> Tensor:
+    """Return what a losses function gave if it is a vector.
+
+    Args:
+        losses: What it gave.
+        least: Of how many sentences at least.
+
+    Returns:
+        The losses.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if not isinstance(losses, Tensor) or losses.dim() != 1 or len(losses) < least:
+        is_tensor = isinstance(losses, Tensor)
+        got = f"shape {tuple(losses.shape)}" if is_tensor else type(losses).__name__
         raise ValueError(
-            "the losses function must return one loss per sentence, a vector of shape (N,) "
-            f"with N > 0; got shape {tuple(losses.shape)} (call it with reduction='none')"
+            "the losses function must return one loss per sentence, a vector of shape (N,)"
+            f"{' with N > 0' if least else ''}; got {got} (call it with reduction='none')"
         )
     return losses
+
+
+def _checked(losses_function: LossesFunction) -> Tensor:
+    return checked_losses(losses_function())

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from deltasam_fairseq.choices import METHODS
+from deltasam_fairseq.core.batches import checked_batches
 from deltasam_fairseq.core.checks import not_negative, one_of, positive
 from deltasam_fairseq.core.covered import Covered
 from deltasam_fairseq.core.estimators import ESTIMATORS, finite_difference
@@ -24,7 +25,6 @@ from deltasam_fairseq.core.interplay import (
     unscale,
 )
 from deltasam_fairseq.core.noise import seed_for
-from deltasam_fairseq.core.passes import Passes
 from deltasam_fairseq.core.precision import is_half
 from deltasam_fairseq.core.randomness import RandomState
 from deltasam_fairseq.core.steps import StepReport, delta_sam_step, plain_step, sam_step
@@ -218,7 +218,7 @@ class DeltaSAM(Optimizer):
             TypeError: If there is no closure.
         """
         several = [closure] if callable(closure) else closure
-        if not several or not all(map(callable, several)):
+        if not isinstance(several, Sequence) or not several or not all(map(callable, several)):
             raise TypeError(
                 "DeltaSAM.step needs a closure that runs the forward pass and returns one loss "
                 "per sentence, or a list of such closures; backward passes happen inside the step"
@@ -317,7 +317,8 @@ class DeltaSAM(Optimizer):
         covered = Covered(self._everything(), self.covered)
         if not covered.positions:
             randomness = RandomState.capture(params)
-            covered.grow(Passes(params, closure).reached())
+            (passes,) = checked_batches(params, closure)
+            covered.grow(passes.reached())
             randomness.replay()
         self.covered = covered.positions
         return covered

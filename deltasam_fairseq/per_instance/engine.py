@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deltasam_fairseq.core.batches import checked_losses
 from deltasam_fairseq.core.checks import not_negative
 from deltasam_fairseq.core.precision import full_precision, is_half, wide
 from deltasam_fairseq.core.weight_space import WeightSpace
@@ -262,11 +263,9 @@ class Engine:
         Returns:
             The ascent; no ``.grad`` was touched.
 
-        Raises:
-            ValueError: If the losses are not a vector.
-
         Refusals:
-            ``Unsupported`` if the perturbation would not be exact.
+            ``Unsupported`` if the perturbation would not be exact; a ``ValueError`` if the
+            losses are not a vector.
 
         Cost:
             1 forward pass and 1 backward pass without weight gradients. One more
@@ -277,12 +276,7 @@ class Engine:
         rho = not_negative(rho, "rho")
         self._cover()
         with Recording(self.names, self._tables) as watch:
-            losses = losses_function()
-        if losses.dim() != 1:
-            raise ValueError(
-                "the losses function must return one loss per sentence, a vector of shape (N,); "
-                f"got shape {tuple(losses.shape)}"
-            )
+            losses = checked_losses(losses_function(), least=0)
         refuse_unseen_uses(losses, watch.stand_ins.values(), self.names)
         watch.stand_ins.clear()
         forms: dict[int, list[Form | Summed]] = {}

@@ -228,8 +228,9 @@ def test_the_closure_must_return_a_vector(method: str) -> None:
     problem = mlp()
     optimizer = DeltaSAM(sgd(problem.params), method=method, engine="loop")
     before = copies(problem.named)
-    with pytest.raises(ValueError, match="one loss per sentence, a vector of shape"):
-        optimizer.step(lambda: problem.losses()().mean())
+    for made in (torch.mean, torch.Tensor.tolist, lambda _: None, lambda losses: (losses,)):
+        with pytest.raises(ValueError, match="one loss per sentence, a vector of shape"):
+            optimizer.step(lambda made=made: made(problem.losses()()))
     assert_same_bits(problem.named, before)
     assert all(p.grad is None for p in problem.params)
 
@@ -322,6 +323,9 @@ def test_a_step_without_a_closure_says_what_it_needs() -> None:
     optimizer = DeltaSAM(sgd(mlp().params))
     with pytest.raises(TypeError, match=r"DeltaSAM\.step needs a closure"):
         optimizer.step()
+    for losses in (torch.ones(()), torch.ones(3)):
+        with pytest.raises(TypeError, match=r"DeltaSAM\.step needs a closure"):
+            optimizer.step(losses)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("place", ["inside the closure", "around the step"])
