@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from deltasam_fairseq.per_instance.errors import Unsupported
-from deltasam_fairseq.per_instance.row_selection import chooses
+from deltasam_fairseq.per_instance.row_selection import chooses, named
 from deltasam_fairseq.per_instance.rules.base import (
     DECOMPOSITIONS,
     LAYER_RULES,
@@ -44,23 +44,17 @@ METADATA = {
 CASTS = {Tensor.float, Tensor.double, Tensor.to, Tensor.type_as, Tensor.contiguous}
 _CONTAINERS = (list, tuple, dict)
 
-
-def _named(*names: str) -> set[Any]:
-    places = (torch, Tensor)
-    return {getattr(place, name) for place in places for name in names if hasattr(place, name)}
-
-
-BATCHED_PRODUCTS = _named("matmul", "__matmul__")
+BATCHED_PRODUCTS = named("matmul", "__matmul__")
 ATTENTION = torch.nn.functional.scaled_dot_product_attention
 # Where a result that sentences share becomes one for each of them, by broadcasting or on its own.
 BROADCASTS = (
-    _named("add", "add_", "div", "mul", "mul_", "sub", "sub_", "where")
+    named("add", "add_", "div", "mul", "mul_", "sub", "sub_", "where")
     | BATCHED_PRODUCTS
     | {ATTENTION}
 )
-EXPANSIONS = _named("broadcast_to", "expand", "expand_as")
+EXPANSIONS = named("broadcast_to", "expand", "expand_as")
 # What may be done to such a result before, and what else to one of parameters alone.
-FOLLOWED = _named(
+FOLLOWED = named(
     *("add", "contiguous", "div", "double", "expand", "flatten", "float", "movedim", "mul"),
     *("neg", "permute", "reshape", "squeeze", "sub", "swapaxes", "to", "transpose", "type_as"),
     *("unflatten", "unsqueeze", "view", "where"),
@@ -68,7 +62,7 @@ FOLLOWED = _named(
 LAYERS = {torch.nn.functional.linear, torch.nn.functional.layer_norm}
 DROPOUT, REPEAT = torch.nn.functional.dropout, Tensor.repeat
 # Where picked rows, such as ``W[:k]``, would be a matrix that all sentences share.
-MATRIX_PRODUCTS = _named("matmul", "mm", "bmm") | {
+MATRIX_PRODUCTS = named("matmul", "mm", "bmm") | {
     Tensor.__matmul__,
     Tensor.__rmatmul__,
     torch.nn.functional.linear,

@@ -18,20 +18,21 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 
-def _named(*names: str) -> set[Callable[..., Any]]:
+def named(*names: str) -> set[Callable[..., Any]]:
+    """Return PyTorch's functions and methods of some names."""
     places = (torch, Tensor)
     return {getattr(place, name) for place in places for name in names if hasattr(place, name)}
 
 
 # Rows are chosen, or put, by the numbers in a tensor.
-BY_NUMBER = _named(
+BY_NUMBER = named(
     *("gather", "index_add", "index_add_", "index_copy", "index_copy_", "index_put"),
     *("index_put_", "index_select", "masked_scatter", "masked_scatter_", "masked_select"),
     *("repeat_interleave", "scatter", "scatter_", "scatter_add", "scatter_add_", "take"),
     *("take_along_dim", "_pack_padded_sequence"),
 )
 # Pieces of any lengths, cut out one by one, become one list.
-JOINS = _named("cat", "concat", "concatenate", "stack", "hstack", "vstack", "row_stack")
+JOINS = named("cat", "concat", "concatenate", "stack", "hstack", "vstack", "row_stack")
 # An index of these takes the same entries of every batch.
 PLAIN = (int, slice, EllipsisType, type(None))
 
