@@ -61,7 +61,7 @@ def _meet_and_call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     # Before torch 2.5 it also runs modules on tensors without values, which is to be left alone.
     if not is_compiling() and torch._guards.TracingContext.try_get() is None:
         for passes in _running.get():
-            passes.include(module, whole=_is_compiled(module))
+            passes.include(module, whole=is_compiled(module))
     return _call(module, *args, **kwargs)
 
 
@@ -70,7 +70,7 @@ _entered = 0
 _lock = Lock()
 
 
-def _is_compiled(module: nn.Module) -> bool:
+def is_compiled(module: nn.Module) -> bool:
     """Tell whether a module runs without calling the modules inside it."""
     return (
         type(module).__name__ == "OptimizedModule"

@@ -14,6 +14,7 @@ from deltasam_fairseq.choices import METHODS
 from deltasam_fairseq.core.checks import one_of, positive
 from deltasam_fairseq.core.instances import ENGINES
 from deltasam_fairseq.core.optimizer import DeltaSAM
+from deltasam_fairseq.core.passes import is_compiled
 
 
 class _Unstepped(Optimizer):
@@ -94,10 +95,6 @@ class SharpnessArguments:
     def refuse(self, trainer: Any, model: nn.Module) -> None:
         """Raise a ``ValueError`` if a Trainer or its model cannot be perturbed as asked for."""
         args, modules = trainer.args, list(model.modules())
-        compiled = any(
-            getattr(m, "_compiled_call_impl", None) or type(m).__name__ == "OptimizedModule"
-            for m in modules
-        )
         alone = self.sam_method == "per_instance" or self.groups > 1
         workers = "start one process per GPU with torchrun, for DistributedDataParallel"
         reasons = {
@@ -111,7 +108,7 @@ class SharpnessArguments:
             "tensor, context and sequence parallelism split weights or sentences; "
             f"{workers}": getattr(trainer.accelerator, "parallelism_config", None) is not None,
             "a compiled model is not supported; leave torch_compile and torch.compile out": (
-                args.torch_compile or compiled
+                args.torch_compile or any(map(is_compiled, modules))
             ),
             "LOMO updates the weights in the backward pass; choose another optim": (
                 "lomo" in str(args.optim).lower()
