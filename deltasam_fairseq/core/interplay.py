@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,8 +21,6 @@ GradScaler: Any = getattr(torch.amp, "GradScaler", None) or torch.cuda.amp.GradS
 def scale_of(scaler: Any, params: list[Tensor]) -> float | None:
     """Return the factor that a GradScaler wants on the losses of a step.
 
-    Gradients that are there already get it, too, for they are unscaled with the others.
-
     Args:
         scaler: The scaler, if there is one.
         params: The parameters that train.
@@ -31,11 +31,30 @@ def scale_of(scaler: Any, params: list[Tensor]) -> float | None:
     if scaler is None or not scaler.is_enabled():
         return None
     scaler.scale(params[0].new_zeros(()))  # it has no scale before it has scaled something
-    scale = float(scaler.get_scale())
-    for param in params:
-        if param.grad is not None:
-            param.grad.mul_(scale)
-    return scale
+    return float(scaler.get_scale())
+
+
+@contextmanager
+def gradients_scaled(params: list[Tensor], scale: float | None) -> Iterator[None]:
+    """Scale the gradients that are there, which are unscaled with those of the passes in a block.
+
+    Args:
+        params: The parameters that train.
+        scale: The factor, if there is one. A block that fails takes it back.
+
+    Yields:
+        Nothing.
+    """
+    factor = 1.0 if scale is None else scale
+    there = [p.grad for p in params if p.grad is not None and factor != 1]
+    for gradient in there:
+        gradient.mul_(factor)
+    try:
+        yield
+    except BaseException:
+        for gradient in there:
+            gradient.div_(factor)
+        raise
 
 
 def unscale(scaler: Any, inner: Optimizer, params: list[Tensor], *, overflow: bool) -> bool:

@@ -19,6 +19,7 @@ from deltasam_fairseq.core.estimators import ESTIMATORS, finite_difference
 from deltasam_fairseq.core.finer_steps import grouped_step, rows_alone
 from deltasam_fairseq.core.instances import ENGINES, Instances
 from deltasam_fairseq.core.interplay import (
+    gradients_scaled,
     refuse_lost_batches,
     refuse_to_be_stepped_by_scalers,
     scale_of,
@@ -227,7 +228,8 @@ class DeltaSAM(Optimizer):
             refuse_lost_batches()
         space = self._space()
         scale = scale_of(self.scaler, self.trainable())
-        self.report = self._passes(space, list(several), scale)
+        with gradients_scaled(self.trainable(), scale):
+            self.report = self._passes(space, list(several), scale)
         if scale is None:
             self._clip()
             self.inner.step()

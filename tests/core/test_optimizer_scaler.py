@@ -128,3 +128,20 @@ def test_a_scaler_that_is_disabled_is_none() -> None:
     optimizer_of(plain, "sam", None).step(plain.losses())
     optimizer_of(scaled, "sam", scaler_of(enabled=False)).step(scaled.losses())
     assert_same_bits(scaled.named, plain.named)
+
+
+@every_method
+def test_a_step_that_fails_leaves_gradients_as_they_were(method: str) -> None:
+    problem = mlp()
+    optimizer = optimizer_of(problem, method, scaler_of())
+    problem.losses()().sum().backward()
+    there = [p.grad for p in problem.params if p.grad is not None]
+    before = copies(there)
+
+    def failing() -> Tensor:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        optimizer.step([problem.losses(), failing])
+    assert_same_bits(there, before)
+    assert all(p.grad is own for p, own in zip(problem.params, there, strict=True))
