@@ -67,7 +67,10 @@ def main(arguments: list[str] | None = None) -> int:
     stamp.unlink(missing_ok=True)
     build(args.folder / "bin" / "python", flavour, pin)
     stamp.write_text(wanted)
-    say(f"{args.folder} is ready after {time.monotonic() - began:.0f} s")
+    say(
+        f"{args.folder} is ready after {time.monotonic() - began:.0f} s; to use it by hand: "
+        f"source {args.folder}/bin/activate"
+    )
     return 0
 
 

@@ -24,6 +24,7 @@ from typing import Any
 
 from deltasam_fairseq.cli.options import whole_number
 from deltasam_fairseq.data.aligned import read_lines
+from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.evaluation.resampling import RESAMPLES, SEED, TRIALS, Resampling
 from deltasam_fairseq.evaluation.rouge import (
     PROGRAMS,
@@ -81,9 +82,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resamples",
         type=whole_number,
-        default=RESAMPLES,
         metavar="N",
-        help="bootstrap resamples behind the intervals (%(default)s)",
+        help=f"bootstrap resamples behind the intervals ({RESAMPLES})",
     )
     parser.add_argument(
         "--against",
@@ -95,26 +95,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trials",
         type=whole_number,
-        default=TRIALS,
         metavar="N",
-        help="random swappings of that test (%(default)s)",
+        help=f"random swappings of that test ({TRIALS})",
     )
-    parser.add_argument(
-        "--seed", type=int, default=SEED, metavar="N", help="of all resampling (%(default)s)"
-    )
+    parser.add_argument("--seed", type=int, metavar="N", help=f"of all resampling ({SEED})")
 
 
 def run(args: argparse.Namespace) -> None:
     """Score, and print."""
+    for flag, wanted, by in (
+        ("--resamples", args.bootstrap, "--bootstrap"),
+        ("--trials", args.against, "--against"),
+        ("--seed", args.bootstrap or args.against, "--bootstrap or --against"),
+    ):
+        if getattr(args, flag.strip("-")) is not None and not wanted:
+            raise UserError(f"{flag} is for {by}, which is not given")
+    seed = SEED if args.seed is None else args.seed
     report = _score(args, args.hypotheses)
     warning = report.warning("--split")
     result = report.as_json()
     if args.bootstrap:
-        resampling = Resampling(args.resamples, args.seed)
+        resampling = Resampling(args.resamples or RESAMPLES, seed)
         result["confidence_intervals_95"] = report.intervals(resampling)
         result["signature"] += f"|bs:{resampling.draws}|seed:{resampling.seed}"
     if args.against:
-        resampling = Resampling(args.trials, args.seed)
+        resampling = Resampling(args.trials or TRIALS, seed)
         other = _score(args, args.against)
         warning = warning or other.warning("--split")
         result["against"] = report.compare(other, resampling)
@@ -152,15 +157,20 @@ def as_text(report: RougeReport, result: dict[str, Any]) -> str:
 
 
 def _score(args: argparse.Namespace, hypotheses: Path) -> RougeReport:
-    return rouge_scores(
-        _read(hypotheses, args.line_break),
-        _read(args.references, args.line_break),
-        stemmer=not args.no_stemmer,
-        split=args.split,
-        tokenization=args.tokenize,
-        like=args.like,
-        exceptions=args.exceptions,
-    )
+    try:
+        return rouge_scores(
+            _read(hypotheses, args.line_break),
+            _read(args.references, args.line_break),
+            stemmer=not args.no_stemmer,
+            split=args.split,
+            tokenization=args.tokenize,
+            like=args.like,
+            exceptions=args.exceptions,
+        )
+    except UserError as error:
+        if hypotheses == args.against:  # two systems: which of them?
+            raise UserError(f"{hypotheses}: {error}") from None
+        raise
 
 
 def _read(path: Path, line_break: str) -> list[str]:

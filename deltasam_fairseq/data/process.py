@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -18,6 +19,8 @@ Say = Callable[[str], None]
 
 # Seconds in which an interrupted program may end by itself.
 _PATIENCE = 10
+# A value or a flag that was refused: what stands before it in a log is a traceback or a usage.
+_VERDICT = re.compile(r"(ValueError|\S+UserError|\S+: error): ")
 
 
 def fairseq_program(name: str) -> list[str]:
@@ -109,7 +112,9 @@ def processor_seconds() -> float:
 
 
 def failure(program: str, status: int, log: Path, *, lines: int = 12) -> str:
-    """Describe how a program failed, with the last lines of its log."""
+    """Describe how a program failed: by its message about a flag, or the last lines of its log."""
     tail = log.read_text(encoding="utf-8").splitlines()[-lines:]
+    verdicts = [number for number, line in enumerate(tail) if _VERDICT.match(line)]
+    tail = tail[verdicts[-1] if verdicts else 0 :]
     quoted = "\n".join(f"  | {line[:300]}" for line in tail)
     return f"{program} ended with status {status}; the end of {log}:\n{quoted}"

@@ -63,12 +63,18 @@ def check_start(
 
 
 def cpu_note(recipe: Recipe, command: Sequence[str]) -> str:
-    """Say what to expect where a recipe for a GPU runs on a CPU; nothing where it does not."""
+    """Say what to expect of a recipe's own sizes, and of half precision, on a CPU, if anything."""
     flags = flag_values(command)
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in {"", "-1"}
     if not recipe.on_cpu or not ("cpu" in flags or hidden or not gpus()):
         return ""
-    half = (
-        "; half precision needs a GPU: --precision fp32" if flags.keys() & {"fp16", "bf16"} else ""
-    )
-    return f"note: {recipe.name} is sized for a GPU, and none is used: {recipe.on_cpu}{half}"
+    arch = recipe.flags.get("arch")
+    own = flags.get("arch", arch) == arch
+    half = flags.keys() & {"fp16", "bf16"}
+    parts = [
+        *([recipe.on_cpu] if own else []),
+        *(["half precision needs a GPU: --precision fp32"] if half else []),
+    ]
+    if not parts:
+        return ""
+    return f"note: {recipe.name} is sized for a GPU, and none is used: {'; '.join(parts)}"

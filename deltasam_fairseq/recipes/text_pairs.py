@@ -37,6 +37,6 @@ TEXT_PAIRS = Recipe(
     },
     generation={"beam": 4, "max-len-b": 200, "max-tokens": 8000},
     on_cpu="on two cores an update of delta_sam takes about half a minute and 50,000 of them two "
-    "weeks; the recipe of examples/docstrings takes the same data and minutes, or give "
-    "--max-update and sizes of a smaller model",
+    "weeks; --recipe-file examples/docstrings/recipe.py has a recipe, docstrings, that takes the "
+    "same data and minutes; or give --arch, sizes of a smaller model, and --max-update",
 )

@@ -80,8 +80,8 @@ def read_curve(path: Path, tag: str = UPDATES) -> list[dict[str, float]]:
             curve.append(meters)
     if not curve and tag == UPDATES:
         raise UserError(
-            f"{path} has no line of numbers about updates; it needs --log-format json and "
-            "a --log-interval below the number of updates"
+            f"{path} has no line of numbers about updates: training ended before the first "
+            "--log-interval of them, or ran without --log-format json"
         )
     return curve
 

@@ -164,7 +164,22 @@ def test_rouge_against_another_system(
     lines = as_text(capsys, "rouge", *pair, "--against", other, "--trials", "100")
     assert any(line.startswith("rouge2") and "p = " in line for line in lines)
     short = write(tmp_path / "short", "a")
-    assert "1 hypotheses but 3 references" in complaint(capsys, "rouge", *pair, "--against", short)
+    said = complaint(capsys, "rouge", *pair, "--against", short)
+    assert f"{short}: 1 hypotheses but 3 references" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--resamples 9", "--resamples is for --bootstrap, which is not given"),
+        ("--trials 9 --bootstrap", "--trials is for --against, which is not given"),
+        ("--seed 0", "--seed is for --bootstrap or --against, which is not given"),
+    ],
+)
+def test_rouge_settings_of_what_is_not_asked_for(
+    words: str, message: str, pair: tuple[str, str], capsys: Capture
+) -> None:
+    assert message in complaint(capsys, "rouge", *pair, *words.split())
 
 
 def test_rouge_of_each_pair(pair: tuple[str, str], capsys: Capture, tmp_path: Path) -> None:

@@ -71,6 +71,21 @@ def test_a_failure_quotes_the_end_of_the_log(tmp_path: Path) -> None:
     assert message.endswith("  | line 49")
 
 
+@pytest.mark.parametrize(
+    "refused",
+    [
+        "ValueError: --sam-rho must be at least 0, got -0.1",
+        "train.py: error: unrecognized arguments: --sam-rh 0.1",
+        "deltasam_fairseq.errors.UserError: no head\n  of that name",
+    ],
+)
+def test_a_refused_flag_is_quoted_without_what_led_to_it(tmp_path: Path, refused: str) -> None:
+    log = tmp_path / "log"
+    log.write_text(f"Traceback\n  raise ValueError: no\nusage: [--lr LR]\n{refused}\n")
+    quoted = failure("fairseq-train", 2, log).partition("\n")[2]
+    assert quoted == "\n".join(f"  | {line}" for line in refused.splitlines())
+
+
 def test_a_missing_fairseq_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(

@@ -4,6 +4,7 @@ import pytest
 import sentencepiece
 
 from deltasam_fairseq.data.sentencepiece_model import decode, encode, train_model
+from deltasam_fairseq.errors import UserError
 
 TEXTS = [
     f"the {a} {b} of number {i}" for i in range(40) for a in ("old", "new") for b in ("ox", "ax")
@@ -32,6 +33,17 @@ def test_training_is_deterministic_and_keeps_to_the_size(tmp_path: Path, model: 
     again = tmp_path / "again.model"
     assert train_model(TEXTS, again, vocab_size=30) == 30
     assert again.read_bytes() == model.read_bytes()
+
+
+def test_a_vocabulary_without_room_for_the_characters_says_how_many_there_are(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(
+        UserError, match="--vocab-size 5 is too small .* alone need (\\d+) pieces"
+    ) as at:
+        train_model(TEXTS, tmp_path / "small.model", vocab_size=5)
+    least = int(str(at.value).split()[-2])
+    assert train_model(TEXTS, tmp_path / "small.model", vocab_size=least) <= least
 
 
 def test_a_small_text_yields_fewer_pieces(tmp_path: Path) -> None:

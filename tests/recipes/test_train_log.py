@@ -58,7 +58,7 @@ def test_a_meter_that_is_missing_or_sparse(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (None, "log: no such file; train first"),
-        ("nothing\n", "no line of numbers about updates; it needs --log-format json"),
+        ("nothing\n", "no line of numbers about updates: training ended before the first"),
     ],
 )
 def test_a_log_without_numbers(tmp_path: Path, content: str | None, message: str) -> None:

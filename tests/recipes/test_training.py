@@ -79,15 +79,17 @@ def test_a_run_leaves_a_record_a_log_and_short_progress(
 @pytest.mark.parametrize(
     ("name", "model", "overrides", "gpus", "said"),
     [
-        ("text", None, [], [], "the recipe of examples/docstrings takes the same data"),
+        ("text", None, [], [], "examples/docstrings/recipe.py has a recipe"),
         (
             "text",
             None,
             ["--cpu"],
             ["H100"],
-            "the recipe of examples/docstrings takes the same data",
+            "examples/docstrings/recipe.py has a recipe",
         ),
         ("text", None, [], ["H100"], None),
+        ("text", None, ["--arch", "transformer"], [], None),
+        ("text", None, ["--arch", "transformer", "--fp16"], [], ": half precision needs a GPU"),
         ("cnndm", None, [], [], "cnndm-small runs the same commands in minutes; half precision"),
         ("cnndm-small", None, [], [], None),
         ("glue/rte", "roberta_large", [], [], "--model minilm_l6 is small enough"),
@@ -120,7 +122,7 @@ def test_a_recipe_for_a_gpu_says_so_on_a_cpu(
     )
     assert "half precision" not in checks_before_training.cpu_note(recipe, full)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert bool(checks_before_training.cpu_note(recipe, command)) == bool(recipe.on_cpu)
+    assert bool(checks_before_training.cpu_note(recipe, full)) == bool(recipe.on_cpu)
 
 
 def test_a_run_without_a_gpu_begins_with_the_note(
