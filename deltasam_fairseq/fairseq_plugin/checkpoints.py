@@ -18,6 +18,7 @@ import sys
 import time
 import weakref
 import zipfile
+import zlib
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -285,7 +286,9 @@ def damage(path: str) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             wrong = archive.testzip() if options is None or options() else None
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError):
+    except (RuntimeError, zlib.error) as error:  # flipped bits in what describes its entries
+        return f"is damaged: its archive does not read ({error})"
+    except (zipfile.BadZipFile, EOFError, ValueError):
         return f"is cut off or overwritten: after {size:,} bytes the end of its archive is missing"
     return None if wrong is None else f"is damaged: {wrong} in it does not match its checksum"
 

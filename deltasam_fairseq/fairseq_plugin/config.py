@@ -12,7 +12,7 @@ from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from omegaconf import II
 
 from deltasam_fairseq.choices import METHODS
-from deltasam_fairseq.core.checks import not_negative, positive
+from deltasam_fairseq.core.checks import not_negative, one_of, positive
 from deltasam_fairseq.core.estimators import ESTIMATORS
 from deltasam_fairseq.fairseq_plugin.inner_optimizer import inner_flags
 from deltasam_fairseq.fairseq_plugin.sharpness.radius_rules import RADIUS_RULES
@@ -381,7 +381,4 @@ def _share(value: float, flag: str) -> float:
 
 
 def _choice(value: Any, flag: str, allowed: tuple[str, ...]) -> str:
-    text = str(getattr(value, "value", value))
-    if text not in allowed:
-        raise ValueError(f"{flag} must be one of {', '.join(allowed)}; got {text!r}")
-    return text
+    return one_of(str(getattr(value, "value", value)), flag, allowed)

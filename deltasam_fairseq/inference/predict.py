@@ -16,8 +16,6 @@ from deltasam_fairseq.inference.checkpoint import (
     write_json,
 )
 
-_HEAD = "sentence_classification_head"
-
 
 def main(argv: list[str] | None = None) -> None:
     """Classify, and write the logits.
@@ -40,11 +38,12 @@ def predict(
         Numbers of the sentences, and their logits in float32.
     """
     model, dataset = checkpoint.model, checkpoint.load_split(split)
+    head = checkpoint.config.criterion.classification_head_name
     ids: list[int] = []
     logits: list[list[float]] = []
     for batch in batches(checkpoint.task, dataset, model.max_positions(), batch_size):
         sample = checkpoint.collate(dataset, batch)
-        output, _ = model(**sample["net_input"], classification_head_name=_HEAD)
+        output, _ = model(**sample["net_input"], classification_head_name=head)
         ids += sample["id"].tolist()
         logits += output.float().tolist()
     return ids, logits

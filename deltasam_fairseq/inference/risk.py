@@ -90,7 +90,7 @@ def measure(
         their gradients, in the order of the data.
     """
     model, task = checkpoint.model, checkpoint.task
-    criterion = task.build_criterion(checkpoint.config.criterion).train()
+    criterion = task.build_criterion(checkpoint.config.criterion).eval()  # no regularizer
     read = reader_for(criterion)
     dataset = checkpoint.load_split(split)
 

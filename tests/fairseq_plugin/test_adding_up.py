@@ -29,6 +29,7 @@ from tests.support.compare import assert_same_bits
 LOOP = ("--sam-method", "per_instance", "--sam-per-instance-engine", "loop")
 METHODS = {
     "delta_sam": ("--sam-method", "delta_sam"),
+    "norms": ("--sam-method", "delta_sam", "--sam-estimator", "gibbs"),
     "per_instance": ("--sam-method", "per_instance"),
     "the loop": LOOP,
 }
@@ -112,7 +113,7 @@ def wrong() -> Iterator[type]:
     del SENTENCE_LOSSES._entries[name]
 
 
-@pytest.mark.parametrize("method", ["delta_sam", "per_instance"])
+@pytest.mark.parametrize("method", ["delta_sam", "norms", "per_instance"])
 def test_a_reader_of_another_loss_is_refused(translation: Path, wrong: type, method: str) -> None:
     trainer = trainer_of(translation, *METHODS[method], criterion=wrong)
     refused(trainer, "sentence losses that halves reads have .*Correct halves, or use")

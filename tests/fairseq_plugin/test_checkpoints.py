@@ -232,11 +232,20 @@ def flipped(raw: bytes) -> bytes:
     return raw[:where] + bytes([raw[where] ^ 1]) + raw[where + 1 :]
 
 
+def entry(raw: bytes, place: int, bit: int) -> bytes:
+    """Flip a bit of what the archive's directory says of its first entry."""
+    broken = bytearray(raw)
+    broken[raw.index(b"PK\x01\x02") + place] ^= bit
+    return bytes(broken)
+
+
 DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "empty": (lambda raw: b"", "is empty"),
     "cut off": (cut, r"is cut off or overwritten: after [\d,]+ bytes"),
     "one byte short": (lambda raw: raw[:-1], "is cut off or overwritten"),
     "a flipped bit": (flipped, "is damaged: .* does not match its checksum"),
+    "a flag of an entry": (lambda raw: entry(raw, 8, 1), "is damaged: its archive does not read"),
+    "a compression": (lambda raw: entry(raw, 10, 8), "is damaged: its archive does not read"),
     "zeros": (lambda raw: bytes(len(raw)), "is no checkpoint, or one that was overwritten"),
     "text": (lambda raw: b"<html>404 Not Found</html>", "is no checkpoint, or one that was"),
     "an old pickle": (lambda raw: b"\x80\x02\x8a\nl\xfc\x9cF\xf9", "is damaged|cannot be loaded"),

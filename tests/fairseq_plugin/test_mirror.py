@@ -123,6 +123,12 @@ def test_the_last_batch_of_an_epoch_is_dropped(mirror: Path) -> None:
     assert [batch["nsentences"] for batch in toys.batches(trainer)] == [8, 8, 8]
 
 
+def test_every_worker_has_a_batch(mirror: Path) -> None:
+    task = toys.make_trainer(mirror, *MIRROR).task
+    with pytest.raises(ValueError, match="3 batches for 4 workers: .* smaller --batch-size"):
+        task.get_batch_iterator(task.dataset("train"), max_sentences=8, num_shards=4)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

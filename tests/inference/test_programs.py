@@ -26,11 +26,12 @@ def test_a_program_that_is_not_there(typed: list[str], monkeypatch: pytest.Monke
         main()
 
 
+@pytest.mark.parametrize("head", ["sentence_classification_head", "mine"])
 def test_predictions_are_those_of_the_model_without_dropout(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    head: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = fairseq_data.write_prediction_data(tmp_path / "data")
-    trainer = toys.make_trainer(data, *toys.BERT)
+    trainer = toys.make_trainer(data, *toys.BERT, "--classification-head-name", head)
     trainer.consolidate_optimizer()
     trainer.save_checkpoint(str(tmp_path / "model.pt"), {"train_iterator": {"epoch": 1}})
     out = tmp_path / "logits.json"
@@ -44,9 +45,7 @@ def test_predictions_are_those_of_the_model_without_dropout(
     batch = dataset.collater([dataset[number] for number in range(48)])
     order = batch["id"].argsort()
     with torch.no_grad():
-        expected, _ = trainer.model.eval()(
-            **batch["net_input"], classification_head_name="sentence_classification_head"
-        )
+        expected, _ = trainer.model.eval()(**batch["net_input"], classification_head_name=head)
     torch.testing.assert_close(
         torch.tensor(written["logits"]), expected[order], atol=1e-5, rtol=1e-5
     )

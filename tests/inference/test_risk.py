@@ -180,6 +180,31 @@ def test_a_checkpoint_by_both_engines(checkpoints: dict[str, tuple[Path, Path]],
         assert by["batched", size]["losses"] == pytest.approx(by["loop", 7]["losses"], rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--regularizer", "smart", "--smart-bregman", "1", "--store-ema"),
+        ("--regularizer", "r3f", "--r3f-eps", "0.1"),
+    ],
+)
+def test_the_risk_is_of_the_plain_loss_whatever_was_added_in_training(
+    checkpoints: dict[str, tuple[Path, Path]], flags: tuple[str, ...]
+) -> None:
+    data, plain = checkpoints["prediction"]
+    own = ("--criterion", "deltasam_sentence_prediction")
+    trainer = toys.make_trainer(data, *toys.BERT, *own, *flags)
+    trainer.consolidate_optimizer()
+    place = data / "regularized.pt"
+    trainer.save_checkpoint(str(place), {"train_iterator": {"epoch": 1}})
+    found, expected = (
+        measure(load_checkpoint(data, path, torch.device("cpu")), "train", rho=0.05)[0]
+        for path in (place, plain)
+    )
+    assert found["engine"] == "batched"
+    for key in ("loss", "risk"):
+        assert found[key] == pytest.approx(expected[key], rel=1e-5)
+
+
 def test_the_command_writes_the_record_and_the_sentences(
     checkpoints: dict[str, tuple[Path, Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

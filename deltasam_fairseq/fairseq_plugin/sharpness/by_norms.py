@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from deltasam_fairseq.core.estimators import from_norms
+from deltasam_fairseq.fairseq_plugin.criterions.readers import reader_for
 from deltasam_fairseq.fairseq_plugin.passes import Result, Step
-from deltasam_fairseq.fairseq_plugin.sharpness.engine_passes import first_pass
+from deltasam_fairseq.fairseq_plugin.sharpness.engine_passes import first_pass, within_of
 from deltasam_fairseq.fairseq_plugin.sharpness.run import Run
 from deltasam_fairseq.fairseq_plugin.sharpness.samples import Sample
 from deltasam_fairseq.fairseq_plugin.sharpness.weighing import Seen, Tally
@@ -109,6 +110,8 @@ class WeighedByNorms:
         self._tally.raise_to(counted.mean, weights.space)
         shares = values / self._tally.scale
         self._add(ascent, shares)
+        with within_of(optimizer, cuda=self._trainer.cuda)():
+            self._run.adding_up.check_reader(reader_for(criterion), criterion, model, sample)
         loss = (shares.to(ascent.losses) * ascent.losses).sum()
         return loss, read.sample_size, read.logging_output
 

@@ -154,11 +154,6 @@ class GroupedUpdate(SharpStep):
             self._borrowed = None
         super().restore()
 
-    @property
-    def seed(self) -> int:
-        """Seed of this update's groups and random directions."""
-        return seed_for(self.trainer.cfg.common.seed, self.update)
-
     def _run(
         self, samples: Sequence[Sample], criterion: Any, given: Mapping[str, Any]
     ) -> Generator[None, None, None]:

@@ -26,8 +26,6 @@ from deltasam_fairseq.core.weight_space import WeightSpace
 from deltasam_fairseq.fairseq_plugin.config import Sharpness
 from deltasam_fairseq.fairseq_plugin.sharpness.radius_rules import RADIUS_RULES, factors_of
 
-Sample = dict[str, Any]
-
 
 class ModelWeights:
     """The weights of a run, and the precision that passes can have.

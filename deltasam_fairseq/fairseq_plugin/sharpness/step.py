@@ -131,6 +131,11 @@ class SharpStep(ABC):
         """Whether every micro-batch had its turn: the trainer looks for what made a NaN."""
         return self.position >= len(self.samples)
 
+    @property
+    def seed(self) -> int:
+        """Seed of this update's groups and random directions, the same on every worker."""
+        return seed_for(self.trainer.cfg.common.seed, self.update)
+
     def with_norms(self, sums: AscentSums) -> AscentSums:
         """Add the norms of the update's sentences to the sums of its last micro-batch."""
         last = self.position == len(self.samples) - 1
@@ -373,11 +378,6 @@ class UpdateScope(SharpStep):
         count = self.trainer.data_parallel_world_size
         return Workers(self.trainer.data_parallel_process_group, count) if count > 1 else None
 
-    @property
-    def seed(self) -> int:
-        """Seed of this update's random direction, the same on every worker."""
-        return seed_for(self.trainer.cfg.common.seed, self.update)
-
 
 class MicroScope(SharpStep):
     """One perturbation for each micro-batch of each worker, or for each piece of it."""
@@ -474,5 +474,4 @@ class MicroScope(SharpStep):
     @property
     def seed(self) -> int:
         """Seed of this micro-batch's random direction."""
-        update = seed_for(self.trainer.cfg.common.seed, self.update)
-        return seed_for(update, self.position)
+        return seed_for(super().seed, self.position)

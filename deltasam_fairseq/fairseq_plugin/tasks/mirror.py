@@ -262,10 +262,18 @@ class MirrorTask(LegacyFairseqTask):
 
         Returns:
             The iterator over epochs.
+
+        Raises:
+            ValueError: If there are fewer batches than workers.
         """
         made = super().get_batch_iterator(*args, **kwargs)
         if isinstance(made, iterators.EpochBatchIterator) and made.num_shards > 1:
             batches = list(made.frozen_batches)
+            if len(batches) < made.num_shards:
+                raise ValueError(
+                    f"{len(batches)} batches for {made.num_shards} workers: not one for each; take "
+                    "a smaller --batch-size, or fewer workers"
+                )
             made._frozen_batches = tuple(
                 batches[: len(batches) // made.num_shards * made.num_shards]
             )
