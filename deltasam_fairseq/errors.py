@@ -11,6 +11,14 @@ class UserError(ValueError):
     """
 
 
+def read_whole(flag: str, value: str) -> int:
+    """Read the value of a flag that is a whole number, as fairseq does; else name both."""
+    try:
+        return int(value)
+    except ValueError:
+        raise UserError(f"{flag} {value}: not a whole number") from None
+
+
 def at_least(flag: str, value: float, least: float) -> None:
     """Refuse a number of the command line that is too small, or not a number.
 

@@ -173,10 +173,15 @@ def test_a_run_starts_only_from_what_fits(tmp_path: Path) -> None:
     check_start([*start, "deltasam_bert_base", *sizes], encoder, data_for(encoder))
     for arch, data, message in (
         ("deltasam_bert_base", data_for(encoder), "encoder-layers is 2, the model's is 12"),
+        (
+            "deltasam_bert_base --encoder-layers two",
+            data_for(encoder),
+            "encoder-layers is 2, the model's is two",
+        ),
         ("roberta_base", data_for(encoder), "holds a bert, but --arch roberta_base is a roberta"),
     ):
         with pytest.raises(UserError, match=message):
-            check_start([*start, arch], encoder, data)
+            check_start([*start, *arch.split()], encoder, data)
     with pytest.raises(UserError, match="was prepared with another vocabulary"):
         check_start([*start, "deltasam_bert_base", *sizes], encoder, data_for(encoder, "x"))
     otherwise = replace(encoder, facts={**encoder.facts, "lowercase": False})
