@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from deltasam_fairseq.data.mirror import read_sentences
-from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.errors import UserError, check_place
 from deltasam_fairseq.recipes.catalogue import recipe_of
 from deltasam_fairseq.recipes.embedding import embed_file
 from deltasam_fairseq.recipes.kinds.sentences_to_embed import SentencesToEmbed
@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Embed them."""
+    check_place(args.out, "vectors.npy")
     folder = RunFolder(args.run_dir)
     recipe = recipe_of(folder.record(), args.recipe_file)
     if not isinstance(recipe.kind, SentencesToEmbed):

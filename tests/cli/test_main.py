@@ -254,3 +254,19 @@ def test_a_programming_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(module._module("table"), "run", fail)
     with pytest.raises(ValueError, match="a bug"):
         main(["table", "r"])
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ["embed", "run", "sentences.txt", "--out"],
+        ["analyse", "hard-sentences", "run", "--json"],
+    ],
+)
+def test_files_that_cannot_be_written_are_refused_before_anything_is_read(
+    verb: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*verb, str(tmp_path)]) == 2
+    assert f"{tmp_path} is a folder; name a file in it" in capsys.readouterr().err
+    assert main([*verb, str(tmp_path / "missing" / "file")]) == 2
+    assert f"there is no folder {tmp_path / 'missing'}; make it" in capsys.readouterr().err
