@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import logging
 import os
@@ -39,6 +40,8 @@ RECIPE_FILE = "--recipe-file"
 _USAGE_ERROR = 2
 _INTERRUPTED = 130
 _NOBODY_READS = 141
+#: What a write fails with; which file it was is not said.
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,9 +85,10 @@ def _run(argv: Sequence[str] | None) -> int:
     except (UserError, UnknownName) as error:
         return _complain(str(error))
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno not in _DISK_FULL:
             raise
-        return _complain(f"{error.filename}: {error.strerror}")
+        place = "" if error.filename is None else f"{error.filename}: "
+        return _complain(f"{place}{error.strerror}")
     except KeyboardInterrupt as stop:
         print("\ndeltasam: stopped" + "".join(f"; {part}" for part in stop.args), file=sys.stderr)
         return _INTERRUPTED

@@ -270,3 +270,10 @@ def test_files_that_cannot_be_written_are_refused_before_anything_is_read(
     assert f"{tmp_path} is a folder; name a file in it" in capsys.readouterr().err
     assert main([*verb, str(tmp_path / "missing" / "file")]) == 2
     assert f"there is no folder {tmp_path / 'missing'}; make it" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "h").write_text("a b\n")
+    pair = [str(tmp_path / "h")] * 2
+    assert main(["score", "rouge", *pair, "--per-example", "/dev/full"]) == 2
+    assert capsys.readouterr().err == "deltasam: No space left on device\n"
