@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
+import io
 import logging
 import os
 import sys
@@ -67,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     _hush_imports()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # of a locale that lacks δ or …, say
+        sys.stdout.reconfigure(errors="backslashreplace")
     typed = list(sys.argv[1:] if argv is None else argv)
     arguments = list(typed)
     try:

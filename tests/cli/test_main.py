@@ -277,3 +277,11 @@ def test_a_full_disk_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     pair = [str(tmp_path / "h")] * 2
     assert main(["score", "rouge", *pair, "--per-example", "/dev/full"]) == 2
     assert capsys.readouterr().err == "deltasam: No space left on device\n"
+
+
+def test_a_terminal_that_lacks_letters_gets_their_codes() -> None:
+    command = [sys.executable, "-m", "deltasam_fairseq.cli", "recipes", "glue/rte"]
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run(command, capture_output=True, env=environment, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"\\u03b4-SAM" in done.stdout
