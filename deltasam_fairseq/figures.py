@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.errors import UserError, check_place
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,12 +24,9 @@ def check_figure(out: Path) -> None:
         UserError: If it is a folder or below none, if its name ends in none of .png, .pdf and
             .svg, or if matplotlib is not installed.
     """
-    if out.is_dir():
-        raise UserError(f"{out} is a folder; name a file in it, like {out / 'figure.png'}")
+    check_place(out, "figure.png")
     if out.suffix.lower() not in _SUFFIXES:
         raise UserError(f"{out}: a figure ends in {', '.join(_SUFFIXES[:-1])} or {_SUFFIXES[-1]}")
-    if not out.parent.is_dir():
-        raise UserError(f"{out}: there is no folder {out.parent}; make it first")
     if find_spec("matplotlib") is None:
         raise UserError(
             "drawing needs matplotlib, which is not installed: pip install "

@@ -1,7 +1,7 @@
 """One registry from names to objects, with errors that help.
 
-The project keeps four of them, all open to other people's code: readers of
-per-sentence losses, weight estimators, layer rules and recipes.
+All of the project's are open to other people's code: readers of per-sentence losses,
+regularizers, weight estimators, radius rules, layer rules and recipes.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from deltasam_fairseq.analysis.table import NONE, Table
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.evaluation.resampling import least_p, sign_flip_test
 from deltasam_fairseq.evaluation.summed_metrics import SUMMED, Array, summed_score
+from deltasam_fairseq.recipes.sweep_plan import as_number
 from deltasam_fairseq.registry import nearest
 
 _HEADER = (
@@ -161,7 +162,8 @@ def _unequal_settings(group: Group, other: Group) -> Iterator[str]:
             values = first.get(name, NONE), second.get(name, NONE)
             # A method has flags of its own; those that both have, rho above all, should agree.
             own = name.startswith(_OF_METHODS) and NONE in values
-            if values[0] != values[1] and not own:
+            written = values if name in _FACTS else map(as_number, values)
+            if len({*written}) > 1 and not own:
                 unequal[name] = " and ".join(values)
     if unequal:
         listing = (f"{name} ({values})" for name, values in sorted(unequal.items()))

@@ -12,8 +12,9 @@ import sys
 from pathlib import Path
 
 from deltasam_fairseq.cli.options import add_scoring_options, positive_number, whole_number
+from deltasam_fairseq.errors import check_place
 from deltasam_fairseq.files import write_json
-from deltasam_fairseq.recipes.catalogue import find_recipe
+from deltasam_fairseq.recipes.catalogue import recipe_of
 from deltasam_fairseq.recipes.hard_sentences import ORDERS, HardSentence, hard_sentences
 from deltasam_fairseq.recipes.run_folder import RunFolder
 
@@ -44,10 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Score the sentences, and print the hardest."""
+    if args.json:
+        check_place(args.json, "hard.json")
     folder = RunFolder(args.run_dir)
-    record = folder.record()
-    file = record.get("recipe_file")
-    recipe = find_recipe(record["recipe"], Path(file) if file else None)
+    recipe = recipe_of(folder.record(), args.recipe_file)
     found = hard_sentences(
         recipe,
         recipe.kind.load_trained(folder, args.data),

@@ -12,8 +12,8 @@ import argparse
 from pathlib import Path
 
 from deltasam_fairseq.data.mirror import read_sentences
-from deltasam_fairseq.errors import UserError
-from deltasam_fairseq.recipes.catalogue import find_recipe
+from deltasam_fairseq.errors import UserError, check_place
+from deltasam_fairseq.recipes.catalogue import recipe_of
 from deltasam_fairseq.recipes.embedding import embed_file
 from deltasam_fairseq.recipes.kinds.sentences_to_embed import SentencesToEmbed
 from deltasam_fairseq.recipes.run_folder import RunFolder
@@ -32,10 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Embed them."""
+    check_place(args.out, "vectors.npy")
     folder = RunFolder(args.run_dir)
-    record = folder.record()
-    file = args.recipe_file or record.get("recipe_file")
-    recipe = find_recipe(record["recipe"], Path(file) if file else None)
+    recipe = recipe_of(folder.record(), args.recipe_file)
     if not isinstance(recipe.kind, SentencesToEmbed):
         raise UserError(f"{folder.path} is of the recipe {recipe.name}, which embeds no sentences")
     lines = read_sentences(args.file)

@@ -19,7 +19,7 @@ from deltasam_fairseq.analysis.table import as_text
 from deltasam_fairseq.cli.options import add_settings, values_of
 from deltasam_fairseq.cli.parser import unrecognized
 from deltasam_fairseq.errors import UserError
-from deltasam_fairseq.recipes.catalogue import find_recipe
+from deltasam_fairseq.recipes.catalogue import recipe_of
 from deltasam_fairseq.recipes.evaluation import EvaluationOptions
 from deltasam_fairseq.recipes.run_folder import RunFolder
 
@@ -37,9 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate a run by the kind of its data, and print its scores."""
     folder = RunFolder(args.run_dir)
-    record = folder.record()
-    file = args.recipe_file or record.get("recipe_file")
-    recipe = find_recipe(record["recipe"], Path(file) if file else None)
+    recipe = recipe_of(folder.record(), args.recipe_file)
     if args.extra and not recipe.kind.passes_on:
         raise UserError(unrecognized(args.extra, args.known_flags))
     options = EvaluationOptions(**values_of(EvaluationOptions, args), extra=args.extra)

@@ -16,7 +16,7 @@ from typing import Any
 
 from deltasam_fairseq.cli.options import add_out
 from deltasam_fairseq.errors import UserError
-from deltasam_fairseq.recipes.catalogue import find_recipe
+from deltasam_fairseq.recipes.catalogue import recipe_of
 from deltasam_fairseq.recipes.evaluation import DECODE_BOS
 from deltasam_fairseq.recipes.run_folder import RunFolder
 
@@ -89,8 +89,7 @@ def _of_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
 def _of_run(args: argparse.Namespace) -> dict[str, Any]:
     folder = RunFolder(args.run_dir)
     record = folder.record()
-    file = args.recipe_file or record.get("recipe_file")
-    recipe = find_recipe(record["recipe"], Path(file) if file else None)
+    recipe = recipe_of(record, args.recipe_file)
     if args.checkpoint is None and not record.get("finished"):
         raise UserError(
             f"{folder.path} has not finished its training; go on with it (deltasam train … "

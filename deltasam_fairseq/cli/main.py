@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
+import io
 import logging
 import os
 import sys
@@ -39,6 +41,8 @@ RECIPE_FILE = "--recipe-file"
 _USAGE_ERROR = 2
 _INTERRUPTED = 130
 _NOBODY_READS = 141
+#: What a write fails with; which file it was is not said.
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     _hush_imports()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # of a locale that lacks δ or …, say
+        sys.stdout.reconfigure(errors="backslashreplace")
     typed = list(sys.argv[1:] if argv is None else argv)
     arguments = list(typed)
     try:
@@ -82,9 +88,10 @@ def _run(argv: Sequence[str] | None) -> int:
     except (UserError, UnknownName) as error:
         return _complain(str(error))
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno not in _DISK_FULL:
             raise
-        return _complain(f"{error.filename}: {error.strerror}")
+        place = "" if error.filename is None else f"{error.filename}: "
+        return _complain(f"{place}{error.strerror}")
     except KeyboardInterrupt as stop:
         print("\ndeltasam: stopped" + "".join(f"; {part}" for part in stop.args), file=sys.stderr)
         return _INTERRUPTED

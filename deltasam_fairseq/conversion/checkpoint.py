@@ -126,14 +126,15 @@ def load(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as error:
+    except Exception as error:  # any: what is no pickle is read as orders of one
         if found := _FOREIGN.search(str(error)):
             raise UserError(
                 f"{path} holds an object of the class {found.group(1)}, which no "
                 "model's weights need; it is not loaded, as it could run code"
             ) from None
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if "weights_only" in reason:  # torch's advice, whatever is the matter
+        known = isinstance(error, RuntimeError | pickle.UnpicklingError | EOFError | OSError)
+        if "weights_only" in reason or not known:  # torch's advice, whatever is the matter
             reason = "torch.save does not write such a file"
         raise UserError(
             f"{path} cannot be read as a checkpoint ({reason}); it may be a part of a file: "

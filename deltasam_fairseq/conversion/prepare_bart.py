@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from deltasam_fairseq.data.bart import (
     PreparedBart,
     require_rows,
 )
+from deltasam_fairseq.data.pipeline import finished_folder
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.files import count_lines, file_sha256, write_json
 
@@ -66,21 +66,20 @@ def prepare_bart(
     words = count_lines(request.dictionary)
     weights = _read(request, words, say)
     require_rows(weights.rows, words, wanted["source"])
-    if out.exists():
-        shutil.rmtree(out)
-    out.mkdir(parents=True)
-    checkpoint = PreparedBart(out, {}).checkpoint
-    write_checkpoint(weights, checkpoint)
-    facts = wanted | {
-        "sizes": dict(weights.sizes),
-        "rows": weights.rows,
-        "parameters": sum({id(v): v.numel() for v in weights.state.values()}.values()),
-        "bytes": checkpoint.stat().st_size,
-        "sha256": file_sha256(checkpoint),
-    }
-    write_json(out / PreparedBart.MARKER, facts)
-    say(f"{checkpoint}: {facts['parameters']:,} parameters, {weights.rows:,} symbols")
-    return PreparedBart.load(out)
+    with finished_folder(out) as work:
+        checkpoint = PreparedBart(work, {}).checkpoint
+        write_checkpoint(weights, checkpoint)
+        facts = wanted | {
+            "sizes": dict(weights.sizes),
+            "rows": weights.rows,
+            "parameters": sum({id(v): v.numel() for v in weights.state.values()}.values()),
+            "bytes": checkpoint.stat().st_size,
+            "sha256": file_sha256(checkpoint),
+        }
+        write_json(work / PreparedBart.MARKER, facts)
+    found = PreparedBart.load(out)
+    say(f"{found.checkpoint}: {facts['parameters']:,} parameters, {weights.rows:,} symbols")
+    return found
 
 
 def _origin(request: BartRequest) -> dict[str, Any]:
@@ -101,7 +100,7 @@ def _origin(request: BartRequest) -> dict[str, Any]:
     return {"kind": kind, "source": str(source.resolve()), "source_bytes": size}
 
 
-#: What a call that was killed can leave.
+#: What a call of an earlier version that was killed can have left.
 _UNFINISHED = {"model.pt", "model.pt.new", f"{PreparedBart.MARKER}.new"}
 
 

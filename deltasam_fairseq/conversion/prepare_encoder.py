@@ -34,6 +34,7 @@ from deltasam_fairseq.data.encoder import (
     SIZES,
     PreparedEncoder,
 )
+from deltasam_fairseq.data.pipeline import finished_folder
 from deltasam_fairseq.data.vocabulary import GPT2_FILES, write_bert_dictionary
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.files import count_lines, file_sha256, write_json, write_lines
@@ -82,29 +83,23 @@ def prepare_encoder(
             say(f"{out}: finished before from the same checkpoint; nothing to do")
             return found
         raise UserError(f"{out} was made {different}; pass --force to replace it, or another --out")
-    if (
-        out.exists()
-        and any(out.iterdir())
-        and not (out / PreparedEncoder.MARKER).is_file()
-        and not force
-    ):
+    if out.exists() and any(out.iterdir()) and not (out / PreparedEncoder.MARKER).is_file():
         raise UserError(f"{out} exists and was not made by deltasam prepare encoder; give another")
-    out.mkdir(parents=True, exist_ok=True)
-    (out / PreparedEncoder.MARKER).unlink(missing_ok=True)
     say(f"reading {request.source} …")
     make = _from_huggingface if request.source.is_dir() else _from_fairseq
-    facts = make(out, request, say)
-    found = PreparedEncoder(out, {})
-    facts |= {
-        "source": str(request.source.resolve()),
-        "dict_sha256": file_sha256(found.dictionary),
-        "bytes": found.checkpoint.stat().st_size,
-        "sha256": file_sha256(found.checkpoint),
-    }
-    write_json(out / PreparedEncoder.MARKER, facts)
+    with finished_folder(out) as work:
+        facts, made = make(work, request, say), PreparedEncoder(work, {})
+        facts |= {
+            "source": str(request.source.resolve()),
+            "dict_sha256": file_sha256(made.dictionary),
+            "bytes": made.checkpoint.stat().st_size,
+            "sha256": file_sha256(made.checkpoint),
+        }
+        write_json(work / PreparedEncoder.MARKER, facts)
+    found = PreparedEncoder.load(out)
     say(f"head: {facts['head']['note']}")
     say(f"{found.checkpoint}: {facts['family']}, {facts['rows']:,} symbols")
-    return PreparedEncoder.load(out)
+    return found
 
 
 def _difference(facts: Mapping[str, Any], request: EncoderRequest) -> str:
@@ -139,9 +134,10 @@ def _from_huggingface(out: Path, request: EncoderRequest, say: Say) -> dict[str,
             say("the checkpoint has no pooler; every run draws a new one, as it does its head")
     else:
         sizes["max-positions"] -= POSITION_OFFSET
-        words = _gpt2_vocabulary(request, out)
-        if not require_same_order(path, out / "dict.txt", out / "gpt2" / "encoder.json"):
+        gpt2 = _gpt2_vocabulary(request, out)
+        if not require_same_order(path, gpt2 / "dict.txt", gpt2 / "encoder.json"):
             say("the order of the vocabulary was not compared: there is no vocab.json")
+        words = count_lines(gpt2 / "dict.txt")
         _require_rows(found, words + SPECIAL_SYMBOLS + 1, path)
     state = complete(found, sizes, family, str(path))
     _write(out, state, family, sizes)
@@ -159,10 +155,11 @@ def _from_fairseq(out: Path, request: EncoderRequest, say: Say) -> dict[str, Any
         v for n, v in content["model"].items() if n.endswith("sentence_encoder.embed_tokens.weight")
     )
     rows = len(next(tables, ()))
-    words = _gpt2_vocabulary(request, out)
+    dictionary = _gpt2_vocabulary(request, out) / "dict.txt"
+    words = count_lines(dictionary)
     if rows not in (words + SPECIAL_SYMBOLS, words + SPECIAL_SYMBOLS + 1):
         raise UserError(
-            f"{request.source} embeds {rows} symbols, but {out / 'dict.txt'} has {words} words"
+            f"{request.source} embeds {rows} symbols, but {dictionary} has {words} words"
         )
     heads = [name for name in content["model"] if name.startswith(f"{HEAD}.")]
     head = PlacedHead()
@@ -176,7 +173,8 @@ def _from_fairseq(out: Path, request: EncoderRequest, say: Say) -> dict[str, Any
     return {"family": ROBERTA, "sizes": sizes, "rows": int(rows), "head": head._asdict()}
 
 
-def _gpt2_vocabulary(request: EncoderRequest, out: Path) -> int:
+def _gpt2_vocabulary(request: EncoderRequest, out: Path) -> Path:
+    """Copy the files of a RoBERTa's vocabulary, and return the folder that they are from."""
     if request.lowercase is not None:
         raise UserError("--lower-case and --cased are for a BERT; GPT-2's BPE keeps capitals")
     if request.gpt2 is None:
@@ -188,7 +186,7 @@ def _gpt2_vocabulary(request: EncoderRequest, out: Path) -> int:
         if not (request.gpt2 / name).is_file():
             raise UserError(f"{request.gpt2 / name}: no such file")
         shutil.copyfile(request.gpt2 / name, out / ("" if name == "dict.txt" else "gpt2") / name)
-    return count_lines(out / "dict.txt")
+    return request.gpt2
 
 
 def _require_rows(found: Mapping[str, Tensor], rows: int, folder: Path) -> None:

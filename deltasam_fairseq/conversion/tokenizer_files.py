@@ -81,7 +81,8 @@ def gpt2_files(folder: Path, dictionary: Path, rows: int, longest: int, *, bos: 
             "the vocabulary that the model was trained with"
         )
     vocabulary = {token: row for row, token in enumerate(tokens)}
-    merges = read_utf8(folder / "vocab.bpe").split("\n")[1:-1]  # as fairseq reads it
+    lines = read_utf8(folder / "vocab.bpe").split("\n")[1:-1]  # as fairseq reads it
+    merges = [" ".join(line.split()) for line in lines]  # the ends of lines may be of Windows
     # Hugging Face's classes for RoBERTa and BART would put <s> before every text.
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",

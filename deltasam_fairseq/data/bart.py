@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from deltasam_fairseq.data.prepared import PreparedCheckpoint, PreparedCorpus
-from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.errors import UserError, read_whole
 
 #: ``<s>``, ``<pad>``, ``</s>`` and ``<unk>`` stand before the words of every dictionary.
 SPECIAL_SYMBOLS = 4
@@ -72,7 +72,7 @@ class PreparedBart(PreparedCheckpoint):
         advice = "Give the recipe's own size of BART, or the sizes of yours as flags"
         self._require_sizes(wanted, model="this recipe", advice=advice)
         positions = int(wanted["max-source-positions"])
-        if int(flags.get("max-tokens", positions)) < positions:
+        if read_whole("--max-tokens", flags.get("max-tokens", str(positions))) < positions:
             raise UserError(
                 f"--max-tokens {flags['max-tokens']} is less than the {positions} tokens of the "
                 "longest articles; fairseq would leave those out of the training. Use "

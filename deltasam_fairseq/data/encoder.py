@@ -84,7 +84,7 @@ class PreparedEncoder(PreparedCheckpoint):
                     f"prepare it with: deltasam prepare RECIPE --encoder {self.path} … --force"
                 )
         tasks, classes = self.facts["head"]["tasks"], self.facts["head"]["classes"]
-        as_many = int(flags.get("num-classes", 2)) == len(classes)
+        as_many = flags.get("num-classes", "2") == str(len(classes))
         if tasks and as_many and data.holds not in tasks:
             raise UserError(
                 f"{self.path} has a head for {' and '.join(tasks)}, with as many classes as "
@@ -99,8 +99,8 @@ class PreparedEncoder(PreparedCheckpoint):
                 f"{self.path} holds a {self.facts['family']}, but --arch {arch} is a {family}; "
                 "give another --model or another --encoder"
             )
-        wanted = {**ARCHITECTURES.get(arch, {})}
-        wanted |= {name: int(flags[name]) for name in SIZES if name in flags}
+        wanted: dict[str, object] = {**ARCHITECTURES.get(arch, {})}
+        wanted |= {name: flags[name] for name in SIZES if name in flags}
         advice = "Give the model of that size with --model, or its sizes as flags"
         self._require_sizes(wanted, model=f"--arch {arch}", advice=advice)
 

@@ -15,7 +15,7 @@ from deltasam_fairseq.data.prepared import PreparedCorpus
 from deltasam_fairseq.data.process import Say
 from deltasam_fairseq.data.sentence_task import Rows, SentenceTask, describe_malformed, read_rows
 from deltasam_fairseq.data.vocabulary import Vocabulary, cut, vocabulary_of
-from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.errors import UserError, at_least
 from deltasam_fairseq.files import file_sha256, write_lines
 from deltasam_fairseq.settings import setting
 
@@ -101,11 +101,13 @@ def prepare_sentences(
     Returns:
         The finished folder.
     """
-    files = dict(_files(task, folder))
+    files, vocabulary = dict(_files(task, folder)), vocabulary_of(encoder)
+    texts = len(task.split("train").layout.texts)
+    at_least("--max-tokens", options.max_tokens or 0, vocabulary.specials(texts) + texts)
 
     def build(data: PreparedSentences) -> str:
         splits = _read(files, task, options, say)
-        _write(data, splits, vocabulary_of(encoder), options, say)
+        _write(data, splits, vocabulary, options, say)
         for name, rows in splits.items():
             _write_labels(data, name, rows, task)
         say("binarizing with fairseq-preprocess …")

@@ -67,8 +67,16 @@ def finished_folder(out: Path) -> Iterator[Path]:
     """Make a folder beside ``out`` that takes its place at the end, or vanishes after an error.
 
     Yields:
-        The folder beside it.
+        The folder beside it, or beside what it links to.
+
+    Raises:
+        UserError: If the program was started in it.
     """
+    given, out = out, out.resolve()
+    if Path.cwd().is_relative_to(out):
+        raise UserError(
+            f"{given} cannot be replaced, as this folder is in it; start from another folder"
+        )
     work = out.with_name(f"{out.name}.unfinished-{os.getpid()}")
     shutil.rmtree(work, ignore_errors=True)  # of a killed process that had the same number
     work.mkdir(parents=True)

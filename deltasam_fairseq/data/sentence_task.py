@@ -115,7 +115,7 @@ def read_rows(path: Path, task: SentenceTask, split: SplitFile, *, skip: bool = 
         UserError: If the file has malformed rows, or none.
     """
     lines = _lines(path)
-    columns, label, width = _positions(path, split.layout, lines[0] if lines else "")
+    columns, label, width = _positions(path, split.layout, lines[0])
     texts: tuple[list[str], ...] = tuple([] for _ in columns)
     labels: list[str] = []
     malformed: dict[int, str] = {}

@@ -165,7 +165,7 @@ def _read(paths: Sequence[Path], workers: int, say: Say) -> Aligned:
 
 def _read_one(path: Path) -> tuple[str, str]:
     try:
-        return parse_story(path.read_text(encoding="utf-8"))
+        return parse_story(path.read_bytes().decode())  # as text, a lone \r would end a line
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path}: not UTF-8 (byte 0x{error.object[error.start]:02x} at {error.start}); "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from deltasam_fairseq.data.prepared import PreparedCorpus
 from deltasam_fairseq.data.process import failure, run_logged
 from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.files import read_json
 from deltasam_fairseq.plugin_path import plugin_dir
 from deltasam_fairseq.recipes.command import flag_values
 from deltasam_fairseq.recipes.run_folder import RunFolder
@@ -47,15 +47,14 @@ def measure_risk(
     Raises:
         UserError: If there is no checkpoint, or the process fails.
     """
-    if not run.best_checkpoint.is_file():
-        raise UserError(f"{run.best_checkpoint}: no such file; train first")
+    checkpoint = run.require_best_checkpoint()
     folder = run.predictions(split)
     folder.mkdir(parents=True, exist_ok=True)
     out, log = folder / "adversarial_risk.json", folder / "adversarial_risk.log"
     without_gpu = on_cpu(run) if cpu is None else cpu
     command = [
         *(sys.executable, "-m", "deltasam_fairseq.inference", "risk", str(data.binary)),
-        *("--path", str(run.best_checkpoint), "--split", split, "--rho", repr(rho)),
+        *("--path", str(checkpoint), "--split", split, "--rho", repr(rho)),
         *("--user-dir", str(plugin_dir()), "--out", str(out), *(("--cpu",) if without_gpu else ())),
         *("--engine", engine, "--batch-size", str(batch_size)),
     ]
@@ -65,8 +64,7 @@ def measure_risk(
     )
     if status:
         raise UserError(failure("the adversarial risk", status, log))
-    found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
-    return found
+    return read_json(out)
 
 
 def on_cpu(run: RunFolder) -> bool:

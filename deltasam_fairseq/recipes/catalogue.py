@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.recipes import cnndm, glue, mirror, text_pairs
@@ -78,6 +79,12 @@ def find_recipe(name: str, file: Path | None = None) -> Recipe:
     if name not in RECIPES:
         load_packages()
     return RECIPES.get(name)
+
+
+def recipe_of(record: Mapping[str, Any], file: Path | None = None) -> Recipe:
+    """Look up the recipe of a run by its record; a file takes the place of the one in there."""
+    place = file or record.get("recipe_file")
+    return find_recipe(record["recipe"], Path(place) if place else None)
 
 
 def load_packages() -> None:

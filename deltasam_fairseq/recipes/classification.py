@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -97,12 +98,21 @@ def to_labels(task: SentenceTask, found: dict[str, Any]) -> list[str]:
     Returns:
         Labels as the task's files have them.
 
+    Raises:
+        UserError: If a logit is not finite: no class is the largest then.
+
     Example:
         >>> from deltasam_fairseq.data.glue import GLUE
         >>> to_labels(GLUE["rte"], {"ids": [1, 0], "logits": [[0.1, 0.2], [0.4, 0.3]]})
         ['not_entailment', 'entailment']
     """
     ordered = sorted(zip(found["ids"], found["logits"], strict=True))
+    for number, logits in ordered:
+        if not all(map(isfinite, logits)):
+            raise UserError(
+                f"the logits of line {number + 1} are not finite; the training diverged, a smaller "
+                "--lr or --sam-rho may help"
+            )
     if task.is_regression:
         scaled = (logits[0] * task.label_scale for _, logits in ordered)
         return [repr(min(max(value, 0.0), task.label_scale)) for value in scaled]

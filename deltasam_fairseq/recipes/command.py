@@ -8,7 +8,7 @@ from pathlib import Path
 
 from deltasam_fairseq.choices import PRECISIONS
 from deltasam_fairseq.data.process import fairseq_program
-from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.errors import UserError, at_least, read_whole
 from deltasam_fairseq.plugin_path import plugin_dir
 from deltasam_fairseq.recipes.base import Recipe
 from deltasam_fairseq.recipes.launch import Launch, update_freq
@@ -172,9 +172,9 @@ def _launch_flags(recipe: Recipe, flags: Flags, launch: Launch, overrides: Seque
     if "update-freq" in typed:
         return found
     max_tokens = (typed.get("max-tokens") or [str(flags["max-tokens"])])[0]
-    if not max_tokens.isdecimal():
-        raise UserError(f"--max-tokens {max_tokens}: not a whole number")
-    freq = update_freq(recipe.tokens_per_update, gpus=gpus, max_tokens=int(max_tokens))
+    tokens = read_whole("--max-tokens", max_tokens)
+    at_least("--max-tokens", tokens, 1)
+    freq = update_freq(recipe.tokens_per_update, gpus=gpus, max_tokens=tokens)
     return {**found, "update-freq": freq}
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from deltasam_fairseq.data.process import Say
+from deltasam_fairseq.errors import read_whole
 from deltasam_fairseq.recipes.command import flag_values
 from deltasam_fairseq.recipes.train_log import UPDATES, LogLine, parse_line
 
@@ -29,7 +30,8 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         flags = flag_values(command)
-        limits = {_LIMITS[flag]: float(flags[flag]) for flag in _LIMITS if flags.get(flag)}
+        given = [flag for flag in _LIMITS if flags.get(flag)]
+        limits = {_LIMITS[flag]: read_whole(f"--{flag}", flags[flag]) for flag in given}
         # fairseq takes 0 for no limit.
         self._limits = {meter: limit for meter, limit in limits.items() if limit > 0}
         self._say, self._clock = say, clock

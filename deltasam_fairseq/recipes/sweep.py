@@ -116,7 +116,8 @@ def run_sweep(
 
     A run that was broken off goes on from its last checkpoint, or is begun again if it has
     none. One that fails does not keep the others from running; data of another task, flags that
-    no run can have and a second radius of the adversarial risk stop all before the first.
+    no run can have, and an adversarial risk that the task has not or at a second radius stop all
+    before the first.
 
     Args:
         sweep: What they have in common.
@@ -158,6 +159,10 @@ def run_sweep(
 
 def _check(sweep: Sweep, cells: Sequence[Cell]) -> None:
     check_data(sweep.recipe, sweep.data)
+    if sweep.risk is not None and not isinstance(sweep.data, PreparedSentences):
+        raise UserError(
+            f"the recipe {sweep.recipe.name} has no adversarial risk; leave --adversarial-risk out"
+        )
     for cell in cells:
         sweep.request(cell).command(check=False)
         found = (sweep.folder.record(cell.name) or {}).get("adversarial_risk")
@@ -203,8 +208,6 @@ def _with_risk(
     """Measure the risk of a run whose best checkpoint is there, and add it to its record."""
     if sweep.risk is None:
         return record
-    if not isinstance(sweep.data, PreparedSentences):
-        raise UserError(f"the recipe {sweep.recipe.name} has no adversarial risk")
     began = time.monotonic()
     run = sweep.request(cell).run
     if not run.best_checkpoint.is_file():

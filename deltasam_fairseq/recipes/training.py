@@ -183,6 +183,7 @@ def train(
     if resume:
         request.require_same_run()
     command = request.command(resume=resume)
+    progress = Progress(command, say)
     if resume:
         _require_last(run, command)
         record = run.record()
@@ -201,9 +202,7 @@ def train(
     began, used = time.monotonic(), processor_seconds()
     status = None
     try:
-        status = run_logged(
-            command, run.log, append=resume, inherited=inherited, on_line=Progress(command, say)
-        )
+        status = run_logged(command, run.log, append=resume, inherited=inherited, on_line=progress)
     finally:  # also after Ctrl-C
         seconds = round(time.monotonic() - began, 1)
         if not request.slurm:  # srun's own time says nothing about the job's

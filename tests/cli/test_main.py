@@ -254,3 +254,34 @@ def test_a_programming_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(module._module("table"), "run", fail)
     with pytest.raises(ValueError, match="a bug"):
         main(["table", "r"])
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ["embed", "run", "sentences.txt", "--out"],
+        ["analyse", "hard-sentences", "run", "--json"],
+    ],
+)
+def test_files_that_cannot_be_written_are_refused_before_anything_is_read(
+    verb: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*verb, str(tmp_path)]) == 2
+    assert f"{tmp_path} is a folder; name a file in it" in capsys.readouterr().err
+    assert main([*verb, str(tmp_path / "missing" / "file")]) == 2
+    assert f"there is no folder {tmp_path / 'missing'}; make it" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "h").write_text("a b\n")
+    pair = [str(tmp_path / "h")] * 2
+    assert main(["score", "rouge", *pair, "--per-example", "/dev/full"]) == 2
+    assert capsys.readouterr().err == "deltasam: No space left on device\n"
+
+
+def test_a_terminal_that_lacks_letters_gets_their_codes() -> None:
+    command = [sys.executable, "-m", "deltasam_fairseq.cli", "recipes", "glue/rte"]
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run(command, capture_output=True, env=environment, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"\\u03b4-SAM" in done.stdout

@@ -13,6 +13,7 @@ from deltasam_fairseq.cli.main import main
 from deltasam_fairseq.conversion.export import MARKER, ExportRequest, export
 from deltasam_fairseq.conversion.prepare_bart import BartRequest, prepare_bart
 from deltasam_fairseq.conversion.prepare_encoder import EncoderRequest, prepare_encoder
+from deltasam_fairseq.conversion.tokenizer_files import gpt2_files
 from deltasam_fairseq.data.encoder import PreparedEncoder
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.files import read_json
@@ -37,6 +38,14 @@ def quiet(line: str) -> None:
 
 def prepared(tmp_path: Path, source: Path, gpt2: Path | None = None) -> PreparedEncoder:
     return prepare_encoder(tmp_path / "prepared", EncoderRequest(source, gpt2), say=quiet)
+
+
+def test_ends_of_lines_of_windows_are_no_part_of_a_bpe(tmp_path: Path) -> None:
+    folder = write_gpt2(tmp_path / "gpt2")
+    plain = gpt2_files(folder, folder / "dict.txt", rows(), 20, bos=True)
+    for name in ("vocab.bpe", "dict.txt"):
+        (folder / name).write_bytes((folder / name).read_bytes().replace(b"\n", b"\r\n"))
+    assert gpt2_files(folder, folder / "dict.txt", rows(), 20, bos=True) == plain
 
 
 def changed(path: Path, **sections: dict[str, Any]) -> Path:

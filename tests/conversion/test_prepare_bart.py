@@ -144,7 +144,9 @@ def test_a_model_that_is_no_bart_is_an_error(
         converted(tmp_path, source)
 
 
-@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 half a zip"])
+@pytest.mark.parametrize(
+    "content", [b"", b"no checkpoint", b"PK\x03\x04 half a zip", b"(a)", b".", b"Go"]
+)
 def test_a_file_that_is_no_checkpoint_is_an_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.pt").write_bytes(content)
     with pytest.raises(UserError, match="cannot be read as a checkpoint"):

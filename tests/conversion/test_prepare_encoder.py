@@ -121,6 +121,30 @@ def test_a_vocabulary_of_another_size_is_refused(tmp_path: Path) -> None:
         prepare(tmp_path, folder, force=True)
 
 
+def test_an_encoder_stays_until_another_is_finished(tmp_path: Path) -> None:
+    source = write_bert(tmp_path / "hf")
+    first = prepare(tmp_path, source)
+    other = write_bert(tmp_path / "other")
+    vocabulary = (other / "vocab.txt").read_text()
+    (other / "vocab.txt").write_text(f"{vocabulary}more\n")
+    with pytest.raises(UserError, match="embeds 18 tokens, but the vocabulary has 19"):
+        prepare(tmp_path, other, force=True)
+    assert PreparedEncoder.load(first.path) == first
+    request = EncoderRequest(other)
+    with pytest.raises(UserError, match="embeds 18 tokens"):
+        prepare_encoder(tmp_path / "new", request, say=lambda line: None)
+    (other / "vocab.txt").write_text(vocabulary)
+    prepare_encoder(tmp_path / "new", request, say=lambda line: None)
+
+
+def test_a_folder_of_something_else_stays(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").touch()
+    for force in (False, True):
+        with pytest.raises(UserError, match="was not made by deltasam prepare encoder"):
+            prepare(tmp_path, write_bert(tmp_path / f"hf{force}"), force=force)
+
+
 def test_a_checkpoint_of_fairseq_must_be_a_roberta(tmp_path: Path) -> None:
     encoder = prepare(tmp_path, write_bert(tmp_path / "hf"))
     with pytest.raises(UserError, match="architecture deltasam_bert_base, not RoBERTa"):
@@ -173,10 +197,15 @@ def test_a_run_starts_only_from_what_fits(tmp_path: Path) -> None:
     check_start([*start, "deltasam_bert_base", *sizes], encoder, data_for(encoder))
     for arch, data, message in (
         ("deltasam_bert_base", data_for(encoder), "encoder-layers is 2, the model's is 12"),
+        (
+            "deltasam_bert_base --encoder-layers two",
+            data_for(encoder),
+            "encoder-layers is 2, the model's is two",
+        ),
         ("roberta_base", data_for(encoder), "holds a bert, but --arch roberta_base is a roberta"),
     ):
         with pytest.raises(UserError, match=message):
-            check_start([*start, arch], encoder, data)
+            check_start([*start, *arch.split()], encoder, data)
     with pytest.raises(UserError, match="was prepared with another vocabulary"):
         check_start([*start, "deltasam_bert_base", *sizes], encoder, data_for(encoder, "x"))
     otherwise = replace(encoder, facts={**encoder.facts, "lowercase": False})

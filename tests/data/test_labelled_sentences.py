@@ -79,3 +79,11 @@ def test_files_that_are_missing_and_folders_of_another_kind(
         found.labels("valid")
     with pytest.raises(UserError, match="test has no labels, only sentences"):
         found.labels("test")
+
+
+def test_inputs_keep_a_token_of_each_sentence(tmp_path: Path, encoder: PreparedEncoder) -> None:
+    write_tables(tmp_path)
+    with pytest.raises(UserError, match="--max-tokens must be at least 5, got 4"):
+        prepare_sentences(
+            tmp_path / "out", GLUE["rte"], tmp_path, encoder, SentenceOptions(4), say=print
+        )

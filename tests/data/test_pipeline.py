@@ -106,6 +106,23 @@ def test_a_failure_leaves_nothing_and_keeps_what_was_there(tmp_path: Path) -> No
     assert PreparedData.load(tmp_path / "d").facts["inputs"] == {"number": 1}
 
 
+def test_a_link_stays_one_and_the_folder_one_is_in_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "scratch").mkdir()
+    link = tmp_path / "d"
+    link.symlink_to(tmp_path / "scratch")
+    for number in (1, 2):
+        data = prepare_pairs(link, origin(number), TOKENS, force=True, say=lambda line: None)
+        assert data.facts["inputs"] == {"number": number}
+    assert link.is_symlink()
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    for place in (Path(), Path("../empty")):
+        with pytest.raises(UserError, match="cannot be replaced, as this folder is in it; start"):
+            prepare_pairs(place, origin(), TOKENS, say=lambda line: None)
+
+
 def test_what_a_killed_process_left_is_never_taken_as_finished(tmp_path: Path) -> None:
     left = tmp_path / "d.unfinished-abc"
     (left / "raw").mkdir(parents=True)

@@ -87,6 +87,7 @@ def test_folders_may_say_it_instead(tmp_path: Path) -> None:
         write_story(tmp_path / split, "x", split)
     splits = read_stories(StoryFiles((tmp_path,)), say=silent)
     assert splits["valid"].targets == ["val had rain. It stopped!"]
+    assert splits["test"].sources == [parse_story(STORY.format(name="test"))[0]]
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:

@@ -86,3 +86,10 @@ def test_without_a_checkpoint(tmp_path: Path, run: RunFolder) -> None:
     run.best_checkpoint.unlink()
     with pytest.raises(UserError, match="train first"):
         classify(GLUE["rte"], data(tmp_path, 3), run, "valid")
+
+
+@pytest.mark.parametrize("task", ["rte", "sts-b"])
+def test_a_model_that_diverged_predicts_nothing(task: str) -> None:
+    logits = [[0.5], [float("nan")]] if task == "sts-b" else [[0.5, 1.0], [float("nan"), 1.0]]
+    with pytest.raises(UserError, match="the logits of line 2 are not finite; the training div"):
+        to_labels(GLUE[task], {"ids": [0, 1], "logits": logits})

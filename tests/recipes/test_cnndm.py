@@ -101,6 +101,11 @@ def test_an_update_that_cannot_be_split_is_an_error(data: PreparedData, bart: Pr
         update_freq(100, gpus=1, max_tokens=200)
     with pytest.raises(UserError, match="--max-tokens many: not a whole number"):
         request(data, bart, overrides=["--max-tokens", "many"]).command()
+    with pytest.raises(UserError, match="--max-tokens must be at least 1, got 0"):
+        request(data, bart, overrides=["--max-tokens", "0"]).command()
+    # With a number of micro-batches of one's own, the longest article is compared.
+    with pytest.raises(UserError, match="--max-tokens 2k: not a whole number"):
+        request(data, bart, overrides=["--max-tokens", "2k", "--update-freq", "4"]).command()
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -18,6 +18,7 @@ from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.recipes import catalogue
 from deltasam_fairseq.recipes.base import Model, Recipe
 from deltasam_fairseq.recipes.catalogue import RECIPES, find_recipe, load_file, register_recipe
+from deltasam_fairseq.recipes.run_folder import RunFolder
 from deltasam_fairseq.recipes.training import TrainRequest
 from deltasam_fairseq.registry import Registry, UnknownName
 from tests.support.prepared_data import finished_data
@@ -137,6 +138,17 @@ def test_a_run_on_texts_keeps_its_recipe_file(
     words = ["--data", str(data.path), "--save-dir", str(tmp_path / "run")]
     assert main(["train", "mine/letters", "--recipe-file", str(path), *words]) == 0
     assert asked[0].facts()["recipe_file"] == str(path)
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "export --out out", "analyse hard-sentences"])
+def test_a_recipe_file_that_was_moved_can_be_given(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, run = write(tmp_path, "mine/moved"), RunFolder(tmp_path / "run")
+    facts = {"recipe": "mine/moved", "recipe_file": "gone.py", "data": "nowhere", "starts": []}
+    run.write_record({**facts, "finished": True})
+    assert main([*verb.split(), str(run.path), "--recipe-file", str(path)]) == 2
+    assert "nowhere is not a finished data folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("second", ["--recipe-file=b.py", "--recipe-file b.py"])

@@ -11,6 +11,7 @@ import pytest
 from deltasam_fairseq.cli.main import main
 from deltasam_fairseq.data.encoder import PreparedEncoder
 from deltasam_fairseq.data.labelled_sentences import PreparedSentences
+from deltasam_fairseq.data.mirror import PreparedMirror
 from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.recipes import classification
 from deltasam_fairseq.recipes import sweep as module
@@ -226,6 +227,14 @@ def test_data_of_another_task_stop_before_the_first_run(sweep: Sweep) -> None:
     other = replace(sweep, recipe=RECIPES.get("glue/qnli"))
     with pytest.raises(UserError, match="holds RTE, the recipe glue/qnli is for QNLI"):
         run_sweep(other, plan(["none"], [1], {}), say=silent)
+
+
+def test_a_risk_that_a_task_has_not_stops_before_the_first_run(sweep: Sweep) -> None:
+    data = PreparedMirror(sweep.data.path, {"sha256": "d"})
+    other = replace(sweep, recipe=RECIPES.get("mirror"), data=data, risk=0.05)
+    with pytest.raises(UserError, match="the recipe mirror has no adversarial risk; leave"):
+        run_sweep(other, plan(["none"], [1], {}), say=silent)
+    assert not sweep.folder.path.exists()
 
 
 @pytest.mark.parametrize("name", ["seed", "save-dir", "sam-method", "method", "user-dir"])

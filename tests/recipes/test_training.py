@@ -76,6 +76,15 @@ def test_a_run_leaves_a_record_a_log_and_short_progress(
     assert start["began"] <= start["ended"]
 
 
+def test_a_limit_that_is_no_number_is_named_before_anything_is_written(
+    data: PreparedData, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "require_fairseq", lambda: None)
+    with pytest.raises(UserError, match="--max-update 10k: not a whole number"):
+        train(request(data, run, overrides=["--max-update", "10k"]))
+    assert not run.path.exists()
+
+
 @pytest.mark.parametrize(
     ("name", "model", "overrides", "gpus", "said"),
     [
