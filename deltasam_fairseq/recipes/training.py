@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,16 +92,17 @@ class TrainRequest:
         method, seed = self._choices(record)
         model = self.model or record.get("model")
         checkpoint = None if resume else self.checkpoint
+        chosen = self.lasting(record)
         command = train_command(
             self.recipe.with_model(model) if model else self.recipe,
             data=self.data.binary,
             save_dir=self.run.checkpoints,
             method=method,
             seed=seed,
-            overrides=[*record.get("overrides", ()), *self.overrides],
+            overrides=chosen["overrides"],
             start={} if resume else start_flags(self.recipe, checkpoint),
-            precision=self.precision or record.get("precision"),
-            launch=Launch(self.gpus or record.get("gpus"), self.slurm),
+            precision=chosen["precision"],
+            launch=Launch(chosen["gpus"], self.slurm),
         )
         if check:
             check_data(self.recipe, self.data)
@@ -116,15 +117,23 @@ class TrainRequest:
             "recipe_version": self.recipe.version,
             "method": method,
             "seed": seed,
-            "overrides": list(self.overrides),
+            **self.lasting({}),
             "data": str(self.data.path.resolve()),
             "data_sha256": self.data.sha256,
-            "gpus": self.gpus,
-            "precision": self.precision,
             "model": self.model,
             "encoder": self._checkpoint_facts("encoder"),
             "recipe_file": self.recipe_file and str(self.recipe_file.resolve()),
             "bart": self._checkpoint_facts("bart"),
+        }
+
+    def lasting(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what may change when a run goes on, and then lasts: the record's, or newer."""
+        before, newer = list(record.get("overrides", ())), list(self.overrides)
+        same = before[len(before) - len(newer) :] == newer
+        return {
+            "overrides": before if same else [*before, *newer],
+            "gpus": self.gpus or record.get("gpus"),
+            "precision": self.precision or record.get("precision"),
         }
 
     def require_same_run(self) -> None:
@@ -209,6 +218,8 @@ def train(
             start["processor_seconds"] = round(processor_seconds() - used, 2)
         start.update(ended=now(), seconds=seconds, status=status)
         record["finished"] = status == 0
+        if resume and not status:  # a flag that fairseq refuses would stop every later start
+            record.update(request.lasting(record))
         run.write_record(record)
     if status:
         raise UserError(failure("fairseq-train", status, run.log))

@@ -174,6 +174,30 @@ def test_resume_keeps_method_seed_and_flags_and_appends(
     assert len(run.record()["starts"]) == 2
 
 
+def test_what_a_resumed_run_was_given_lasts(
+    data: PreparedData, run: RunFolder, commands: list[dict[str, Any]]
+) -> None:
+    train(request(data, run, overrides=["--lr", "0.1"], gpus=2), say=lambda line: None)
+    longer = request(data, run, overrides=["--max-update", "200"], gpus=4, precision="bf16")
+    for again in (longer, request(data, run), longer):
+        train(again, resume=True, say=lambda line: None)
+    for found in commands[2:]:
+        assert found["overrides"] == ["--lr", "0.1", "--max-update", "200"]
+        assert (found["launch"].gpus, found["precision"]) == (4, "bf16")
+    with pytest.raises(UserError, match="fairseq-train"):
+        train(request(data, run, overrides=["--fail"]), resume=True, say=lambda line: None)
+    assert "--fail" not in run.record()["overrides"]
+
+
+def test_a_cell_that_is_resumed_with_its_own_flags_keeps_them_once(
+    data: PreparedData, run: RunFolder, commands: list[dict[str, Any]]
+) -> None:
+    cell = request(data, run, overrides=["--lr", "0.1"])
+    for resume in (False, True, True):
+        train(cell, resume=resume, say=lambda line: None)
+    assert [found["overrides"] for found in commands] == [["--lr", "0.1"]] * 3
+
+
 @pytest.mark.parametrize(
     ("wishes", "message"),
     [

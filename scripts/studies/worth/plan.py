@@ -63,6 +63,8 @@ RISK_RADIUS = 0.01
 _WIDE = ("0.02", "0.03", "0.05")
 #: Every sentence has the whole of the radius.
 _NARROW = ("0.005", "0.01", "0.02")
+#: Uneven weights leave an update a shorter perturbation of most sentences.
+_WEIGHTED = ("0.03", "0.05", "0.08")
 
 CONDITIONS = {
     "sst-2-40": Condition("glue/sst-2", 1000, flipped=0.4),
@@ -77,9 +79,11 @@ SYSTEMS = {
     "sam": System("sam", _WIDE),
     "per_instance": System("per_instance", _NARROW),
     "tail": System("per_instance", _NARROW, grid=("sam-tail=0.25",)),
-    "delta_sam": System("delta_sam", _WIDE),
-    "random": System("random", _WIDE),
+    "delta_sam": System("delta_sam", _WEIGHTED),
+    "random": System("random", _WEIGHTED),
     "groups": System("sam", _NARROW, grid=("sam-groups=4",)),
+    # The rivals as published: nothing of them is searched.
+    **{name: System(name) for name in ("rdrop", "r3f", "freelb", "smart")},
 }
 #: Whose scores on the same draws answer the questions: is anything gained, does Eq. 2 itself gain
 #: more, is the tail enough, do groups lie between, do Eq. 5's weights do more than equal ones or
