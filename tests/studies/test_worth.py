@@ -11,6 +11,7 @@ import pytest
 
 from deltasam_fairseq.cli.main import main as deltasam
 from deltasam_fairseq.errors import UserError
+from deltasam_fairseq.figures import new_figure
 from scripts.studies.worth import __main__ as worth
 from scripts.studies.worth import report, runs
 from scripts.studies.worth.data import write_tables
@@ -94,7 +95,7 @@ def test_every_cell_of_the_plan_is_a_command(
     lines = capsys.readouterr().out.splitlines()
     cells = [line.removeprefix("# ") for line in lines if line.startswith("# ")]
     assert cells[0] == "none-seed3"
-    assert "per_instance-rho0.005-sam-tail0.25-seed3" in cells
+    assert "per_instance-rho0.01-sam-tail0.25-seed3" in cells
     assert len(cells) == len(set(cells)) == sum(len(s.radii) or 1 for s in SYSTEMS.values())
     commands = [line for line in lines if "--max-update 10 " in f"{line} "]
     assert len(commands) == len(cells)
@@ -212,6 +213,20 @@ def test_runs_are_collected_from_their_records(
     assert found["halves"] == [50.0, 100.0]  # sentences 1 and 3, and 2 and 4
     assert (found["valid"], found["train"]) == ([50.0, 75.0], 75.0)
     assert (found["risk"], found["loss"], found["seconds"]) == (0.7, 0.6, 3.5)
+
+
+def test_a_point_is_as_high_in_every_panel(
+    record: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figure = new_figure(10, 4)
+    monkeypatch.setattr(report, "new_figure", lambda *size: figure)
+    flat = record | {"runs": [run | {"halves": (70.0, 70.0)} for run in record["runs"]]}
+    report.draw([record, flat], tmp_path / "figure.svg")
+    first, second = (panel.get_ylim() for panel in figure.axes)
+    assert first[1] - first[0] == pytest.approx(second[1] - second[0])
+    assert first[0] < 10  # its least score
+    assert first[1] > 51  # its largest
+    assert sum(second) / 2 == pytest.approx(70)
 
 
 @pytest.mark.parametrize(

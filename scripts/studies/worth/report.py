@@ -227,7 +227,7 @@ def spread(values: Sequence[float]) -> str:
 
 
 def draw(records: Sequence[Record], out: Path) -> None:
-    """Draw the score at each radius, a panel for each record."""
+    """Draw the score at each radius, a panel of the same span for each record."""
     check_figure(out)
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # fairseq lets all messages through
     columns = min(len(records), 3)
@@ -247,6 +247,10 @@ def draw(records: Sequence[Record], out: Path) -> None:
         panel.minorticks_off()
         panel.grid(color="#e5e5e5", linewidth=0.8)
         panel.spines[["top", "right"]].set_visible(False)
+    limits = {panel: panel.get_ylim() for panel in panels.flat[: len(records)]}
+    half = max(top - bottom for bottom, top in limits.values()) / 2
+    for panel, (bottom, top) in limits.items():  # a point is as high in every panel
+        panel.set_ylim((bottom + top) / 2 - half, (bottom + top) / 2 + half)
     for panel in panels[:, 0]:
         panel.set_ylabel("score after the last epoch")
     shown: dict[str, Any] = {}
