@@ -140,8 +140,9 @@ def record() -> dict[str, Any]:
 
 def test_each_half_is_scored_at_the_radius_that_the_other_chose(record: dict[str, Any]) -> None:
     # A draw without all radii, a system without them and a radius of no plan do not count.
-    assert report.pair(record, "groups", "none") is None
-    found = report.pair(record, "sam", "none")
+    (all_of_them,) = report.joined([record])
+    assert report.pair(all_of_them, "groups", "none") is None
+    found = report.pair(all_of_them, "sam", "none")
     assert found is not None
     ours, plain = found
     # The first half chooses 0.02 and the second 0.03: scored are 40 and 55.
@@ -150,9 +151,10 @@ def test_each_half_is_scored_at_the_radius_that_the_other_chose(record: dict[str
     assert plain.scores == [51.0, 51.0]
     assert (ours.best, ours.train, ours.risk) == ([90.0] * 2, [60.0] * 2, [0.5] * 2)
     assert (
-        report.pair(record, "none", "none") == (report.result(report.runs_of(record, "none")),) * 2
+        report.pair(all_of_them, "none", "none")
+        == (report.result(report.runs_of(all_of_them, "none")),) * 2
     )
-    assert len(report.runs_of(record, "none")[""]) == 3
+    assert len(report.runs_of(all_of_them, "none")[""]) == 3
 
 
 def test_the_table_shows_difference_and_chance(
@@ -183,8 +185,39 @@ def test_records_stand_side_by_side(record: dict[str, Any], tmp_path: Path) -> N
     assert shown[0] == "| score | SST-2, 1,000, 40% wrong | STS-B, 1,000 |"
     assert shown[2] == "| `sam` − `none` | -3.5 (p 0.5, n 2) |  |"
     assert shown[-1].split(" | ")[4:8] == ["", "90.0", "", "0.500"]
-    report.draw([record, other, record, other], tmp_path / "figure.svg")
-    assert (tmp_path / "figure.svg").read_text().count("STS-B, 1,000") == 2
+    more = [other | {"settings": {"condition": name}} for name in ("sst-2-0", "sst-2-few")]
+    report.draw([record, other, *more], tmp_path / "figure.svg")
+    assert (tmp_path / "figure.svg").read_text().count("STS-B, 1,000") == 1
+
+
+def test_records_of_several_machines_are_joined(record: dict[str, Any]) -> None:
+    def one(method: str, seed: int, score: float, seconds: float | None) -> Any:
+        rho = "0.03" if method == "sam" else ""
+        return one_run(method, rho, seed, (score, score)) | {"seconds": seconds}
+
+    first = record | {
+        "runs": [one("none", 1, 50.0, 10.0), one("none", 2, 52.0, 30.0), one("sam", 1, 60.0, 30.0)]
+    }
+    second = record | {
+        "hardware": {"processor": "Q"},
+        "runs": [one("none", 2, 99.0, 1.0), one("sam", 1, 99.0, 3.0), one("sam", 2, 64.0, 2.0)],
+    }
+    third = record | {"runs": [one("sam", 3, 70.0, 5.0), one("sam", 4, 70.0, None)]}
+    (all_of_them,) = report.joined([first, second, third])
+    assert all_of_them["places"] == "P, torch T; Q, torch T"
+    found = [
+        (run["method"], run["seed"], run["halves"][0], run["time"]) for run in all_of_them["runs"]
+    ]
+    assert found == [
+        ("none", 1, 50.0, 0.5),
+        ("none", 2, 52.0, 1.5),
+        ("sam", 1, 60.0, 1.5),
+        ("sam", 2, 64.0, 2.0),  # over the plain training of its own machine
+        ("sam", 3, 70.0, None),
+        ("sam", 4, 70.0, None),
+    ]
+    assert report.result({"0.03": all_of_them["runs"][2:]}).time == 1.75
+    assert report.result({"0.03": all_of_them["runs"][4:]}).time is None
 
 
 def test_runs_are_collected_from_their_records(
@@ -220,7 +253,10 @@ def test_a_point_is_as_high_in_every_panel(
 ) -> None:
     figure = new_figure(10, 4)
     monkeypatch.setattr(report, "new_figure", lambda *size: figure)
-    flat = record | {"runs": [run | {"halves": (70.0, 70.0)} for run in record["runs"]]}
+    flat = record | {
+        "settings": {"condition": "sst-2-0"},
+        "runs": [run | {"halves": (70.0, 70.0)} for run in record["runs"]],
+    }
     report.draw([record, flat], tmp_path / "figure.svg")
     first, second = (panel.get_ylim() for panel in figure.axes)
     assert first[1] - first[0] == pytest.approx(second[1] - second[0])

@@ -46,8 +46,8 @@ class Result:
         train: The accuracy on the training labels, flipped ones included, in the last epoch; none
             of a regression.
         risk: Adversarial risk (Eq. 2) of the last epoch's model.
-        seconds: Processor seconds of training, the mean over all radii and draws; those of a run
-            that was broken off are not known.
+        time: Processor time of training over that of plain training, the mean over the runs of
+            all radii and draws of which it is known; none if it is of none.
     """
 
     radii: tuple[str, str]
@@ -55,7 +55,40 @@ class Result:
     best: Sequence[float]
     train: Sequence[float]
     risk: Sequence[float]
-    seconds: float
+    time: float | None
+
+
+def joined(records: Sequence[Record]) -> list[Record]:
+    """Join the records of each condition, which may be of several machines.
+
+    Returns:
+        Of each its ``condition``, the ``places`` of its runs, in words, and its ``runs``. Of a run
+        that two records have, it is the first's. The ``time`` of a run is its seconds over those
+        of plain training in the same record; none if either is unknown, since a run was broken off
+        or the record has no plain training.
+    """
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        found.setdefault(record["settings"]["condition"], []).append(record)
+    return [_joined(CONDITIONS[name], same) for name, same in found.items()]
+
+
+def _joined(condition: Condition, records: Sequence[Record]) -> Record:
+    runs: dict[Any, Run] = {}
+    for record in records:
+        known = [run for run in record["runs"] if run["seconds"] is not None]
+        plain = [run["seconds"] for run in known if run["method"] == "none"]
+        for run in record["runs"]:
+            seconds = run["seconds"]
+            time = seconds / statistics.fmean(plain) if plain and seconds is not None else None
+            key = run["method"], tuple(sorted(run["grid"].items())), run["seed"]
+            runs.setdefault(key, {**run, "time": time})
+    places = (f"{r['hardware']['processor']}, torch {r['versions']['torch']}" for r in records)
+    return {
+        "condition": condition,
+        "places": "; ".join(dict.fromkeys(places)),
+        "runs": list(runs.values()),
+    }
 
 
 def runs_of(record: Record, name: str) -> Runs:
@@ -91,15 +124,14 @@ def result(runs: Runs) -> Result:
         pairs = zip(runs[radii[0]], runs[radii[1]], strict=True)
         return [(value(first, 1) + value(second, 0)) / 2 for first, second in pairs]
 
+    times = [run["time"] for each in runs.values() for run in each if run["time"] is not None]
     return Result(
         radii,
         scores=mean(lambda run, half: run["halves"][half]),
         best=mean(lambda run, _: max(run["valid"])),
         train=mean(lambda run, _: run["train"]) if runs[radii[0]][0]["train"] is not None else (),
         risk=mean(lambda run, _: run["risk"]),
-        seconds=statistics.fmean(
-            run["seconds"] for each in runs.values() for run in each if run["seconds"] is not None
-        ),
+        time=statistics.fmean(times) if times else None,
     )
 
 
@@ -119,7 +151,8 @@ def pair(record: Record, name: str, other: str) -> tuple[Result, Result] | None:
 
 
 def tables(records: Sequence[Record]) -> str:
-    """Lay records out: the differences that answer the questions, then a table for each."""
+    """Lay records out: the differences that answer the questions, then a table a condition."""
+    records = joined(records)
     return "\n\n".join([_differences(records), *map(_table, records)])
 
 
@@ -167,7 +200,7 @@ def _table(record: Record) -> str:
                 f"{statistics.fmean(ours.best):.1f}",
                 f"{statistics.fmean(ours.train):.1f}" if ours.train else "",
                 f"{statistics.fmean(ours.risk):.3f}",
-                f"{ours.seconds / plain.seconds:.2f}",
+                "" if ours.time is None else f"{ours.time:.2f}",
                 str(len(ours.scores)),
             ]
         )
@@ -177,13 +210,9 @@ def _table(record: Record) -> str:
 
 def title(record: Record) -> str:
     """Name a record's data in a few words."""
-    condition = _condition(record)
+    condition = record["condition"]
     flipped = f", {condition.flipped:.0%} wrong" if condition.flipped else ""
     return f"{_task(condition)}, {condition.sentences:,}{flipped}"
-
-
-def _condition(record: Record) -> Condition:
-    return CONDITIONS[record["settings"]["condition"]]
 
 
 def _task(condition: Condition) -> str:
@@ -192,14 +221,13 @@ def _task(condition: Condition) -> str:
 
 def caption(record: Record) -> str:
     """Say on what the runs of a record were made."""
-    condition = _condition(record)
+    condition = record["condition"]
     flipped = f", {condition.flipped:.0%} of them with the wrong label" if condition.flipped else ""
     least, most = condition.words
     return (
         f"**{condition.sentences:,} training sentences of {_task(condition)}{flipped}**: "
         f"{least} to {most} words, {condition.epochs} epochs, MiniLM-L6; "
-        f"{record['runs'][0]['metric']}, risk at {RISK_RADIUS}. "
-        f"{record['hardware']['processor']}, torch {record['versions']['torch']}."
+        f"{record['runs'][0]['metric']}, risk at {RISK_RADIUS}. {record['places']}."
     )
 
 
@@ -227,8 +255,9 @@ def spread(values: Sequence[float]) -> str:
 
 
 def draw(records: Sequence[Record], out: Path) -> None:
-    """Draw the score at each radius, a panel of the same span for each record."""
+    """Draw the score at each radius, a panel of the same span for each condition."""
     check_figure(out)
+    records = joined(records)
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # fairseq lets all messages through
     columns = min(len(records), 3)
     lines = -(-len(records) // columns)
