@@ -257,7 +257,7 @@ def factor_of(loss_scale: float | None) -> float:
 
 
 def checked_losses(losses: Any, *, least: int = 1) -> Tensor:
-    """Return what a losses function gave if it is a vector.
+    """Return what a losses function gave if it is a vector that can be differentiated.
 
     Args:
         losses: What it gave.
@@ -267,7 +267,7 @@ def checked_losses(losses: Any, *, least: int = 1) -> Tensor:
         The losses.
 
     Raises:
-        ValueError: If it is something else.
+        ValueError: If it is something else, or has no graph where gradients are enabled.
     """
     if not isinstance(losses, Tensor) or losses.dim() != 1 or len(losses) < least:
         is_tensor = isinstance(losses, Tensor)
@@ -275,6 +275,11 @@ def checked_losses(losses: Any, *, least: int = 1) -> Tensor:
         raise ValueError(
             "the losses function must return one loss per sentence, a vector of shape (N,)"
             f"{' with N > 0' if least else ''}; got {got} (call it with reduction='none')"
+        )
+    if len(losses) and torch.is_grad_enabled() and not losses.requires_grad:
+        raise ValueError(
+            "the losses have no gradient: either nothing that they depend on has "
+            "requires_grad=True, or they were detached or computed under torch.no_grad"
         )
     return losses
 

@@ -212,8 +212,8 @@ class DeltaSAM(Optimizer):
 
         Returns:
             The report on all batches, also kept in ``report``; its ``losses`` are those at
-            the weights before the update. A closure that returns no vector of losses, or a
-            sparse gradient, is a ``ValueError``.
+            the weights before the update. A closure that returns no vector of losses, losses
+            without a graph, and a sparse gradient are a ``ValueError``.
 
         Raises:
             TypeError: If there is no closure.

@@ -235,6 +235,26 @@ def test_the_closure_must_return_a_vector(method: str) -> None:
     assert all(p.grad is None for p in problem.params)
 
 
+@every_method
+@pytest.mark.parametrize("engine", ["loop", "auto"])
+@pytest.mark.parametrize("reason", ["frozen", "detached", "no_grad"])
+def test_losses_without_a_gradient_are_refused(method: str, engine: str, reason: str) -> None:
+    model = nn.Linear(3, 1).requires_grad_(reason != "frozen")
+    optimizer = DeltaSAM(sgd(model.parameters()), method=method, model=model, engine=engine)
+
+    def losses() -> Tensor:
+        with torch.set_grad_enabled(reason != "no_grad"):
+            found = model(torch.ones(4, 3)).squeeze(1).square()
+        return found.detach() if reason == "detached" else found
+
+    for closures in ([losses], [losses, losses]):
+        with pytest.raises(
+            ValueError, match=r"the losses have no gradient: .* under torch.no_grad"
+        ):
+            optimizer.step(closures)
+    assert optimizer.steps == 0
+
+
 @pytest.mark.parametrize("method", ["sam", "delta_sam", "per_instance"])
 def test_sparse_gradients_are_refused_before_an_update(method: str) -> None:
     embedding = nn.Embedding(5, 2, sparse=True)
