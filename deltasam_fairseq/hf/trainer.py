@@ -126,7 +126,7 @@ class SharpnessAware:
         everyone, workers = len(divisors), self._workers
         each = everyone if self.sharpness.sam_method == "per_instance" else self.sharpness.groups
         loss, moved = (
-            (losses.cpu().double() / divisors).sum().item()
+            self._logged(losses.cpu().double() / divisors)
             for losses in (report.losses, report.perturbed_losses)
         )
         seen = {"loss": loss, "sam_loss": moved, "sharpness": moved - loss}
@@ -141,6 +141,11 @@ class SharpnessAware:
         for name, value in zip([*seen, "updates"], [*numbers, 1.0], strict=True):
             self._sums[name] = self._sums.get(name, 0.0) + value
         return torch.tensor(loss, device=self.args.device)
+
+    def _logged(self, losses: Tensor) -> float:
+        """Add losses up; of some models that of a batch without labels is 0 / 0."""
+        known = losses[losses.isfinite()]
+        return (known if len(known) and self.args.logging_nan_inf_filter else losses).sum().item()
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log what the Trainer logs, and beside its loss the means over perturbed updates."""
