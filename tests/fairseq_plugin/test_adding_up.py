@@ -32,6 +32,7 @@ METHODS = {
     "norms": ("--sam-method", "delta_sam", "--sam-estimator", "gibbs"),
     "per_instance": ("--sam-method", "per_instance"),
     "the loop": LOOP,
+    "groups": ("--sam-method", "sam", "--sam-groups", "2", "--sam-per-instance-engine", "loop"),
 }
 
 
@@ -64,9 +65,9 @@ def trainer_of(data: Path, *flags: str, criterion: type | None = None) -> Traine
     return trainer
 
 
-def refused(trainer: Trainer, message: str) -> None:
-    """The first batch is refused, and nothing has changed."""
-    samples = toys.batches(trainer)[:1]
+def refused(trainer: Trainer, message: str, *, batches: int = 1) -> None:
+    """The first update is refused, and nothing has changed."""
+    samples = toys.batches(trainer)[:batches]
     before = {n: v.clone() for n, v in trainer.get_model().state_dict().items()}
     with pytest.raises(ValueError, match=message):
         trainer.train_step(samples)
@@ -78,6 +79,18 @@ def refused(trainer: Trainer, message: str) -> None:
 def test_the_loop_refuses_losses_that_do_not_add_up(translation: Path, criterion: type) -> None:
     trainer = trainer_of(translation, "--sam-method", "per_instance", criterion=criterion)
     refused(trainer, r"8 sentences scored by themselves have .*would train another .*method sam")
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+@pytest.mark.parametrize("scope", ["update", "micro"])
+@pytest.mark.parametrize("criterion", [Contrastive, MeanOfBatch])
+def test_groups_that_do_not_add_up_are_refused(
+    translation: Path, criterion: type, scope: str, batches: int
+) -> None:
+    flags = (*METHODS["groups"], "--sam-scope", scope, "--update-freq", str(batches))
+    trainer = trainer_of(translation, *flags, criterion=criterion)
+    message = r"2 groups scored by themselves have .*would train another .*Use --sam-groups 1"
+    refused(trainer, message, batches=batches)
 
 
 def test_the_loop_refuses_layers_that_mix_sentences(translation: Path) -> None:
@@ -135,7 +148,7 @@ def test_the_check_disturbs_nothing(
     for checked in (True, False):
         if not checked:
             for name in ("check_reader", "check_pieces"):
-                monkeypatch.setattr(AddingUp, name, lambda *a: None)
+                monkeypatch.setattr(AddingUp, name, lambda *a, **k: None)
         trainer = trainer_of(translation, *METHODS[method])
         toys.updates(trainer, [[s] for s in toys.batches(trainer)[:2]])
         state = toys.used(trainer.get_model().state_dict())

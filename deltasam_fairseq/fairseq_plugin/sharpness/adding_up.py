@@ -1,10 +1,10 @@
 """Whether what is scored sentence by sentence adds up to the criterion's own loss.
 
-``per_instance``'s loop runs batches of one; ``delta_sam`` and the batched engine read
-one loss per sentence. Both train the criterion's objective only if losses and sample
-sizes of the sentences add up to those of the batch. A mean over the batch, a contrastive
-loss or a layer that mixes sentences do not, and nothing in the log would say so. So the
-first batch of a run is scored both ways before anything is updated.
+``per_instance``'s loop runs batches of one, and that of ``--sam-groups`` smaller ones;
+``delta_sam`` and the batched engine read one loss per sentence. All of these train the
+criterion's objective only if losses and sample sizes add up to those of the batch. A mean
+over the batch, a contrastive loss or a layer that mixes sentences do not, and nothing in the
+log would say so. So the first batch of a run is scored both ways before anything is updated.
 """
 
 from __future__ import annotations
@@ -95,6 +95,8 @@ class AddingUp:
         criterion: Any,
         sample: Sample,
         pieces: Sequence[Sample],
+        *,
+        groups: bool = False,
     ) -> None:
         """Compare a batch's loss with the sum of those of its sentences by themselves.
 
@@ -104,19 +106,27 @@ class AddingUp:
             criterion: The criterion, unwrapped.
             sample: The batch.
             pieces: Its sentences; of a single one nothing can be told.
+            groups: Whether they are groups of sentences, which batch normalisation may take
+                for batches.
 
         Raises:
-            ValueError: If they do not add up, if batch normalisation trains, or if the task
-                cannot score a sentence by itself; the message says what to do.
+            ValueError: If they do not add up, if batch normalisation of single sentences
+                trains, or if the task cannot score one by itself; the message says what to do.
         """
         if self._pieces_do or len(pieces) < 2:
             return
-        remedy = (
-            "Use --sam-method sam, or register a reader of one loss per sentence "
-            "(sentence_losses_for) whose losses add up, if its sentences are independent"
+        setting, piece, remedy = (
+            ("--sam-groups", "group", "Use --sam-groups 1")
+            if groups
+            else (
+                "--sam-method per_instance",
+                "sentence",
+                "Use --sam-method sam, or register a reader of one loss per sentence "
+                "(sentence_losses_for) whose losses add up, if its sentences are independent",
+            )
         )
         for name, module in model.named_modules():
-            if isinstance(module, _BatchNorm) and module.training:
+            if isinstance(module, _BatchNorm) and module.training and not groups:
                 raise ValueError(
                     f"--sam-method per_instance goes sentence by sentence here, but {name} "
                     "normalises over the batch's sentences: each by itself has another loss. Use "
@@ -137,10 +147,10 @@ class AddingUp:
                 if is_out_of_memory(error):
                     raise
                 raise ValueError(
-                    "--sam-method per_instance goes sentence by sentence here, but a sentence by "
-                    f"itself cannot be scored: {type(error).__name__}: {error}. {remedy}"
+                    f"{setting} goes {piece} by {piece} here, but a {piece} by itself cannot be "
+                    f"scored: {type(error).__name__}: {error}. {remedy}"
                 ) from error
-        what = f"the {len(pieces)} sentences scored by themselves"
+        what = f"the {len(pieces)} {piece}s scored by themselves"
         self._pieces_do = self._compare(whole, parts, what, remedy, share=_PADDING)
 
     @contextmanager

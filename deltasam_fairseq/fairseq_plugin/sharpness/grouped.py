@@ -71,7 +71,9 @@ class GroupedMicro(AllAtOnce):
         criterion = self.trainer.get_criterion()
         by_loss = self.settings.group_by == "loss"
         losses = _losses(self, [sample], given) if by_loss else torch.zeros(0)
-        return split(sample, self.dealing(sample)(losses), criterion.padding_idx)
+        pieces = split(sample, self.dealing(sample)(losses), criterion.padding_idx)
+        self.check_pieces(sample, pieces, given)
+        return pieces
 
 
 @dataclass
@@ -168,6 +170,8 @@ class GroupedUpdate(SharpStep):
             else []
             for place, sample in enumerate(samples)
         ]
+        for sample, own in zip(samples, pieces, strict=True):
+            self.check_pieces(sample, own, given)
         rests = [iter(own) for own in pieces]
         start = self.run.weights.state()
         for number, group in enumerate(groups):

@@ -54,14 +54,8 @@ class SentenceBySentence(MicroScope):
         Returns:
             One sample per sentence.
         """
-        plain = self.trainer.get_criterion()
-        pieces = split_by_sentence(sample, plain.padding_idx)
-
-        def step(batch: Sample, **changed: Any) -> Result:
-            batch = containers_copied(batch)
-            return self.step(sample=batch, ignore_grad=False, **{**given, **changed})
-
-        self.run.adding_up.check_pieces(step, self.trainer.get_model(), plain, sample, pieces)
+        pieces = split_by_sentence(sample, self.trainer.get_criterion().padding_idx)
+        self.check_pieces(sample, pieces, given)
         return pieces
 
 

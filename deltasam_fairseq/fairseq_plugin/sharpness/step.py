@@ -201,6 +201,30 @@ class SharpStep(ABC):
         padding = self.trainer.get_criterion().padding_idx
         return split(sample, [sorted(chosen.tolist())], padding)[0]
 
+    def check_pieces(
+        self, sample: Sample, pieces: Sequence[Sample], given: Mapping[str, Any]
+    ) -> None:
+        """Refuse pieces of a micro-batch that do not add up to it.
+
+        Args:
+            sample: The micro-batch.
+            pieces: Its sentences, or groups of them.
+            given: What else the step is called with.
+        """
+
+        def step(batch: Sample, **changed: Any) -> Result:
+            batch = containers_copied(batch)
+            return self.step(sample=batch, ignore_grad=False, **{**given, **changed})
+
+        self.run.adding_up.check_pieces(
+            step,
+            self.trainer.get_model(),
+            self.trainer.get_criterion(),
+            sample,
+            pieces,
+            groups=self.settings.groups > 1,
+        )
+
     def leave_buffers(
         self,
         samples: Sequence[Sample],
