@@ -160,15 +160,24 @@ def write_submission(
 def _files(task: SentenceTask, folder: Path) -> Iterator[tuple[str, Path]]:
     """Find the files; those of unlabelled splits may be missing."""
     place = folder / task.folder if (folder / task.folder).is_dir() else folder
+    missing: dict[str, str] = {}
     for split in task.splits:
         path = place / split.file
         if path.is_file():
+            first = split.name.rstrip("0123456789")
+            if first in missing:  # fairseq-preprocess numbers them anew
+                raise UserError(
+                    f"{place} has {split.file} without {missing[first]}; add it, or take the "
+                    "former away"
+                )
             yield split.name, path
         elif split.name in _REQUIRED:
             raise UserError(
                 f"{path}: no such file; the folder must hold {task.folder} with "
                 f"{', '.join(s.file for s in task.splits)} as the official archive has them"
             )
+        else:
+            missing[split.name] = split.file
 
 
 def _read(

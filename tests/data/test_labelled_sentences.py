@@ -81,6 +81,17 @@ def test_files_that_are_missing_and_folders_of_another_kind(
         found.labels("test")
 
 
+def test_a_second_test_set_without_the_first_is_refused(
+    tmp_path: Path, encoder: PreparedEncoder
+) -> None:
+    for name in ("train", "dev_matched", "test_mismatched"):
+        (tmp_path / f"{name}.tsv").write_text("sentence1\tsentence2\tgold_label\n")
+    with pytest.raises(UserError, match="has test_mismatched.tsv without test_matched.tsv; add it"):
+        prepare_sentences(
+            tmp_path / "out", GLUE["mnli"], tmp_path, encoder, SentenceOptions(10), say=print
+        )
+
+
 def test_inputs_keep_a_token_of_each_sentence(tmp_path: Path, encoder: PreparedEncoder) -> None:
     write_tables(tmp_path)
     with pytest.raises(UserError, match="--max-tokens must be at least 5, got 4"):
