@@ -30,12 +30,12 @@ help: ## this list
 	@echo "  VENV=folder         where the environment is, to have several"
 	@echo "  TORCH=2.4.1         exact version of torch, for an older driver say"
 	@echo "  METHOD=sam          what demo and cnndm-small train with: none, sam, delta_sam, per_instance"
-	@echo "  CONTINUE=1          go on with an unfinished demo; RESTART=1 starts it over"
+	@echo "  CONTINUE=1          go on with an unfinished demo or cnndm-small; RESTART=1 starts it over"
 	@echo "  WORKERS=4           test processes, of one thread each"
 	@echo "  DELTASAM_DATA=dir   downloaded data: for cnndm-small and the tests that read it"
 	@echo "  PYTHON310=path      the Python 3.10 of test-upstream"
 
-demo: environment ## train, decode and score a summarizer of docstrings: 10 minutes (METHOD=sam …)
+demo: environment ## train, decode and score a summarizer of docstrings: 8 minutes (METHOD=sam …)
 	DELTASAM_BIN="$(abspath $(BIN))" scripts/demo.sh --method $(METHOD)
 
 cnndm-small: environment ## CNN/DailyMail's commands on 1,000 pairs and a small BART (DELTASAM_DATA=dir)

@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     parser.add_argument("--data", type=Path, required=True, help="folder that holds MRPC")
     parser.add_argument("--model", required=True, help="folder of a model with its tokenizer")
     parser.add_argument("--method", choices=METHODS, default="per_instance")
-    parser.add_argument("--rho", type=float, default=0.05)
+    parser.add_argument("--rho", type=float, default=0.01)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--max-steps", type=int, default=-1, help="updates; default: 3 epochs")
     parser.add_argument("--rows", type=int, help="of each split; default: all")

@@ -125,7 +125,7 @@ class PreparedData(PreparedCorpus):
     def _unfinished(cls, path: Path) -> str:
         return (
             f"{path} is not a finished data folder (it has no {cls.MARKER}); make one with: "
-            f"deltasam prepare text --out {path} …"
+            f"deltasam prepare RECIPE --out {path} …"
         )
 
     def _require_whole(self) -> None:

@@ -81,7 +81,12 @@ class SharpnessConfig(FairseqDataclass):
     )
     sam_estimator: str = field(
         default="finite_difference",
-        metadata={"help": "how delta_sam estimates the sentence weights"},
+        metadata={
+            "help": "how delta_sam estimates the sentence weights: finite_difference (Eq. 5), "
+            "uniform (is SAM), random (to compare with), exact (what Eq. 5 estimates, by two "
+            "backward passes of each sentence), gibbs or inverse_norm (of the norms of their "
+            "gradients), or yours"
+        },
     )
     sam_gibbs_temperature: float = field(
         default=1.0,
