@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,7 @@ class Condition:
         flipped: Share of them that gets the other label.
         epochs: Of every run.
         words: Least and largest number of words of a training sentence.
+        further: By system, larger radii that it has here alone: its best was the largest.
     """
 
     recipe: str
@@ -23,6 +24,12 @@ class Condition:
     flipped: float = 0.0
     epochs: int = 5
     words: tuple[int, int] = (4, 16)
+    further: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def system(self, name: str) -> System:
+        """Return a system of the plan with all radii that it has here."""
+        system = SYSTEMS[name]
+        return replace(system, radii=(*system.radii, *self.further.get(name, ())))
 
     def flags(self) -> list[str]:
         """Return what replaces the recipe's flags: Liu et al. (2019), with 6 % of warm-up."""
@@ -70,7 +77,9 @@ CONDITIONS = {
     "sst-2-40": Condition("glue/sst-2", 1000, flipped=0.4),
     "sst-2-20": Condition("glue/sst-2", 1000, flipped=0.2),
     "sst-2-0": Condition("glue/sst-2", 1000),
-    "sst-2-few": Condition("glue/sst-2", 200, epochs=10),
+    "sst-2-few": Condition(
+        "glue/sst-2", 200, epochs=10, further={"sam": ("0.08",), "per_instance": ("0.03",)}
+    ),
     "qqp-40": Condition("glue/qqp", 1000, flipped=0.4, words=(4, 20)),
     "sts-b": Condition("glue/sts-b", 1000),
 }

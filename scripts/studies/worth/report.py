@@ -93,7 +93,7 @@ def _joined(condition: Condition, records: Sequence[Record]) -> Record:
 
 def runs_of(record: Record, name: str) -> Runs:
     """Return the runs of a system: of the draws that have run it at each of its radii."""
-    system = SYSTEMS[name]
+    system = record["condition"].system(name)
     found: dict[str, dict[int, Run]] = {}
     for run in record["runs"]:
         radius = run["grid"].get("rho", "")
@@ -266,13 +266,14 @@ def draw(records: Sequence[Record], out: Path) -> None:
     for panel in panels.flat[len(records) :]:
         panel.set_axis_off()
     for panel, record in zip(panels.flat, records, strict=False):
-        for name, colour in COLOURS.items():
-            _line(panel, runs_of(record, name), name, colour)
+        found = {name: runs_of(record, name) for name in COLOURS}
+        for name, runs in found.items():
+            _line(panel, runs, name)
         panel.set_xscale("log")
         panel.set_title(title(record), loc="left", fontsize=10)
         panel.set_xlabel("ρ")
-        ticks = [0.005, 0.01, 0.02, 0.03, 0.05]
-        panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        ticks = sorted({radius for runs in found.values() for radius in runs if radius}, key=float)
+        panel.set_xticks(list(map(float, ticks)), ticks)
         panel.minorticks_off()
         panel.grid(color="#e5e5e5", linewidth=0.8)
         panel.spines[["top", "right"]].set_visible(False)
@@ -291,7 +292,8 @@ def draw(records: Sequence[Record], out: Path) -> None:
     figure.savefig(out, dpi=120)
 
 
-def _line(panel: Any, runs: Runs, name: str, colour: str) -> None:
+def _line(panel: Any, runs: Runs, name: str) -> None:
+    colour = COLOURS[name]
     text = label(name).replace("`", "")
     scores = {
         radius: [statistics.fmean(run["halves"]) for run in found] for radius, found in runs.items()

@@ -11,7 +11,7 @@ from deltasam_fairseq.errors import UserError
 from deltasam_fairseq.evaluation.glue import glue_scores
 from deltasam_fairseq.recipes.sweep_folder import SweepFolder
 from scripts.studies.worth.data import write_tables
-from scripts.studies.worth.plan import RISK_RADIUS, SYSTEMS, Condition
+from scripts.studies.worth.plan import RISK_RADIUS, Condition
 
 MODEL = "minilm_l6"
 
@@ -39,7 +39,7 @@ def run_draw(
         ours = ["--seeds", str(seed), "--adversarial-risk", str(RISK_RADIUS)]
         _call(
             [
-                *(*sweep, *ours, "--discard-checkpoints", *SYSTEMS[name].arguments()),
+                *(*sweep, *ours, "--discard-checkpoints", *condition.system(name).arguments()),
                 *condition.flags(),
             ]
         )
