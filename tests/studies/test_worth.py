@@ -76,8 +76,9 @@ def test_what_cannot_be_drawn_is_said(glue: Path) -> None:
         drawn(Condition("glue/sts-b", 3, flipped=0.5), 1, glue)
 
 
+@pytest.mark.parametrize("name", ["sst-2-40", "sst-2-few"])
 def test_every_cell_of_the_plan_is_a_command(
-    glue: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, glue: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prepared: list[list[str]] = []
 
@@ -88,7 +89,7 @@ def test_every_cell_of_the_plan_is_a_command(
         return deltasam([*arguments, "--dry-run"])
 
     monkeypatch.setattr(runs, "deltasam", call)
-    condition = replace(CONDITIONS["sst-2-40"], sentences=20)
+    condition = replace(CONDITIONS[name], sentences=20, epochs=5)
     place = {"glue": glue, "encoder": glue / "encoder", "out": glue / "draw3"}
     runs.run_draw(condition, 3, list(SYSTEMS), **place)
     assert prepared[0][:2] == ["prepare", "glue/sst-2"]
@@ -96,7 +97,9 @@ def test_every_cell_of_the_plan_is_a_command(
     cells = [line.removeprefix("# ") for line in lines if line.startswith("# ")]
     assert cells[0] == "none-seed3"
     assert "per_instance-rho0.01-sam-tail0.25-seed3" in cells
-    assert len(cells) == len(set(cells)) == sum(len(s.radii) or 1 for s in SYSTEMS.values())
+    assert ("sam-rho0.08-seed3" in cells) == (name == "sst-2-few")
+    radii = [condition.system(each).radii or [""] for each in SYSTEMS]
+    assert len(cells) == len(set(cells)) == sum(map(len, radii))
     commands = [line for line in lines if "--max-update 10 " in f"{line} "]
     assert len(commands) == len(cells)
     assert all("--seed 3 " in line for line in commands)
@@ -155,6 +158,15 @@ def test_each_half_is_scored_at_the_radius_that_the_other_chose(record: dict[str
         == (report.result(report.runs_of(all_of_them, "none")),) * 2
     )
     assert len(report.runs_of(all_of_them, "none")[""]) == 3
+
+
+def test_a_condition_with_larger_radii_counts_draws_that_have_them(record: dict[str, Any]) -> None:
+    runs = [*record["runs"], one_run("sam", "0.08", 2, (65.0, 65.0))]
+    few = {"settings": {"condition": "sst-2-few"}, "runs": runs}
+    (all_of_them,) = report.joined([record | few])
+    found = report.runs_of(all_of_them, "sam")
+    assert list(found) == ["0.02", "0.03", "0.05", "0.08"]
+    assert {run["seed"] for runs in found.values() for run in runs} == {2}
 
 
 def test_the_table_shows_difference_and_chance(
