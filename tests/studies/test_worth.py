@@ -216,9 +216,9 @@ def test_records_of_several_machines_are_joined(record: dict[str, Any]) -> None:
     }
     third = record | {"runs": [one("sam", 3, 70.0, 5.0), one("sam", 4, 70.0, None)]}
     (all_of_them,) = report.joined([first, second, third])
-    assert all_of_them["places"] == "P, torch T; Q, torch T"
+    assert all_of_them.places == "P, torch T; Q, torch T"
     found = [
-        (run["method"], run["seed"], run["halves"][0], run["time"]) for run in all_of_them["runs"]
+        (run["method"], run["seed"], run["halves"][0], run["time"]) for run in all_of_them.runs
     ]
     assert found == [
         ("none", 1, 50.0, 0.5),
@@ -228,8 +228,8 @@ def test_records_of_several_machines_are_joined(record: dict[str, Any]) -> None:
         ("sam", 3, 70.0, None),
         ("sam", 4, 70.0, None),
     ]
-    assert report.result({"0.03": all_of_them["runs"][2:]}).time == 1.75
-    assert report.result({"0.03": all_of_them["runs"][4:]}).time is None
+    assert report.result({"0.03": all_of_them.runs[2:]}).time == 1.75
+    assert report.result({"0.03": all_of_them.runs[4:]}).time is None
 
 
 def test_runs_are_collected_from_their_records(

@@ -32,6 +32,23 @@ COLOURS = {
 
 
 @dataclass(frozen=True)
+class Joined:
+    """The records of one condition, which may be of several machines.
+
+    Args:
+        condition: On what the runs were made.
+        places: On which machines, in words.
+        runs: Of all records; one that two of them have is the first's. Its ``time`` is its seconds
+            over those of plain training in the same record; none if either is unknown, since a run
+            was broken off or the record has no plain training.
+    """
+
+    condition: Condition
+    places: str
+    runs: Sequence[Run]
+
+
+@dataclass(frozen=True)
 class Result:
     """What a system came to.
 
@@ -58,22 +75,15 @@ class Result:
     time: float | None
 
 
-def joined(records: Sequence[Record]) -> list[Record]:
-    """Join the records of each condition, which may be of several machines.
-
-    Returns:
-        Of each its ``condition``, the ``places`` of its runs, in words, and its ``runs``. Of a run
-        that two records have, it is the first's. The ``time`` of a run is its seconds over those
-        of plain training in the same record; none if either is unknown, since a run was broken off
-        or the record has no plain training.
-    """
+def joined(records: Sequence[Record]) -> list[Joined]:
+    """Join the records of each condition."""
     found: dict[str, list[Record]] = {}
     for record in records:
         found.setdefault(record["settings"]["condition"], []).append(record)
     return [_joined(CONDITIONS[name], same) for name, same in found.items()]
 
 
-def _joined(condition: Condition, records: Sequence[Record]) -> Record:
+def _joined(condition: Condition, records: Sequence[Record]) -> Joined:
     runs: dict[Any, Run] = {}
     for record in records:
         known = [run for run in record["runs"] if run["seconds"] is not None]
@@ -84,18 +94,14 @@ def _joined(condition: Condition, records: Sequence[Record]) -> Record:
             key = run["method"], tuple(sorted(run["grid"].items())), run["seed"]
             runs.setdefault(key, {**run, "time": time})
     places = (f"{r['hardware']['processor']}, torch {r['versions']['torch']}" for r in records)
-    return {
-        "condition": condition,
-        "places": "; ".join(dict.fromkeys(places)),
-        "runs": list(runs.values()),
-    }
+    return Joined(condition, "; ".join(dict.fromkeys(places)), list(runs.values()))
 
 
-def runs_of(record: Record, name: str) -> Runs:
+def runs_of(joint: Joined, name: str) -> Runs:
     """Return the runs of a system: of the draws that have run it at each of its radii."""
-    system = record["condition"].system(name)
+    system = joint.condition.system(name)
     found: dict[str, dict[int, Run]] = {}
-    for run in record["runs"]:
+    for run in joint.runs:
         radius = run["grid"].get("rho", "")
         if _is_of(run, system) and radius in (system.radii or [""]):
             found.setdefault(radius, {})[run["seed"]] = run
@@ -135,9 +141,9 @@ def result(runs: Runs) -> Result:
     )
 
 
-def pair(record: Record, name: str, other: str) -> tuple[Result, Result] | None:
+def pair(joint: Joined, name: str, other: str) -> tuple[Result, Result] | None:
     """Return the results of two systems on the draws that both have run, if there are any."""
-    both = runs_of(record, name), runs_of(record, other)
+    both = runs_of(joint, name), runs_of(joint, other)
     seeds = set.intersection(
         *({run["seed"] for run in next(iter(runs.values()), ())} for runs in both)
     )
@@ -152,19 +158,19 @@ def pair(record: Record, name: str, other: str) -> tuple[Result, Result] | None:
 
 def tables(records: Sequence[Record]) -> str:
     """Lay records out: the differences that answer the questions, then a table a condition."""
-    records = joined(records)
-    return "\n\n".join([_differences(records), *map(_table, records)])
+    conditions = joined(records)
+    return "\n\n".join([_differences(conditions), *map(_table, conditions)])
 
 
-def _differences(records: Sequence[Record]) -> str:
-    head = ("score", *(title(record) for record in records))
-    found = {names: [pair(record, *names) for record in records] for names in PAIRS}
+def _differences(conditions: Sequence[Joined]) -> str:
+    head = ("score", *(title(joint) for joint in conditions))
+    found = {names: [pair(joint, *names) for joint in conditions] for names in PAIRS}
     rows = [
         [" − ".join(map(label, names)), *("" if one is None else _difference(*one) for one in both)]
         for names, both in found.items()
         if any(both)
     ]
-    rule = ("---", *("--:" for _ in records))
+    rule = ("---", *("--:" for _ in conditions))
     return "\n".join(markdown_lines(head, rule, rows))
 
 
@@ -178,14 +184,14 @@ def _paired(ours: Result, theirs: Result) -> list[float]:
     return [a - b for a, b in zip(ours.scores, theirs.scores, strict=True)]
 
 
-def _table(record: Record) -> str:
+def _table(joint: Joined) -> str:
     head = (
         *("", "ρ", "score", "− `none`", "p", "best epoch", "training labels"),
         *("adversarial risk", "time × none", "n"),
     )
     rows = []
     for name in SYSTEMS:
-        both = pair(record, name, "none")
+        both = pair(joint, name, "none")
         if both is None:
             continue
         ours, plain = both
@@ -205,12 +211,12 @@ def _table(record: Record) -> str:
             ]
         )
     rule = ("---", *("--:" for _ in head[1:]))
-    return "\n".join([caption(record), "", *markdown_lines(head, rule, rows)])
+    return "\n".join([caption(joint), "", *markdown_lines(head, rule, rows)])
 
 
-def title(record: Record) -> str:
-    """Name a record's data in a few words."""
-    condition = record["condition"]
+def title(joint: Joined) -> str:
+    """Name the data in a few words."""
+    condition = joint.condition
     flipped = f", {condition.flipped:.0%} wrong" if condition.flipped else ""
     return f"{_task(condition)}, {condition.sentences:,}{flipped}"
 
@@ -219,15 +225,15 @@ def _task(condition: Condition) -> str:
     return GLUE[condition.recipe.removeprefix("glue/")].name
 
 
-def caption(record: Record) -> str:
-    """Say on what the runs of a record were made."""
-    condition = record["condition"]
+def caption(joint: Joined) -> str:
+    """Say on what the runs were made."""
+    condition = joint.condition
     flipped = f", {condition.flipped:.0%} of them with the wrong label" if condition.flipped else ""
     least, most = condition.words
     return (
         f"**{condition.sentences:,} training sentences of {_task(condition)}{flipped}**: "
         f"{least} to {most} words, {condition.epochs} epochs, MiniLM-L6; "
-        f"{record['runs'][0]['metric']}, risk at {RISK_RADIUS}. {record['places']}."
+        f"{joint.runs[0]['metric']}, risk at {RISK_RADIUS}. {joint.places}."
     )
 
 
@@ -257,27 +263,27 @@ def spread(values: Sequence[float]) -> str:
 def draw(records: Sequence[Record], out: Path) -> None:
     """Draw the score at each radius, a panel of the same span for each condition."""
     check_figure(out)
-    records = joined(records)
+    conditions = joined(records)
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # fairseq lets all messages through
-    columns = min(len(records), 3)
-    lines = -(-len(records) // columns)
+    columns = min(len(conditions), 3)
+    lines = -(-len(conditions) // columns)
     figure = new_figure(3.6 * columns + 2.4, 3.6 * lines)
     panels = figure.subplots(lines, columns, squeeze=False)
-    for panel in panels.flat[len(records) :]:
+    for panel in panels.flat[len(conditions) :]:
         panel.set_axis_off()
-    for panel, record in zip(panels.flat, records, strict=False):
-        found = {name: runs_of(record, name) for name in COLOURS}
+    for panel, joint in zip(panels.flat, conditions, strict=False):
+        found = {name: runs_of(joint, name) for name in COLOURS}
         for name, runs in found.items():
             _line(panel, runs, name)
         panel.set_xscale("log")
-        panel.set_title(title(record), loc="left", fontsize=10)
+        panel.set_title(title(joint), loc="left", fontsize=10)
         panel.set_xlabel("ρ")
         ticks = sorted({radius for runs in found.values() for radius in runs if radius}, key=float)
         panel.set_xticks(list(map(float, ticks)), ticks)
         panel.minorticks_off()
         panel.grid(color="#e5e5e5", linewidth=0.8)
         panel.spines[["top", "right"]].set_visible(False)
-    limits = {panel: panel.get_ylim() for panel in panels.flat[: len(records)]}
+    limits = {panel: panel.get_ylim() for panel in panels.flat[: len(conditions)]}
     half = max(top - bottom for bottom, top in limits.values()) / 2
     for panel, (bottom, top) in limits.items():  # a point is as high in every panel
         panel.set_ylim((bottom + top) / 2 - half, (bottom + top) / 2 + half)
